@@ -1,0 +1,33 @@
+"""Errors that a user can act on: what was found, what was wanted, where, and what to do."""
+
+from __future__ import annotations
+
+
+class VditcError(Exception):
+    """Something failed while working; the CLI exits with 1."""
+
+    exit_code = 1
+
+    def __init__(self, *, found: str, wanted: str, where: str, fix: str) -> None:
+        self.found, self.wanted, self.where, self.fix = found, wanted, where, fix
+        super().__init__(f"{where}: found {found}; wanted {wanted}; {fix}")
+
+
+class InputError(VditcError):
+    """The input is bad and nothing was written; the CLI exits with 2."""
+
+    exit_code = 2
+
+
+class QualityError(VditcError):
+    """The result is worse than the recipe's gate; the CLI exits with 3."""
+
+    exit_code = 3
+
+
+class PrecisionError(VditcError):
+    """A layer did not get the precision that the recipe gave it (in a graph or in an engine)."""
+
+
+class DialectError(VditcError):
+    """A graph holds something that the dialect does not allow."""

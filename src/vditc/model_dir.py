@@ -1,0 +1,110 @@
+"""A model directory in diffusers format, read without PyTorch: configuration, weights by memory map, sampling defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vditc.errors import InputError
+from vditc.files import sha256
+from vditc.safetensors_file import TensorEntry, read_header
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingDefaults:
+    """How the model is meant to be sampled: `sampling.json` beside `model_index.json`."""
+
+    steps: int
+    guidance_scale: float  # 1 samples without the unconditional branch
+    frames: int  # of the latent clip
+    height: int  # of the latent clip
+    width: int
+    semantics: str | None = None  # "digits": clips can be read by vditc.metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDir:
+    """A checked model directory."""
+
+    path: Path
+    config: dict[str, Any]  # transformer/config.json
+    weights: dict[str, TensorEntry]  # of the transformer, over all shards
+    sampling: SamplingDefaults | None
+    digest: str  # sha256 over the digests of all files of the transformer and sampling.json, in name order
+
+    @property
+    def model_class(self) -> str:
+        """The diffusers class of the transformer."""
+        return str(self.config["_class_name"])
+
+    @property
+    def transformer(self) -> Path:
+        """The folder that holds the transformer."""
+        return self.path / "transformer"
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weights of the transformer."""
+        return sum(_count(e.shape) for e in self.weights.values())
+
+    @classmethod
+    def open(cls, path: Path) -> ModelDir:
+        """Read and check; InputError for a missing or damaged file."""
+        folder = path / "transformer"
+        config = _json(folder / "config.json")
+        if not isinstance(config.get("_class_name"), str):
+            raise InputError(
+                found="no _class_name",
+                wanted="the diffusers class of the transformer",
+                where=str(folder / "config.json"),
+                fix="save the model with diffusers' save_pretrained",
+            )
+        shards = _shards(folder)
+        weights: dict[str, TensorEntry] = {}
+        for shard in shards:
+            weights |= read_header(shard)[0]
+        defaults = path / "sampling.json"
+        sampling = _sampling(defaults) if defaults.exists() else None
+        parts = [folder / "config.json", *shards, *([defaults] if sampling else [])]
+        joined = "".join(f"{p.name}:{sha256(p)}\n" for p in sorted(parts))
+        return cls(path, config, weights, sampling, hashlib.sha256(joined.encode()).hexdigest())
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(
+            found=f"no readable file ({error.strerror})", wanted="a diffusers model directory", where=str(path), fix="check MODEL_DIR"
+        ) from error
+    except ValueError as error:
+        raise InputError(found=f"no JSON ({error})", wanted="JSON", where=str(path), fix="restore the file") from error
+    if not isinstance(data, dict):
+        raise InputError(found=type(data).__name__, wanted="a JSON object", where=str(path), fix="restore the file")
+    return data
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+    return [folder / "diffusion_pytorch_model.safetensors"]
+
+
+def _sampling(path: Path) -> SamplingDefaults:
+    data = _json(path)
+    try:
+        return SamplingDefaults(**data)
+    except TypeError as error:
+        names = ", ".join(f.name for f in dataclasses.fields(SamplingDefaults))
+        raise InputError(found=str(error), wanted=names, where=str(path), fix="correct the file") from error

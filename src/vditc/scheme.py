@@ -1,0 +1,195 @@
+"""What quantizing a layer means: the spec of one tensor, the scheme of a layer, and a quantized tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vditc.errors import InputError
+from vditc.numerics import EPS, Granularity, QType
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """How one tensor is quantized.
+
+    `dynamic`: the scale is computed from the tensor at run time. `per_step`: a static scale for every sampling step,
+    gathered by the graph input `step` from a table.
+    """
+
+    qtype: QType
+    granularity: Granularity
+    group_size: int | None = None
+    symmetric: bool = True
+    dynamic: bool = False
+    per_step: bool = False
+
+    def __post_init__(self) -> None:
+        def bad(found: str, wanted: str) -> InputError:
+            return InputError(found=found, wanted=wanted, where=f"spec {self}", fix="correct the recipe's rule")
+
+        grouped = self.granularity is Granularity.PER_GROUP
+        if grouped != (self.group_size is not None):
+            raise bad(f"group_size {self.group_size} with {self.granularity.value}", "group_size exactly with per_group")
+        if self.group_size is not None and self.group_size < 16:
+            raise bad(f"group_size {self.group_size}", "16 or more (the least block TensorRT fuses)")
+        if self.granularity is Granularity.PER_TOKEN and not self.dynamic:
+            raise bad("static per_token", "dynamic = true: no table can know the tokens beforehand")
+        if self.dynamic and self.per_step:
+            raise bad("dynamic and per_step", "one of them")
+        if not self.symmetric:
+            raise bad("symmetric = false", "symmetric codes; no built-in method makes others yet")
+
+    def __str__(self) -> str:
+        parts = [self.qtype.value, self.granularity.value + (f"({self.group_size})" if self.group_size else "")]
+        parts += [word for word in ("dynamic", "per_step") if getattr(self, word)]
+        return " ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_json`."""
+        return {
+            "qtype": self.qtype.value,
+            "granularity": self.granularity.value,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "dynamic": self.dynamic,
+            "per_step": self.per_step,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> QuantSpec:
+        """Read what `to_json` wrote."""
+        known = dict(data)
+        return cls(qtype=QType(known.pop("qtype")), granularity=Granularity(known.pop("granularity")), **known)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How a linear layer is quantized. `activation` None means weight-only."""
+
+    weight: QuantSpec
+    activation: QuantSpec | None = None
+
+    def __post_init__(self) -> None:
+        def bad(found: str, wanted: str) -> InputError:
+            return InputError(found=found, wanted=wanted, where=f"scheme {self}", fix="correct the recipe's rule")
+
+        w, a = self.weight, self.activation
+        if w.dynamic or w.per_step or w.granularity is Granularity.PER_TOKEN:
+            raise bad(f"weight {w}", "static per_tensor, per_channel or per_group weights")
+        if a is not None and a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN):
+            raise bad(f"activation {a}", "per_tensor or per_token activations")
+        if a is not None and w.granularity is Granularity.PER_GROUP:
+            # Outside a plugin an INT8 activation with block-scaled weights is miscompiled by TensorRT.
+            raise bad(f"weight {w} with activation {a}", "per_channel weights where activations are quantized")
+
+    def __str__(self) -> str:
+        return f"W[{self.weight}] A[{self.activation or 'float'}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_json`."""
+        return {"weight": self.weight.to_json(), "activation": self.activation and self.activation.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Scheme:
+        """Read what `to_json` wrote."""
+        act = data["activation"]
+        return cls(weight=QuantSpec.from_json(data["weight"]), activation=QuantSpec.from_json(act) if act else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A quantized weight: `weight ≈ codes * scale`, scale broadcast over its group.
+
+    codes: int8 [N, K], every code within the qtype's range. scale: positive float, shape [] | [N] | [N, K / group_size].
+    """
+
+    codes: npt.NDArray[np.int8]
+    scale: Array
+    spec: QuantSpec
+
+    def __post_init__(self) -> None:
+        def bad(found: str, wanted: str) -> ValueError:
+            return ValueError(f"QTensor {self.spec}: found {found}; wanted {wanted}")
+
+        if self.codes.ndim != 2 or self.codes.dtype != np.int8:
+            raise bad(f"codes {self.codes.dtype}{list(self.codes.shape)}", "int8 [N, K]")
+        want = scale_shape(self.codes.shape, self.spec)
+        if self.scale.shape != want:
+            raise bad(f"scale {list(self.scale.shape)}", f"{list(want)}")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise bad("a scale that is zero, negative or not finite", "positive scales")
+        low, high = int(self.spec.qtype.low), int(self.spec.qtype.high)
+        if self.codes.size and (self.codes.min() < low or self.codes.max() > high):
+            raise bad(f"codes in [{self.codes.min()}, {self.codes.max()}]", f"[{low}, {high}]")
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """float32 [N, K]."""
+        return np.asarray(self.codes * _spread(self.scale.astype(np.float32), self.codes.shape), np.float32)
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that codes and scales take in an artefact."""
+        return self.codes.size * self.spec.qtype.bits + self.scale.size * self.scale.dtype.itemsize * 8
+
+
+def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
+    """Shape of the scale of an [N, K] weight; InputError if the group size does not divide K."""
+    n, k = shape
+    match spec.granularity:
+        case Granularity.PER_TENSOR:
+            return ()
+        case Granularity.PER_CHANNEL:
+            return (n,)
+        case Granularity.PER_GROUP if spec.group_size is not None:
+            if k % spec.group_size:
+                raise InputError(
+                    found=f"{k} input channels",
+                    wanted=f"a multiple of group_size {spec.group_size}",
+                    where=f"weight [{n}, {k}]",
+                    fix=f"use a group_size that divides {k}, or keep the layer in floating point",
+                )
+            return (n, k // spec.group_size)
+    raise ValueError(f"no weight scale for {spec}")
+
+
+def _spread(scale: Array, shape: tuple[int, ...]) -> Array:
+    """Repeat a scale over the elements of an [N, K] weight that share it."""
+    if scale.ndim == 2:
+        return np.repeat(scale, shape[1] // scale.shape[1], axis=1)
+    return scale[:, None] if scale.ndim == 1 else scale
+
+
+def quantize_weight(weight: Array, spec: QuantSpec, scale: Array | None = None, scale_dtype: Any = np.float32) -> QTensor:
+    """Round an [N, K] weight to nearest, ties to even, in float32: `codes = clip(rint(weight / scale))`.
+
+    Without `scale`, it is `max(absmax / high, EPS)` of each group. The scale is rounded to `scale_dtype` before it
+    divides, so codes and stored scale fit each other.
+    """
+    weight = np.asarray(weight, np.float32)
+    shape = scale_shape(weight.shape, spec)
+    if scale is None:
+        groups = weight.reshape(*shape, -1) if shape else weight.reshape(-1)
+        scale = np.maximum(np.abs(groups).max(-1) / np.float32(spec.qtype.high), EPS)
+    # A float16 scale has no value between 0 and 6e-8: the smallest normal one stands for "all zero" then.
+    scale = np.maximum(np.asarray(scale), np.finfo(scale_dtype).tiny).astype(scale_dtype)
+    spread = _spread(scale.astype(np.float32), weight.shape)
+    codes = np.clip(np.rint(weight / spread), spec.qtype.low, spec.qtype.high).astype(np.int8)
+    return QTensor(codes, scale, spec)
+
+
+def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """int8 codes in [-8, 7], even count -> uint8, two a byte, the first in the low nibble (as ONNX INT4)."""
+    flat = codes.reshape(-1, 2)
+    return ((flat[:, 0] & 15) | ((flat[:, 1] & 15) << 4)).astype(np.uint8)
+
+
+def unpack_int4(packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
+    """The inverse of `pack_int4`."""
+    nibbles = np.stack([packed & 15, packed >> 4], -1).astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8).reshape(shape)
