@@ -50,10 +50,9 @@ DROP_PROMPT = 0.1  # share of prompts replaced by "" for classifier-free guidanc
 EMA = 0.995
 COOLDOWN = 0.25  # share of the steps at the end over which the learning rate falls to zero
 MIX = (  # (until this share of the steps, {frames: probability})
-    (0.25, {1: 0.5, 2: 0.25, 4: 0.25}),
-    (0.60, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
-    (0.85, {4: 0.2, 8: 0.8}),
-    (1.00, {8: 1.0}),
+    (0.34, {1: 0.5, 2: 0.25, 4: 0.25}),
+    (0.46, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
+    (1.00, {4: 0.15, 8: 0.85}),
 )
 
 
@@ -183,7 +182,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--out", type=Path, required=True, help="diffusers directory to write")
     ask.add_argument("--work", type=Path, required=True, help="checkpoint and log; an interrupted run goes on from here")
-    ask.add_argument("--steps", type=int, default=3000)
+    ask.add_argument("--steps", type=int, default=2500)
     ask.add_argument("--lr", type=float, default=2e-3)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from vditc.adapter import InputSpec, ModelAdapter
 from vditc.errors import InputError
@@ -93,8 +94,24 @@ class Wan(ModelAdapter):
 
     @contextmanager
     def patched(self, model: Any) -> Iterator[None]:
-        """Nothing yet."""
-        yield
+        """Rotary positions without indexed assignment, their tables cut once; plain attention; constant time frequencies.
+
+        Rotation and time frequencies are the same float32 operations as before; softmax(q k^T) v rounds differently
+        from PyTorch's fused kernel (about 1e-6 of the output).
+        """
+        embedder = model.condition_embedder
+        rope, proj = model.rope, embedder.timesteps_proj
+        attentions = [a for block in model.blocks for a in (block.attn1, block.attn2)]
+        processors = [a.processor for a in attentions]
+        model.rope, embedder.timesteps_proj = _RotaryTables(rope), _TimeFrequencies(proj)
+        for attention in attentions:
+            attention.processor = _attend
+        try:
+            yield
+        finally:
+            model.rope, embedder.timesteps_proj = rope, proj
+            for attention, processor in zip(attentions, processors, strict=True):
+                attention.processor = processor
 
     def forward(self, model: Any, feeds: Mapping[str, Any]) -> Any:
         """Predicted velocity [B, C, F, H, W]."""
@@ -104,3 +121,75 @@ class Wan(ModelAdapter):
             encoder_hidden_states=feeds["encoder_hidden_states"],
             return_dict=False,
         )[0]
+
+
+class _TimeFrequencies(torch.nn.Module):
+    """cos and sin of timestep [B] times constant frequencies: [B, freq_dim]."""
+
+    def __init__(self, proj: Any) -> None:
+        super().__init__()
+        half = proj.num_channels // 2
+        exponent = -torch.log(torch.tensor(10000.0, dtype=torch.float64)).item() * torch.arange(0, half, dtype=torch.float32)
+        self.register_buffer("frequencies", torch.exp(exponent / half)[None], persistent=False)
+
+    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+        angles = timestep.unsqueeze(1) * self.frequencies
+        return torch.cat([torch.cos(angles), torch.sin(angles)], -1)
+
+
+class _RotaryTables(torch.nn.Module):
+    """(cos, sin), each [tokens, head_dim], of the token grid of `hidden_states` [B, C, F, H, W]; see `_rotate`."""
+
+    def __init__(self, rope: Any) -> None:
+        super().__init__()
+        # Computed anew: under a tracer the model's own buffers have no values.
+        real = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+        self.patch_size = real.patch_size
+        tables = torch.stack([real.freqs_cos[:, 0::2], real.freqs_sin[:, 1::2]])  # [2, positions, head_dim / 2]
+        frames, height, width = tables.split([real.t_dim // 2, real.h_dim // 2, real.w_dim // 2], -1)
+        buffers = {
+            "frames": frames[:, :, None, None],
+            "height": height[:, None, :, None],
+            "width": width[:, None, None, :],
+            "signs": torch.tensor([[1.0, 1.0], [-1.0, 1.0]])[:, None, None],
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer.contiguous(), persistent=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f, h, w = (size // patch for size, patch in zip(hidden_states.shape[2:], self.patch_size, strict=True))
+        tables = (self.frames[:, :f], self.height[:, :, :h], self.width[:, :, :, :w])
+        grid = torch.cat([t.expand(-1, f, h, w, -1) for t in tables], -1).flatten(1, 3)
+        cos, sin = (grid.unsqueeze(-1) * self.signs).flatten(2)
+        return cos, sin
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbours (a, b) of x [B, heads, tokens, head_dim] to (a cos - b sin, b cos + a sin).
+
+    cos and sin are [tokens, head_dim], sin with the signs (-, +).
+    """
+    a, b = x.unflatten(-1, (-1, 2)).split(1, -1)
+    return x * cos + torch.cat([b, a], -1).flatten(-2) * sin
+
+
+def _attend(
+    attn: Any,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor | None = None,
+    attention_mask: None = None,
+    rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """A Wan attention layer: hidden_states [B, tokens, dim] attends to itself or to encoder_hidden_states."""
+    memory = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+    def heads(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+    query, key = heads(attn.norm_q(attn.to_q(hidden_states))), heads(attn.norm_k(attn.to_k(memory)))
+    if rotary_emb is not None:
+        query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    attended = torch.softmax(scores, -1) @ heads(attn.to_v(memory))
+    out: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
+    return out

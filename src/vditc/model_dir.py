@@ -104,7 +104,15 @@ def _shards(folder: Path) -> list[Path]:
 def _sampling(path: Path) -> SamplingDefaults:
     data = _json(path)
     try:
-        return SamplingDefaults(**data)
+        defaults = SamplingDefaults(**data)
     except TypeError as error:
         names = ", ".join(f.name for f in dataclasses.fields(SamplingDefaults))
         raise InputError(found=str(error), wanted=names, where=str(path), fix="correct the file") from error
+    for name in ("steps", "frames", "height", "width"):
+        if type(value := getattr(defaults, name)) is not int or value < 1:
+            raise InputError(found=f"{name} = {value!r}", wanted="a whole number above 0", where=str(path), fix="correct the file")
+    if type(defaults.guidance_scale) not in (int, float):
+        raise InputError(
+            found=f"guidance_scale = {defaults.guidance_scale!r}", wanted="a number", where=str(path), fix="correct the file"
+        )
+    return defaults

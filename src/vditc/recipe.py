@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from vditc.errors import InputError
 from vditc.numerics import Granularity, QType
@@ -37,6 +38,7 @@ from vditc.scheme import QuantSpec, Scheme
 from vditc.toml_data import Table
 
 SCHEMA = 1
+_E = TypeVar("_E", QType, Granularity)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,7 @@ def _rule(table: Table) -> Rule:
 
 
 def _spec(table: Table) -> QuantSpec:
-    def choice[E: (QType, Granularity)](key: str, kind: type[E]) -> E:
+    def choice(key: str, kind: type[_E]) -> _E:
         text = table.need(key, str)
         try:
             return kind(text)

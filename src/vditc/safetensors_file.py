@@ -69,16 +69,18 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         raise bad(f"no readable file ({error.strerror})") from error
     except ValueError as error:
         raise bad(f"a header that is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise bad(f"a header that is a JSON {type(header).__name__}")
     metadata = header.pop("__metadata__", {})
-    entries, expected = {}, 0
+    entries, expected = {}, 8 + length
     for name, info in header.items():
         try:
             dtype, shape = np.dtype(DTYPES[info["dtype"]]), tuple(int(n) for n in info["shape"])
-            begin, end = info["data_offsets"]
+            begin, end = map(int, info["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise bad(f"tensor {name} described as {info!r}") from error
         nbytes = math.prod(shape) * dtype.itemsize
-        if begin < 0 or end - begin != nbytes:
+        if begin < 0 or min(shape, default=0) < 0 or end - begin != nbytes:
             raise bad(f"tensor {name} {dtype}{list(shape)} in {end - begin} bytes")
         entries[name] = TensorEntry(path, dtype, shape, 8 + length + begin, nbytes)
         expected = max(expected, 8 + length + end)

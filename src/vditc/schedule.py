@@ -14,11 +14,24 @@ from vditc.errors import InputError
 
 Array = npt.NDArray[Any]
 
+_UNKNOWN = (  # settings of diffusers' schedulers that change the trajectory in ways not followed here
+    "use_dynamic_shifting",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+)
+
 
 class Scheduler(Protocol):
     """What the sampling loop needs. One object serves one trajectory at a time; `step` is called with index 0, 1, …"""
 
-    timesteps: npt.NDArray[np.float32]  # [steps]
+    @property
+    def timesteps(self) -> npt.NDArray[np.float32]:
+        """What the denoiser is told at each step, [steps]."""
+        ...
 
     def step(self, velocity: Array, index: int, latents: Array) -> Array:
         """Latents after step `index`."""
@@ -39,13 +52,21 @@ class FlowMatchEuler:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], steps: int) -> FlowMatchEuler:
-        """The schedule of a diffusers scheduler_config.json (fixed shift) for a number of steps."""
-        for key in ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"):
+        """The schedule of a diffusers scheduler_config.json (fixed shift) for a number of steps; InputError for any other schedule."""
+
+        def bad(found: str, wanted: str, fix: str) -> InputError:
+            return InputError(found=found, wanted=wanted, where="scheduler_config.json", fix=fix)
+
+        for key in _UNKNOWN:
             if config.get(key):
-                raise InputError(
-                    found=f"{key} = true", wanted="false", where="scheduler_config.json", fix="use a schedule with a fixed shift"
-                )
-        train, shift = int(config["num_train_timesteps"]), float(config["shift"])
+                raise bad(f"{key} = {config[key]}", "none", "use a schedule with a fixed shift")
+        if steps < 1:
+            raise InputError(found=f"{steps} steps", wanted="at least 1", where="sampling", fix="raise the number of steps")
+        # Wan's own configuration is one of UniPC, which says flow_shift where the Euler scheduler says shift.
+        found = config.get("shift", config.get("flow_shift"))
+        if found is None or "num_train_timesteps" not in config:
+            raise bad(f"keys {', '.join(config)}", "num_train_timesteps, and shift or flow_shift", "use a flow-matching scheduler")
+        train, shift = int(config["num_train_timesteps"]), float(found)
 
         def shifted(sigmas: Array) -> Array:
             return shift * sigmas / (1 + (shift - 1) * sigmas)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vditc.errors import InputError
+
+_T = TypeVar("_T")
 
 
 class Table:
@@ -27,7 +29,7 @@ class Table:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(found=f"no TOML ({error})", wanted="TOML", where=str(path), fix="correct that line") from error
 
-    def take[T](self, key: str, kind: type[T], default: T | None = None, *, required: bool = False) -> T | None:
+    def take(self, key: str, kind: type[_T], default: _T | None = None, *, required: bool = False) -> _T | None:
         """The value of `key`, of type `kind` (an int will do for a float)."""
         self.known.append(key)
         if key not in self.data:
@@ -43,7 +45,7 @@ class Table:
             )
         return value
 
-    def need[T](self, key: str, kind: type[T]) -> T:
+    def need(self, key: str, kind: type[_T]) -> _T:
         """The value of a key that must be there."""
         value = self.take(key, kind, required=True)
         assert value is not None

@@ -1,0 +1,48 @@
+# `make` prints this help. Everything runs in .venv, which `make install` (and every target that needs it) builds.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# PyTorch is installed first and alone: the CPU build is enough, and a plain `torch` would bring gigabytes of CUDA packages.
+TORCH ?= torch==2.13.0
+EXTRAS := calibrate,export,cpu,rtx,report,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all check lint bench clean
+
+help: ## this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## build .venv with everything that the other targets need
+
+$(STAMP): pyproject.toml requirements.lock Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -c requirements.lock -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(STAMP) ## compile the bundled model and compare the clips: demo-out/report/index.html
+	$(BIN)/vditc demo -o demo-out --force
+
+test: $(STAMP) ## all tests but the slow ones, without a GPU
+	$(BIN)/pytest -q -m "not slow"
+
+test-all: $(STAMP) ## every test, the slow ones too
+	$(BIN)/pytest -q
+
+lint: $(STAMP) ## ruff, mypy, import rules, file lengths
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/check_lengths.py
+
+check: lint ## lint and the fast tests: under two minutes
+	$(BIN)/pytest -q -m "not slow and not demo"
+
+bench: $(STAMP) ## measure the main job; figures go to docs/measurements/main_job.json
+	$(BIN)/python benchmarks/main_job.py --out docs/measurements/main_job.json
+
+clean: ## remove the virtual environment and all outputs
+	rm -rf $(VENV) demo-out runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,154 @@
+"""The calibrate stage: model directory and recipe in, calibration file out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vditc.adapter import ModelAdapter
+from vditc.calibrate.methods.base import InputStatistics, Method
+from vditc.calibrate.methods.registry import method_for
+from vditc.calibrate.trajectories import Trajectories, torch_device
+from vditc.calibration import Calibration, Kept, LayerCalibration
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.model_dir import ModelDir
+from vditc.progress import Progress
+from vditc.recipe import Recipe
+from vditc.schedule import FlowMatchEuler
+from vditc.scheme import Scheme, scale_shape
+
+STATE = "observers.safetensors"  # in the working folder, between two clips
+
+
+def calibrate(
+    *,
+    source: ModelDir,
+    adapter: ModelAdapter,
+    recipe: Recipe,
+    conditioning: Conditioning,
+    scheduler: FlowMatchEuler,
+    guidance_scale: float,
+    out: Path,
+    work: Path,
+    progress: Progress,
+    device: str = "cpu",
+) -> Calibration:
+    """Quantize the layers that `recipe` names and write the calibration file `out`; also returns it.
+
+    Every rule is checked against every layer before any work. The model is sampled (on `device`: auto, cpu or cuda[:N]) only
+    if a layer needs statistics: one copy of it in float32 is held, and one clip's activations. Weights are then read one layer
+    at a time. A killed run resumes from `work/observers.safetensors`; the same inputs give the same bytes.
+
+    Raises InputError when the recipe does not fit the model, the clips do not fit it, or the device is not there.
+    """
+    chosen = torch_device(device)
+    method = method_for(recipe.method, f"recipe {recipe.name}")
+    roles = adapter.layer_roles(source)
+    rules = recipe.assign(roles)
+    shapes = {layer: source.weights[f"{layer}.weight"].shape for layer in roles}
+    schemes = {layer: rule.scheme for layer, rule in rules.items() if rule.scheme is not None}
+    for layer, scheme in schemes.items():
+        _check(method, scheme, shapes[layer], f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
+
+    observed = {layer: shapes[layer][1] for layer, scheme in schemes.items() if method.needs_statistics(scheme)}
+    statistics: Mapping[str, InputStatistics] = {}
+    state = work / STATE
+    if observed:
+        trajectories = Trajectories(
+            source=source,
+            adapter=adapter,
+            conditioning=conditioning,
+            scheduler=scheduler,
+            guidance_scale=guidance_scale,
+            recipe_digest=recipe.digest,
+            device=chosen,
+            state=state,
+        )
+        trajectories.check()
+        statistics = trajectories.observe(observed, progress).layers
+    else:
+        progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
+
+    layers = {}
+    with progress.task("quantize weights", len(schemes)) as advance:
+        for layer, scheme in schemes.items():
+            quantized = method.quantize(_weight(source, layer), statistics.get(layer), scheme)
+            layers[layer] = LayerCalibration(
+                role=roles[layer], scheme=scheme, weight=quantized.weight, activation_scale=quantized.activation_scale
+            )
+            advance()
+    calibration = Calibration(
+        model_class=source.model_class,
+        model_digest=source.digest,
+        recipe=recipe.name,
+        recipe_digest=recipe.digest,
+        method=recipe.method,
+        sigmas=tuple(scheduler.sigmas.tolist()),
+        timesteps=tuple(scheduler.timesteps.tolist()),
+        guidance_scale=guidance_scale,
+        layers=layers,
+        kept={layer: Kept(role=roles[layer], reason=rule.keep, shape=shapes[layer]) for layer, rule in rules.items() if rule.keep},
+        statistics=_report(statistics, len(conditioning)) if observed else {},
+    )
+    calibration.save(out)
+    state.unlink(missing_ok=True)
+    return calibration
+
+
+def _check(method: Method, scheme: Scheme, shape: tuple[int, ...], where: str) -> None:
+    """InputError, at `where`, when a weight of this shape cannot be quantized so."""
+    if len(shape) != 2:
+        raise InputError(
+            found=f"a weight of shape {list(shape)}",
+            wanted="a linear weight [N, K]: convolutions stay in floating point",
+            where=where,
+            fix="give this layer a rule with keep",
+        )
+    if scheme.weight.qtype.bits <= 4 and shape[0] * shape[1] % 2:
+        raise InputError(
+            found=f"{shape[0]} x {shape[1]} weights in {scheme.weight.qtype.value}",
+            wanted="an even number: two codes share a byte",
+            where=where,
+            fix="use int8, or give this layer a rule with keep",
+        )
+    try:
+        scale_shape(shape, scheme.weight)
+        method.check(scheme)
+    except InputError as error:
+        raise InputError(found=error.found, wanted=error.wanted, where=f"{where}: {error.where}", fix=error.fix) from error
+
+
+def _weight(source: ModelDir, layer: str) -> npt.NDArray[np.float32]:
+    """A linear's weight [N, K] in float32; InputError when it is not finite."""
+    entry = source.weights[f"{layer}.weight"]
+    weight = np.asarray(entry.read(), np.float32)
+    if not np.isfinite(weight).all():
+        raise InputError(
+            found="weights that are not finite",
+            wanted="finite weights",
+            where=f"{entry.path}, layer {layer}",
+            fix="use an undamaged checkpoint",
+        )
+    return weight
+
+
+def _report(statistics: Mapping[str, InputStatistics], clips: int) -> dict[str, Any]:
+    """Plain data for people: per layer the range at every step, and how much the widest channel exceeds the median one."""
+    layers = {}
+    for name, seen in statistics.items():
+        median = float(np.median(seen.channel_absmax))
+        layers[name] = {
+            "absmax_per_step": [_rounded(v) for v in seen.absmax],
+            "channel_spread": _rounded(float(seen.channel_absmax.max()) / median) if median else None,
+        }
+    return {"clips": clips, "layers": layers}
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,179 @@
+"""Statistics over real sampling trajectories of the full-precision model: prompts x steps x guidance branches.
+
+Clips run one after another. After each one the observers' state is written whole, so a killed run goes on at the next clip and
+ends with the bytes of a run that was never killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save_file
+
+from vditc.adapter import ModelAdapter
+from vditc.calibrate.observers import Observers
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.files import whole_file
+from vditc.model_dir import ModelDir
+from vditc.progress import Progress
+from vditc.safetensors_file import read_header
+from vditc.sampling import sample
+from vditc.schedule import FlowMatchEuler
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """The clips to sample, and where to keep what was seen so far."""
+
+    source: ModelDir
+    adapter: ModelAdapter
+    conditioning: Conditioning
+    scheduler: FlowMatchEuler
+    guidance_scale: float
+    recipe_digest: str
+    device: torch.device
+    state: Path  # safetensors file of the observers between two clips
+
+    def check(self) -> None:
+        """InputError when there is no clip, or the clips do not fit the model's inputs."""
+        if not len(self.conditioning):
+            raise InputError(found="no prompt", wanted="at least one", where="conditioning", fix="calibrate with a prompt")
+        c = self.conditioning
+        shapes = ((len(c), *c.latent_shape), (len(c),), c.text.shape)
+        for spec, shape in zip(self.adapter.inputs(self.source), shapes, strict=True):
+            if len(shape) != len(spec.dims) or any(isinstance(d, int) and d != n for d, n in zip(spec.dims, shape, strict=True)):
+                raise InputError(
+                    found=f"{spec.name} {list(shape)}",
+                    wanted=f"[{', '.join(map(str, spec.dims))}]",
+                    where="conditioning",
+                    fix=f"encode the prompts and choose the latent size for {self.source.path}",
+                )
+
+    def observe(self, widths: dict[str, int], progress: Progress) -> Observers:
+        """Sample every clip and watch the inputs of the linears named in `widths` (layer -> input channels)."""
+        steps, clips = len(self.scheduler.timesteps), len(self.conditioning)
+        run = self._run(widths)
+        observers, done = self._resume(Observers(widths, steps), run, progress)
+        with progress.task("sample trajectories", clips * steps) as advance:
+            for _ in range(done * steps):
+                advance()
+            if done == clips:
+                return observers
+            with _Watched(self, observers) as denoise:
+                for clip in range(done, clips):
+                    sample(
+                        denoise,
+                        self.scheduler,
+                        self.conditioning.noise(clip),
+                        self.conditioning.text[clip : clip + 1],
+                        self.conditioning.empty,
+                        self.guidance_scale,
+                        lambda _step, _latents: advance(),
+                    )
+                    observers.check()
+                    with whole_file(self.state) as temporary:
+                        save_file(observers.state(), temporary, {"vditc": json.dumps({"run": run, "clips": clip + 1})})
+        return observers
+
+    def _resume(self, fresh: Observers, run: str, progress: Progress) -> tuple[Observers, int]:
+        """What an earlier, killed run of the same inputs saw, and of how many clips; `fresh` and 0 without one."""
+        if not self.state.exists():
+            return fresh, 0
+        try:
+            entries, metadata = read_header(self.state)
+            saved = json.loads(metadata["vditc"])
+            if saved["run"] != run:
+                progress.note(f"{self.state} is of another model, recipe, device or set of clips: sampling starts anew")
+                return fresh, 0
+            observers = Observers.restored({name: entry.read() for name, entry in entries.items()})
+            clips = int(saved["clips"])
+        except (InputError, KeyError, ValueError) as error:
+            progress.note(f"{self.state} cannot be read ({error}): sampling starts anew")
+            return fresh, 0
+        progress.note(f"{self.state} holds {clips} of {len(self.conditioning)} clips: sampling goes on from there")
+        return observers, clips
+
+    def _run(self, widths: dict[str, int]) -> str:
+        """Digest of everything that the statistics depend on."""
+        c = self.conditioning
+        facts = {
+            "model": self.source.digest,
+            "recipe": self.recipe_digest,
+            "layers": widths,
+            "sigmas": self.scheduler.sigmas.tolist(),
+            "guidance_scale": self.guidance_scale,
+            "text": [hashlib.sha256(a.tobytes()).hexdigest() for a in (c.text, c.empty)],
+            "seeds": c.seeds,
+            "latent_shape": c.latent_shape,
+            "device": self.device.type,  # a GPU adds in another order: half a run each would match neither
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class _Watched:
+    """The full-precision model as a denoiser, its linears' inputs told to observers; use it as a context."""
+
+    def __init__(self, of: Trajectories, observers: Observers) -> None:
+        self.adapter, self.device, self.observers, self.step = of.adapter, of.device, observers, 0
+        self.names = [spec.name for spec in of.adapter.inputs(of.source)]
+        self.model = of.adapter.load(of.source).to(of.device)
+        self.context = contextlib.ExitStack()
+
+    def __enter__(self) -> _Watched:
+        for layer in self.observers.layers:
+            hook = self.model.get_submodule(layer).register_forward_pre_hook(self._hook(layer))
+            self.context.callback(hook.remove)
+        self.context.enter_context(exact_float32())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.context.close()
+
+    def _hook(self, layer: str) -> Any:
+        def watch(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            # Reduced where the tensor lives: K numbers, not the activation, cross to the host.
+            channels = inputs[0].abs().flatten(0, -2).amax(0)
+            self.observers.update(layer, self.step, channels.float().cpu().numpy())
+
+        return watch
+
+    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
+        self.step = step
+        feeds = {n: torch.tensor(a, device=self.device) for n, a in zip(self.names, (latents, timestep, text), strict=True)}
+        velocity: Array = self.adapter.forward(self.model, feeds).float().cpu().numpy()
+        return velocity
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inference without gradients, in whole float32 (cuDNN would convolve in TF32) and the same way each time."""
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def torch_device(name: str) -> torch.device:
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`; InputError for another name or a GPU that is not there."""
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None or (name != "cpu" and int(match[1] or 0) >= gpus):
+        raise InputError(
+            found=f"device {name!r}",
+            wanted=f"auto, cpu or cuda[:N]; PyTorch sees {gpus} GPU{'' if gpus == 1 else 's'}",
+            where="--device",
+            fix="choose a device that is there",
+        )
+    return torch.device(name)

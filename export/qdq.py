@@ -1,0 +1,144 @@
+"""Put the integer weights of a calibration and the quantization of activations into a graph, in the canonical Q/DQ forms.
+
+K in, N out; codes are stored [K, N]. Only operators of the standard domain; arithmetic is float32.
+
+    weight-only   W = DequantizeLinear(codes int4[K, N], scale[K/G, N], axis=0, block_size=G); MatMul(x, Cast(W))
+    dynamic       s = Max(ReduceMax(|x|) / qmax, EPS); q = QuantizeLinear(x / s, 1); MatMul(DequantizeLinear(q, 1), W) * s
+    static        s = Gather(table[steps], step), then as above; without steps QuantizeLinear and DequantizeLinear take s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from vditc.calibration import LayerCalibration
+from vditc.errors import PrecisionError
+from vditc.export.weights import add_initializer, lazy
+from vditc.numerics import EPS, Granularity, QType
+from vditc.scheme import QuantSpec, pack_int4
+
+STEP = "step"
+_Quantized = tuple[ir.Value, ir.Value | None]  # the dequantized codes, and the scale to multiply the product with
+
+
+def quantize_linears(graph: ir.Graph, linears: Mapping[str, list[ir.Node]], layers: Mapping[str, LayerCalibration]) -> None:
+    """Rewrite the MatMul of every calibrated layer in place.
+
+    `linears`: layer -> MatMuls over its weight [K, N], in graph order. Layers that read the same tensor with the same
+    activation spec (and, when static, equal scales) share one quantization, named after the first of them. Adds the graph
+    input `step` (int64 [1]) when some activation scale depends on it. PrecisionError names calibrated layers that the
+    graph does not hold exactly once.
+    """
+    if lost := [name for name in layers if len(linears.get(name, ())) != 1]:
+        raise PrecisionError(
+            found=f"{len(lost)} calibrated layers without one MatMul of their own: {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}",
+            wanted="every calibrated layer exactly once in the graph",
+            where="the traced model",
+            fix="keep these layers in floating point with a rule of the recipe",
+        )
+    rewriter = _Rewriter(graph)
+    for name, (matmul, *_) in linears.items():
+        if name in layers:
+            rewriter.quantize(name, matmul, layers[name])
+
+
+class _Rewriter:
+    """State of one rewrite: the quantized activations so far."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.activations: dict[tuple[ir.Value, QuantSpec, bytes], _Quantized] = {}
+
+    def quantize(self, name: str, matmul: ir.Node, layer: LayerCalibration) -> None:
+        x, plain = matmul.inputs
+        assert x is not None and plain is not None
+        self.at, self.layer = matmul, name
+        activation, scale = layer.scheme.activation, None
+        if activation is not None:
+            static = layer.activation_scale
+            key = (x, activation, b"" if static is None else static.tobytes())
+            if key not in self.activations:
+                self.activations[key] = self.activation(x, activation, static)
+            codes, scale = self.activations[key]
+            matmul.replace_input_with(0, codes)
+        del self.graph.initializers[plain.name]
+        matmul.replace_input_with(1, self.weight(layer))
+        if scale is not None:
+            product = matmul.outputs[0]
+            rescale = ir.node("Mul", [product, scale], name=f"{name}/Mul")
+            rescale.outputs[0].name = rescale.name
+            product.replace_all_uses_with(rescale.outputs[0])
+            rescale.replace_input_with(0, product)
+            self.graph.insert_after(matmul, rescale)
+
+    def weight(self, layer: LayerCalibration) -> ir.Value:
+        """float32 [K, N] from codes and scale."""
+        weight, name = layer.weight, f"{self.layer}.weight"
+        packed = weight.spec.qtype.bits <= 4
+        dtype = ir.DataType.INT4 if packed else ir.DataType.INT8
+        scale_dtype = np.float32 if layer.scheme.activation is not None else weight.scale.dtype
+
+        def codes() -> npt.NDArray[Any]:
+            transposed = np.ascontiguousarray(weight.codes.T)
+            return pack_int4(transposed) if packed else transposed
+
+        inputs = [
+            lazy(name, dtype, weight.codes.shape[::-1], codes),
+            lazy(f"{name}_scale", ir.DataType.from_numpy(np.dtype(scale_dtype)), weight.scale.shape[::-1], lambda: weight.scale.T.astype(scale_dtype)),
+        ]
+        match weight.spec.granularity:
+            case Granularity.PER_GROUP:
+                attributes = {"axis": 0, "block_size": weight.spec.group_size}
+            case Granularity.PER_CHANNEL:
+                attributes = {"axis": 1}
+            case _:
+                attributes = {}
+        value = self.op("DequantizeLinear", *(add_initializer(self.graph, t) for t in inputs), scope=name, **attributes)
+        return value if scale_dtype == np.float32 else self.op("Cast", value, scope=name, to=ir.DataType.FLOAT)
+
+    def activation(self, x: ir.Value, spec: QuantSpec, static: npt.NDArray[np.float32] | None) -> _Quantized:
+        """Quantize and dequantize x; the scale is None when the dequantization has applied it."""
+        clipped = spec.qtype is QType.INT6
+        if static is None:
+            per_token = spec.granularity is Granularity.PER_TOKEN
+            axes = (self.constant("axis.last", np.array([-1], np.int64)),) if per_token else ()
+            absmax = self.op("ReduceMax", self.op("Abs", x), *axes, keepdims=int(per_token))
+            share = self.op("Div", absmax, self.constant(f"qmax.{spec.qtype.value}", np.float32(spec.qtype.high)), suffix="scale")
+            scale = self.op("Max", share, self.constant("eps", np.float32(EPS)))
+        else:
+            scale = self.constant(f"{self.layer}.activation_scale", static)
+            if spec.per_step:
+                scale = self.op("Gather", scale, self.step_input(), axis=0)
+            elif not clipped:
+                codes = self.op("QuantizeLinear", x, scale, output_dtype=ir.DataType.INT8)
+                return self.op("DequantizeLinear", codes, scale), None
+        ratio = self.op("Div", x, scale)
+        if clipped:
+            bounds = (self.constant(f"{side}.int6", np.float32(getattr(spec.qtype, side))) for side in ("low", "high"))
+            ratio = self.op("Clip", ratio, *bounds)
+        one = self.constant("one", np.float32(1))
+        codes = self.op("QuantizeLinear", ratio, one, output_dtype=ir.DataType.INT8)
+        return self.op("DequantizeLinear", codes, one), scale
+
+    def op(self, kind: str, *inputs: ir.Value, scope: str = "", suffix: str = "", **attributes: Any) -> ir.Value:
+        """A node before the current one, named `layer/Kind`, and its output."""
+        name = f"{scope or self.layer}/{kind}" + (f"_{suffix}" if suffix else "")
+        node = ir.node(kind, inputs, attributes, name=name)
+        node.outputs[0].name = name
+        self.graph.insert_before(self.at, node)
+        return node.outputs[0]
+
+    def constant(self, name: str, array: Any) -> ir.Value:
+        return add_initializer(self.graph, ir.tensor(np.asarray(array), name=name))
+
+    def step_input(self) -> ir.Value:
+        known = {value.name: value for value in self.graph.inputs}
+        if STEP not in known:
+            known[STEP] = ir.Input(STEP, ir.Shape([1]), ir.TensorType(ir.DataType.INT64))
+            self.graph.inputs.append(known[STEP])
+        return known[STEP]

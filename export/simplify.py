@@ -1,0 +1,93 @@
+"""From the exporter's raw graph to a small readable one: constants folded and shared, reshapes constant, nodes named by module."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript.optimizer import fold_constants
+
+from vditc.export.trace import MODEL
+
+_FOLD_LIMIT = 1024  # elements; what is larger is a weight or a table and stays as it is
+
+
+def simplify(model: ir.Model) -> None:
+    """Rewrite in place. Values are named like the nodes that make them, `module.path/OpType`, constants `const.0`, ..."""
+    common.InlinePass()(model)
+    fold_constants(
+        model,
+        input_size_limit=_FOLD_LIMIT,
+        output_size_limit=_FOLD_LIMIT,
+        should_fold=lambda node: False if node.op_type == "Transpose" else None,  # it would read and keep every weight
+    )
+    _make_reshapes_constant(model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _share_constants(model.graph)
+    ir.passes.Sequential(
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.TopologicalSortPass(),
+    )(model)
+    _rename(model.graph)
+    common.ClearMetadataAndDocStringPass()(model)
+
+
+def _make_reshapes_constant(graph: ir.Graph) -> None:
+    """Reshape(x, Concat(batch, tokens, 3, 64)) -> Reshape(x, [0, 0, 3, 64]): 0 copies x's size, one -1 takes what is left."""
+    for node in graph:
+        if node.op_type != "Reshape" or ir.convenience.get_const_tensor(node.inputs[1]) is not None:
+            continue
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if before is None or after is None:
+            continue
+        sizes = [
+            size if isinstance(size, int) else 0 if i < len(before) and before[i] == size else -1 for i, size in enumerate(after)
+        ]
+        if sizes.count(-1) > 1:
+            continue
+        constant = ir.node("Constant", [], {"value": ir.tensor(np.array(sizes, np.int64))})
+        constant.outputs[0].type, constant.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(sizes)])
+        graph.insert_before(node, constant)
+        node.replace_input_with(1, constant.outputs[0])
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _share_constants(graph: ir.Graph) -> None:
+    """Keep one of equal small constants; parameters, which have no value yet, are left alone."""
+    first: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size > _FOLD_LIMIT:
+            continue
+        same = first.setdefault((tensor.dtype, tuple(tensor.numpy().shape), tensor.tobytes()), value)
+        if same is not value:
+            value.replace_all_uses_with(same)
+            del graph.initializers[str(value.name)]
+
+
+def _rename(graph: ir.Graph) -> None:
+    kept = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    seen: Counter[str] = Counter()
+    for node in graph:
+        scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        modules = [s for s in scopes if s == MODEL or s.startswith(f"{MODEL}.")]
+        path = modules[-1].removeprefix(MODEL).removeprefix(".") if modules else ""
+        name = f"{path}/{node.op_type}" if path else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        for i, value in enumerate(node.outputs):
+            if id(value) not in kept:
+                value.name = node.name if i == 0 else f"{node.name}:{i}"
+    constants = 0
+    for value in list(graph.initializers.values()):
+        if value.name.startswith(f"{MODEL}."):  # a table that the adapter computed
+            value.name = value.name.removeprefix(f"{MODEL}.")
+        elif value.const_value is not None:
+            value.name = f"const.{constants}"
+            constants += 1

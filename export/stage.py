@@ -1,0 +1,120 @@
+"""The export stage: model directory and calibration -> `model.onnx`, a portable Q/DQ graph, and its weights beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vditc.adapter import ModelAdapter
+from vditc.calibration import Calibration
+from vditc.errors import InputError
+from vditc.export.linears import normalise_linears
+from vditc.export.qdq import quantize_linears
+from vditc.export.simplify import simplify
+from vditc.export.trace import trace
+from vditc.export.weights import attach_weights
+from vditc.export.write import external_tensors, write_model
+from vditc.files import sha256
+from vditc.model_dir import ModelDir
+from vditc.progress import Progress
+
+SCHEMA = 1
+IR_VERSION = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportFacts:
+    """What an export wrote."""
+
+    nodes: int
+    graph_bytes: int  # of model.onnx
+    data_bytes: int  # of model.onnx.data
+    layers: dict[str, int]  # scheme -> number of quantized layers
+    inputs: dict[str, tuple[int | str, ...]]  # graph input -> dimensions; names are dynamic axes
+
+
+def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, out: Path, progress: Progress) -> ExportFacts:
+    """Write `out` and `out.name + ".data"`, whole or not at all; same inputs, same bytes.
+
+    opset 21, IR 10, float32 compute, standard operators only. Memory holds one weight at a time: weights go from the
+    checkpoint's and the calibration's arrays to the file. InputError when the calibration is not of this model;
+    PrecisionError when a calibrated layer cannot be quantized in the graph.
+    """
+    check_calibration(source, adapter, calibration)
+    with progress.task("trace the model", 2) as advance:
+        model = trace(source, adapter)
+        advance()
+        simplify(model)
+        advance()
+    insert_weights(model, source, calibration)
+    with progress.task("write weights", len(external_tensors(model.graph))) as advance:
+        graph_bytes, data_bytes = write_model(model, out, advance)
+    return ExportFacts(
+        nodes=len(model.graph),
+        graph_bytes=graph_bytes,
+        data_bytes=data_bytes,
+        layers=dict(Counter(str(layer.scheme) for layer in calibration.layers.values())),
+        inputs={str(v.name): tuple(d if isinstance(d, int) else str(d.value) for d in v.shape or ()) for v in model.graph.inputs},
+    )
+
+
+def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) -> None:
+    """Give a traced, simplified graph its weights, quantized as the calibration says, and its metadata."""
+    linears = normalise_linears(model.graph, source)
+    quantize_linears(model.graph, linears, calibration.layers)
+    attach_weights(model.graph, source, linears)
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "vditc", version("vditc")
+    model.graph.name = source.model_class
+    model.metadata_props.clear()
+    model.metadata_props["vditc"] = json.dumps(_metadata(calibration), sort_keys=True, separators=(",", ":"))
+
+
+def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Calibration) -> None:
+    """InputError unless the calibration is of this checkpoint and speaks of each of its layers."""
+
+    def bad(found: str, wanted: str) -> InputError:
+        return InputError(found=found, wanted=wanted, where=f"calibration for {source.path}", fix="calibrate this model again")
+
+    if calibration.model_digest != source.digest:
+        raise bad(f"model digest {calibration.model_digest[:12]}", source.digest[:12])
+    known, said = set(adapter.layer_roles(source)), {*calibration.layers, *calibration.kept}
+    if wrong := sorted(known ^ said):
+        raise bad(f"{len(wrong)} layers of only one of them, first {wrong[0]}", "the model's layers, each quantized or kept")
+    for name, layer in calibration.layers.items():
+        shape = source.weights[f"{name}.weight"].shape
+        if layer.weight.codes.shape != shape:
+            raise bad(f"codes {list(layer.weight.codes.shape)} of layer {name}", f"{list(shape)}")
+        if not layer.weight.spec.qtype.integer:
+            raise bad(f"{layer.weight.spec.qtype.value} weight of layer {name}", "an integer type")
+        scale, activation = layer.activation_scale, layer.scheme.activation
+        if activation is not None and not activation.qtype.integer:
+            raise bad(f"{activation.qtype.value} activations of layer {name}", "an integer type")
+        if scale is not None and scale.ndim == 1 and len(scale) != len(calibration.timesteps):
+            raise bad(f"{len(scale)} activation scales of layer {name}", f"one for each of {len(calibration.timesteps)} steps")
+
+
+def _metadata(calibration: Calibration) -> dict[str, object]:
+    schemes: dict[str, list[str]] = {}
+    for name, layer in calibration.layers.items():
+        schemes.setdefault(str(layer.scheme), []).append(name)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "calibration.safetensors"
+        calibration.save(file)
+        digest = sha256(file)
+    return {
+        "schema": SCHEMA,
+        "model_class": calibration.model_class,
+        "model_digest": calibration.model_digest,
+        "recipe": calibration.recipe,
+        "recipe_digest": calibration.recipe_digest,
+        "calibration_digest": digest,  # of the calibration file
+        "timesteps": list(calibration.timesteps),
+        "layers": schemes,
+    }

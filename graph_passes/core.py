@@ -1,0 +1,135 @@
+"""What a pass is, how passes are named and parsed, and how a list of them is run."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar, get_type_hints
+
+import onnx_ir as ir
+
+from vditc.errors import DialectError, InputError
+from vditc.graph_passes.spec import Spec
+from vditc.progress import SILENT, Progress
+
+PASSES: dict[str, type[Pass]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why a pass left a node alone, or did less to it than its name says."""
+
+    node: str
+    reason: str
+
+
+@dataclasses.dataclass
+class Result(ir.passes.PassResult):
+    """What a pass did: `model` (the same object), `modified`, and the refusals."""
+
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass(ir.passes.InPlacePass):
+    """A named graph rewrite. Fields are its options, written `name{field=value,...}`; the name is kebab-case."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if cls.name in PASSES:
+            raise TypeError(f"pass {cls.name!r} is declared twice: {PASSES[cls.name].__module__} and {cls.__module__}")
+        PASSES[cls.name] = cls
+
+    def __str__(self) -> str:
+        options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self))
+        return f"{self.name}{{{options}}}" if options else self.name
+
+    @abc.abstractmethod
+    def call(self, model: ir.Model) -> Result:
+        """Rewrite `model` in place."""
+
+    def spec_after(self, spec: Spec) -> Spec:
+        """The dialect of the result, given that of the input; a pass that lowers the graph says so here."""
+        return spec
+
+    @staticmethod
+    def parse(text: str) -> Pass:
+        """`fold-constants{size_limit=1024}` -> FoldConstants(size_limit=1024); InputError when it cannot be read."""
+        name, brace, rest = text.strip().partition("{")
+        if name not in PASSES:
+            raise InputError(found=f"pass {name!r}", wanted=f"one of {', '.join(sorted(PASSES))}", where="--passes", fix="correct the name")
+        made = PASSES[name]
+        hints = get_type_hints(made)
+        known = [f.name for f in dataclasses.fields(made)]
+        options: dict[str, object] = {}
+        for item in filter(None, rest.removesuffix("}").split(",")):
+            key, _, value = (part.strip() for part in item.partition("="))
+            if key not in known or not value or not rest.endswith("}"):
+                raise InputError(
+                    found=repr(text),
+                    wanted=f"{name}{{option=value,...}} with options {', '.join(known) or '(it has none)'}",
+                    where="--passes",
+                    fix="correct the option",
+                )
+            try:
+                options[key] = hints[key](value)
+            except ValueError as error:
+                raise InputError(
+                    found=f"{key}={value}", wanted=f"{key} of type {hints[key].__name__}", where=f"--passes {name}", fix="correct the value"
+                ) from error
+        if brace and not rest.endswith("}"):
+            raise InputError(found=repr(text), wanted="a closing brace", where="--passes", fix="write name{option=value}")
+        return made(**options)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassFacts:
+    """What one pass did to a graph."""
+
+    name: str  # as `parse` reads it
+    modified: bool
+    refusals: tuple[Refusal, ...]
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+
+
+OnPass = Callable[[Pass | None, Pass, ir.Model], None]  # (the pass before, the pass that just ran, its result)
+
+
+def run_passes(
+    model: ir.Model,
+    passes: Sequence[Pass],
+    spec: Spec,
+    *,
+    progress: Progress = SILENT,
+    on_pass: OnPass | None = None,
+    title: str = "graph passes",
+) -> tuple[Spec, tuple[PassFacts, ...]]:
+    """Run `passes` in order, in place; returns the dialect that the result conforms to and what each pass did.
+
+    The graph is verified before the first pass and after every pass: DialectError names the pass, the rule and the node.
+    """
+    spec.verify(model, where="before the first pass")
+    facts: list[PassFacts] = []
+    previous: Pass | None = None
+    with progress.task(title, len(passes)) as advance:
+        for one in passes:
+            nodes, start = len(model.graph), time.perf_counter()
+            result = one(model)
+            if not isinstance(result, Result):
+                raise TypeError(f"pass {one.name!r} returned {type(result).__name__}; wanted core.Result")
+            spec = one.spec_after(spec)
+            spec.verify(model, where=f"after pass {one}")
+            facts.append(PassFacts(str(one), result.modified, result.refusals, time.perf_counter() - start, nodes, len(model.graph)))
+            if on_pass is not None:
+                on_pass(previous, one, model)
+            previous = one
+            advance()
+    return spec, tuple(facts)
+
+
+__all__ = ["PASSES", "DialectError", "OnPass", "Pass", "PassFacts", "Refusal", "Result", "run_passes"]

@@ -1,0 +1,146 @@
+"""The shapes of graph that several passes and the dialect look for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+TIME_INPUTS = ("timestep", "step")  # graph inputs that say when, not what
+SMALL = 1024  # elements: constants that may be read, compared and copied without thinking of memory
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that computes `value`, if it is one of `op_types`."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type in op_types else None
+
+
+def consumers(value: ir.Value, *op_types: str) -> list[ir.Node]:
+    """Nodes of `op_types` that read `value`, each once, in graph order of first use."""
+    return list(dict.fromkeys(use.node for use in value.uses() if use.node.op_type in op_types))
+
+
+def small_constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
+    """The elements of a small initialiser."""
+    if value is None or value.const_value is None or value.const_value.size > SMALL:
+        return None
+    array: npt.NDArray[np.generic] = value.const_value.numpy()
+    return array
+
+
+def weight_like(value: ir.Value | None) -> bool:
+    """An initialiser, or a Cast or DequantizeLinear of one: known before the first run."""
+    if value is None:
+        return False
+    node = producer(value, "Cast", "DequantizeLinear")
+    return weight_like(node.inputs[0]) if node is not None else value.is_initializer()
+
+
+def blocked(dequantize: ir.Node) -> bool:
+    """Whether a DequantizeLinear has one scale for every block of an axis."""
+    return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedMatMul:
+    """A MatMul of two dequantized operands, with what belongs to it.
+
+    x -> [Div by s] -> [Clip] -> QuantizeLinear -> DequantizeLinear -> MatMul <- DequantizeLinear <- constant codes
+    """
+
+    matmul: ir.Node
+    activation: ir.Node  # DequantizeLinear
+    weight: ir.Node  # DequantizeLinear
+
+    @property
+    def quantize(self) -> ir.Node | None:
+        """The QuantizeLinear of the activation."""
+        return producer(self.activation.inputs[0], "QuantizeLinear")
+
+    @property
+    def divide(self) -> ir.Node | None:
+        """The Div by a scale that is computed at run time; None for a constant scale."""
+        if (quantize := self.quantize) is None:
+            return None
+        clip = producer(quantize.inputs[0], "Clip")
+        return producer(clip.inputs[0] if clip is not None else quantize.inputs[0], "Div")
+
+    @property
+    def rescale(self) -> ir.Node | None:
+        """The Mul that brings the scale of `divide` back after the MatMul."""
+        divide = self.divide
+        found = consumers(self.matmul.outputs[0], "Mul")
+        return next((m for m in found if divide is not None and divide.inputs[1] in m.inputs), None)
+
+    @property
+    def bias(self) -> ir.Node | None:
+        """The Add of a constant at the end."""
+        last = self.rescale or self.matmul
+        return next((a for a in consumers(last.outputs[0], "Add") if any(weight_like(v) for v in a.inputs)), None)
+
+
+def quantized_matmuls(graph: ir.Graph) -> Iterator[QuantizedMatMul]:
+    """Every MatMul of a quantized activation and a dequantized weight."""
+    for node in graph:
+        if node.op_type == "MatMul":
+            left, right = (producer(v, "DequantizeLinear") for v in node.inputs)
+            if left is not None and right is not None and not weight_like(left.outputs[0]):
+                yield QuantizedMatMul(node, left, right)
+
+
+def quantization_arithmetic(graph: ir.Graph) -> set[ir.Node]:
+    """Everything that decides a code or multiplies codes: it stays in float32, as the reference computes it."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type == "QuantizeLinear":
+            found |= {node, *consumers(node.outputs[0], "DequantizeLinear")}
+            found |= _upstream(node.inputs[0], ("Clip", "Div"))
+    for q in quantized_matmuls(graph):
+        found |= {q.matmul, q.activation, q.weight, *(n for n in (q.rescale, q.bias) if n is not None)}
+        if q.divide is not None:
+            found |= _upstream(q.divide.inputs[1], ("Max", "Div", "ReduceMax", "Abs", "Gather"))
+    return found
+
+
+def _upstream(value: ir.Value | None, op_types: tuple[str, ...]) -> set[ir.Node]:
+    """The chain of first operands that computes `value`, as long as it consists of `op_types`."""
+    found: set[ir.Node] = set()
+    while (node := producer(value, *op_types)) is not None and node not in found:
+        found.add(node)
+        value = node.inputs[0]
+    return found
+
+
+def rms_norms(graph: ir.Graph) -> Iterator[tuple[ir.Node, ...]]:
+    """x * 1 / sqrt(mean(x^2) + eps): its nodes from the square to the product, without the learnt weight."""
+    for mean in graph:
+        if mean.op_type != "ReduceMean" or (square := producer(mean.inputs[0], "Pow", "Mul")) is None:
+            continue
+        x = square.inputs[0]
+        if square.op_type == "Pow":
+            exponent = small_constant(square.inputs[1])
+            if exponent is None or float(exponent) != 2.0:
+                continue
+        elif square.inputs[1] is not x:
+            continue
+        for add in consumers(mean.outputs[0], "Add"):
+            for root in consumers(add.outputs[0], "Sqrt"):
+                for inverse in consumers(root.outputs[0], "Reciprocal"):
+                    yield from ((square, mean, add, root, inverse, m) for m in consumers(inverse.outputs[0], "Mul") if x in m.inputs)
+                yield from ((square, mean, add, root, d) for d in consumers(root.outputs[0], "Div") if d.inputs[0] is x)
+
+
+def independent_of_data(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that read, through any path, only constants, shapes and the time inputs: modulation, positions, step scales."""
+    data = {v for v in graph.inputs if v.name not in TIME_INPUTS}
+    found: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type in ("Shape", "Size") or not any(v in data for v in node.inputs):
+            found.add(node)
+        else:
+            data |= set(node.outputs)
+    return found

@@ -1,0 +1,269 @@
+"""The graph dialect, executable: what a canonical and a lowered graph may hold, one small function a rule.
+
+A rule yields a `Violation` for every node that breaks it; its docstring is the reason. `Spec.verify` raises for the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+
+import onnx_ir as ir
+
+from vditc.errors import DialectError
+from vditc.graph_passes.element_types import ElementTypes, element_types
+from vditc.graph_passes.patterns import (
+    blocked,
+    independent_of_data,
+    producer,
+    quantized_matmuls,
+    small_constant,
+    weight_like,
+)
+
+OPSET, IR_VERSION = 21, 10  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales
+AXES = ("batch", "frames", "height", "width", "text_tokens")
+COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
+_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """A place where a graph breaks a rule."""
+
+    node: str
+    found: str
+    wanted: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A model with what several rules need to know."""
+
+    model: ir.Model
+    types: ElementTypes
+    compute: ir.DataType
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The main graph."""
+        return self.model.graph
+
+    def type_of(self, value: ir.Value | None) -> str:
+        """Readable element type."""
+        return self.types.of[value].name.lower() if value in self.types.of else "unknown type"
+
+
+Rule = Callable[[Checked], Iterator[Violation]]
+
+
+def standard_opset(c: Checked) -> Iterator[Violation]:
+    """The newest opset that every supported TensorRT reads."""
+    opset = dict(c.graph.opset_imports)
+    if opset.get("") != OPSET or c.model.ir_version != IR_VERSION:
+        yield Violation("model", f"opset {opset.get('')}, IR version {c.model.ir_version}", f"opset {OPSET}, IR version {IR_VERSION}")
+
+
+def standard_domain(c: Checked) -> Iterator[Violation]:
+    """Any runtime must read the file; custom operators have nobody to run them."""
+    if c.model.functions:
+        yield Violation("model", f"{len(c.model.functions)} local functions", "none")
+    for node in c.graph:
+        if node.domain:
+            yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", "operators of the standard domain")
+
+
+def no_scatter(c: Checked) -> Iterator[Violation]:
+    """Rotary embeddings written as in-place slices cost four ScatterND a block; Concat or Reshape say the same."""
+    for node in c.graph:
+        if node.op_type in ("ScatterND", "ScatterElements"):
+            yield Violation(_name(node), node.op_type, "Concat, Slice or Reshape")
+
+
+def no_double(c: Checked) -> Iterator[Violation]:
+    """TensorRT refuses float64."""
+    for value, found in c.types.of.items():
+        if found is ir.DataType.DOUBLE:
+            yield Violation(_name(value.producer()) if value.producer() else str(value.name), f"{value.name} is double", "float")
+
+
+def one_type_per_node(c: Checked) -> Iterator[Violation]:
+    """Strong typing: no runtime inserts a cast."""
+    for mix in c.types.mixed:
+        left, right = (t.name.lower() for t in mix.types)
+        yield Violation(_name(mix.node), f"{mix.node.op_type} of {left} and {right}", "one type, by an explicit Cast")
+
+
+def symmetric_codes(c: Checked) -> Iterator[Violation]:
+    """TensorRT reads no zero point other than 0."""
+    for node in _of(c, "QuantizeLinear", "DequantizeLinear"):
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        if zero is not None and ((array := small_constant(zero)) is None or array.any()):
+            yield Violation(_name(node), f"zero point {zero.name}", "no zero point, or a constant 0")
+
+
+def float32_scales(c: Checked) -> Iterator[Violation]:
+    """With float16 scales the product of codes is written as float16: half of the sums overflow at K = 8960."""
+    for node in _of(c, "QuantizeLinear"):
+        for value in node.inputs[:2]:
+            if c.types.of.get(value) is not ir.DataType.FLOAT:  # type: ignore[call-overload]
+                yield Violation(_name(node), f"QuantizeLinear reads {c.type_of(value)}", "float")
+    for q in quantized_matmuls(c.graph):
+        for dequantize in (q.activation, q.weight):
+            if c.types.of.get(dequantize.outputs[0]) is not ir.DataType.FLOAT:
+                scale = dequantize.inputs[1]
+                yield Violation(_name(dequantize), f"scale of {c.type_of(scale)} under the MatMul {_name(q.matmul)}", "a float scale")
+
+
+def constant_weights(c: Checked) -> Iterator[Violation]:
+    """Codes are stored or come straight from QuantizeLinear: TensorRT fuses nothing else."""
+    for node in _of(c, "DequantizeLinear"):
+        codes = node.inputs[0]
+        if producer(codes, "QuantizeLinear") is None and (codes is None or codes.const_value is None):
+            yield Violation(_name(node), "codes computed by the graph", "an initialiser or the output of QuantizeLinear")
+        elif c.types.of.get(codes) not in _CODES:  # type: ignore[call-overload]
+            yield Violation(_name(node), f"codes of {c.type_of(codes)}", "int8, int4 or float8e4m3fn")
+        if node.inputs[1] is None or node.inputs[1].const_value is None:
+            yield Violation(_name(node), "a scale computed by the graph", "a constant scale; divide before and multiply after instead")
+
+
+def no_blocks_under_quantized_activations(c: Checked) -> Iterator[Violation]:
+    """TensorRT applies only the first block's scales to a product of quantized activations and blocked weights: wrong values."""
+    for q in quantized_matmuls(c.graph):
+        if blocked(q.weight):
+            size = q.weight.attributes["block_size"].as_int()
+            yield Violation(_name(q.matmul), f"quantized activation times weight with block_size {size}", "a scale per output channel")
+
+
+def quantize_by_division(c: Checked) -> Iterator[Violation]:
+    """A run-time scale must divide before QuantizeLinear(., 1) and multiply after the MatMul, with the very same value."""
+    for node in _of(c, "QuantizeLinear"):
+        scale = node.inputs[1]
+        if scale is None or scale.const_value is None or scale.const_value.size != 1 or "axis" in node.attributes:
+            yield Violation(_name(node), "QuantizeLinear with a scale that is no constant scalar", "Div(x, s), then QuantizeLinear(., 1)")
+    for q in quantized_matmuls(c.graph):
+        if q.divide is not None and q.rescale is None:
+            yield Violation(_name(q.matmul), f"no Mul by {_value(q.divide.inputs[1])} after the MatMul", "the scale that divided before")
+
+
+def step_gathers_tables(c: Checked) -> Iterator[Violation]:
+    """Per-step quantities are data: one int64 input selects rows, and nothing else depends on it."""
+    for step in (v for v in c.graph.inputs if v.name == "step"):
+        if step.dtype is not ir.DataType.INT64 or step.shape is None or step.shape.dims != (1,):
+            yield Violation("input step", f"{step.dtype} {step.shape}", "int64[1]")
+        for use in step.uses():
+            table = use.node.inputs[0]
+            if use.node.op_type != "Gather" or use.idx != 1 or table is None or not weight_like(table):
+                yield Violation(_name(use.node), f"{use.node.op_type} of step", "Gather of a constant table by step")
+
+
+def named_axes(c: Checked) -> Iterator[Violation]:
+    """Profiles name axes; an axis without a known name has no range."""
+    for value in (*c.graph.inputs, *c.graph.outputs):
+        for dim in value.shape.dims if value.shape is not None else ("without shape",):
+            if isinstance(dim, int):
+                continue
+            names = re.findall(r"[A-Za-z_]\w*", str(dim.value if isinstance(dim, ir.SymbolicDim) else dim))
+            if not names or any(n not in AXES for n in names):
+                yield Violation(str(value.name), f"axis {dim}", f"axes named {', '.join(AXES)}")
+
+
+def float32_border(c: Checked) -> Iterator[Violation]:
+    """Whoever feeds the graph need not know what it computes in."""
+    for value in (*c.graph.inputs, *c.graph.outputs):
+        if c.types.of.get(value) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            yield Violation(str(value.name), c.type_of(value), "float")
+
+
+def stored_weights_are_cast(c: Checked) -> Iterator[Violation]:
+    """Weights keep the checkpoint's type in the file; the graph computes in float32."""
+    for value in c.graph.initializers.values():
+        if c.types.of[value] in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            for use in value.uses():
+                if use.node.op_type not in ("Cast", "DequantizeLinear"):
+                    yield Violation(_name(use.node), f"{use.node.op_type} reads {value.name}, {c.type_of(value)}", "Cast to float first")
+
+
+def computes_in_one_type(c: Checked) -> Iterator[Violation]:
+    """Data is computed in the target's type; an island in attention would cost the fused kernel."""
+    aside = independent_of_data(c.graph)
+    codes = {q.matmul for q in quantized_matmuls(c.graph)}
+    for node in _of(c, *_HEAVY):
+        if node not in aside | codes and c.types.of.get(node.outputs[0]) is not c.compute:
+            yield Violation(_name(node), f"{node.op_type} computes in {c.type_of(node.outputs[0])}", c.compute.name.lower())
+
+
+def float32_products(c: Checked) -> Iterator[Violation]:
+    """The product of codes must not be written in 16 bits."""
+    for q in quantized_matmuls(c.graph):
+        if c.types.of.get(q.matmul.outputs[0]) is not ir.DataType.FLOAT:
+            yield Violation(_name(q.matmul), f"product of codes in {c.type_of(q.matmul.outputs[0])}", "float")
+
+
+COMMON: tuple[Rule, ...] = (
+    standard_opset,
+    standard_domain,
+    no_scatter,
+    no_double,
+    one_type_per_node,
+    symmetric_codes,
+    float32_scales,
+    float32_products,
+    constant_weights,
+    no_blocks_under_quantized_activations,
+    quantize_by_division,
+    step_gathers_tables,
+    named_axes,
+    float32_border,
+    computes_in_one_type,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One level of the dialect."""
+
+    name: str
+    compute: str
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def canonical(cls) -> Spec:
+        """What `model.onnx` may hold."""
+        return cls("canonical", "fp32", (*COMMON, stored_weights_are_cast))
+
+    @classmethod
+    def lowered(cls, compute: str) -> Spec:
+        """What `lowered/<target>.onnx` may hold when the target computes in fp32, fp16 or bf16."""
+        return cls(f"lowered to {compute}", compute, COMMON)
+
+    def violations(self, model: ir.Model) -> Iterator[tuple[Rule, Violation]]:
+        """Every broken rule with its place."""
+        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute])
+        for rule in self.rules:
+            for violation in rule(checked):
+                yield rule, violation
+
+    def verify(self, model: ir.Model, *, where: str) -> None:
+        """DialectError for the first violation."""
+        for rule, v in self.violations(model):
+            raise DialectError(
+                found=v.found,
+                wanted=v.wanted,
+                where=f"{where}: rule {rule.__name__.replace('_', '-')} of the {self.name} dialect, node {v.node}",
+                fix=(rule.__doc__ or "").strip(),
+            )
+
+
+def _of(c: Checked, *op_types: str) -> Iterator[ir.Node]:
+    return (n for n in c.graph if n.op_type in op_types)
+
+
+def _name(node: ir.Node | None) -> str:
+    return (node.name or node.op_type) if node is not None else "?"
+
+
+def _value(value: ir.Value | None) -> str:
+    return str(value.name) if value is not None else "?"

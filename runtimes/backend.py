@@ -1,0 +1,97 @@
+"""What turns a lowered graph into something that runs, and what is known about the result."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from vditc.adapter import InputSpec
+from vditc.errors import InputError
+from vditc.profile import Profile
+from vditc.progress import Progress
+from vditc.sampling import Denoiser
+from vditc.target import Target
+
+Status = Literal["built", "to build on the device", "portable"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What is known about a target's engine. Everything after `backend` is known of a built engine only.
+
+    Memory is what the builder's log says, in bytes, for the largest shapes of the profile. `gemms` counts matrix products by
+    what they compute with, for example {"int8 x int8 -> float": 8, "half x half from int4 -> half": 2}; `layers` says the
+    same of each linear layer. `attentions` counts fused attention kernels.
+    """
+
+    status: Status
+    backend: str
+    version: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    plan_bytes: int | None = None
+    seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    activation_bytes: int | None = None
+    weight_bytes: int | None = None
+    scratch_bytes: int | None = None
+    constant_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    gemms: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    attentions: int | None = None
+    plugins: int | None = None
+    layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data without what is unknown, the inverse of `from_json`."""
+        data = dataclasses.asdict(self)
+        data["compute_capabilities"] = list(self.compute_capabilities)
+        return {key: value for key, value in data.items() if value is not None and value != {} and value != []}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote; InputError for an unknown key or status."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known) or data.get("status") not in get_args(Status):
+            raise InputError(
+                found=f"engine facts with {unknown or data.get('status')!r}",
+                wanted=f"keys {', '.join(sorted(known))}; status one of {', '.join(get_args(Status))}",
+                where="engine facts",
+                fix="use the vditc that wrote this file",
+            )
+        return cls(**{**data, "compute_capabilities": tuple(data.get("compute_capabilities", ()))})
+
+
+class Backend(abc.ABC):
+    """Builds engines for a target, and runs them."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def check(self, target: Target) -> None:
+        """VditcError if `build` for this target is going to fail on this machine; cheap, called before any work."""
+
+    @abc.abstractmethod
+    def build(
+        self,
+        *,
+        lowered: Path,
+        target: Target,
+        profile: Profile,
+        inputs: tuple[InputSpec, ...],
+        out: Path,
+        work: Path,
+        progress: Progress,
+    ) -> EngineFacts:
+        """Writes the engine of `lowered` into the folder `out`, or what is needed to build it on the device.
+
+        `inputs` are the graph's inputs, whose named axes `profile` ranges over. `work` keeps the builder's log.
+        VditcError if the build fails, PrecisionError if a layer did not get the precision that the graph gives it; then
+        `out` holds no engine.
+        """
+
+    @abc.abstractmethod
+    def open(self, *, model: Path, engine: Path) -> AbstractContextManager[Denoiser]:
+        """Runs the portable graph `model` or the engine in the folder `engine`, whichever this backend runs."""

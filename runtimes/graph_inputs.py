@@ -1,0 +1,26 @@
+"""Inputs of an ONNX file, as the profile needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vditc.adapter import InputSpec
+from vditc.errors import InputError
+
+
+def input_specs(model: Path) -> tuple[InputSpec, ...]:
+    """Name, type and dims of every graph input, in order; InputError for one without type, shape or a name for an axis."""
+    specs = []
+    for value in ir.load(model).graph.inputs:
+        dims = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else [None]
+        if value.dtype is None or not all(dims) or value.name is None:
+            raise InputError(
+                found=f"input {value.name} of type {value.dtype} and shape {value.shape}",
+                wanted="a type and a size or name for every axis",
+                where=str(model),
+                fix="export the model with vditc",
+            )
+        specs.append(InputSpec(value.name, str(value.dtype.numpy()), tuple(d for d in dims if d is not None)))
+    return tuple(specs)

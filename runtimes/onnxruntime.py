@@ -1,0 +1,116 @@
+"""The portable graph in ONNX Runtime, on a CPU or a CUDA device, with the numerics that the graph says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from vditc.errors import InputError, VditcError
+
+Array = npt.NDArray[Any]
+_CUDA = "CUDAExecutionProvider"
+_ERRORS = tuple(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+
+
+class OnnxRuntimeModel:
+    """A denoiser (`vditc.sampling.Denoiser`) over `model.onnx` or a lowered graph.
+
+    Optimization stays at ORT_ENABLE_BASIC: higher levels replace DequantizeLinear and MatMul by kernels that round
+    activations to 8 bits on their own. Q/DQ rewriting is off altogether, so that constant folding may dequantize the
+    weights once, while loading. Against plain ORT_ENABLE_BASIC this changes only the order in which a MatMul sums
+    (a constant factor is packed), hence float32 rounding and, where it meets a tie, a code of an activation by one.
+    Memory: every weight as float32.
+    """
+
+    def __init__(self, model_path: Path, threads: int | None = None, device: str = "auto") -> None:
+        """`threads`: of one operator, None for all cores. `device`: auto (CUDA if installed), cpu or cuda[:N].
+
+        InputError when the file cannot be loaded, has inputs that no denoiser feeds, or the device is not there.
+        """
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors
+        self.path = model_path
+        try:
+            self.session = ort.InferenceSession(str(model_path), options, providers=_providers(device))
+        except _ERRORS as error:
+            raise InputError(
+                found=_first_line(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
+            ) from error
+        self.dims: dict[str, list[int | str]] = {i.name: i.shape for i in self.session.get_inputs()}
+        feeds = ("hidden_states", "timestep", "encoder_hidden_states", "step")
+        if unknown := sorted(set(self.dims) - set(feeds)):
+            raise InputError(
+                found=f"inputs {', '.join(unknown)}",
+                wanted=f"only {', '.join(feeds)}",
+                where=str(model_path),
+                fix="use a graph that `vditc export` or `vditc lower` wrote",
+            )
+        about = self.session.get_modelmeta().custom_metadata_map.get("vditc")
+        self.steps: int | None = len(json.loads(about)["timesteps"]) if about else None
+
+    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
+        """latents [B, C, F, H, W], timestep [B], text [B, tokens, dim] -> velocity float32 [B, C, F, H, W].
+
+        InputError for shapes that the graph does not take, or a step without a row in its tables.
+        """
+        given = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}
+        feeds = {name: np.asarray(array, np.float32) for name, array in given.items() if name in self.dims}
+        self._check(feeds)
+        if "step" in self.dims:
+            if self.steps is not None and not 0 <= step < self.steps:
+                raise self._bad(f"step {step}", f"0 to {self.steps - 1}", "sample with the schedule of the calibration")
+            feeds["step"] = np.array([step], np.int64)
+        try:
+            velocity: Array = self.session.run(None, feeds)[0]
+        except _ERRORS as error:
+            raise VditcError(
+                found=_first_line(error),
+                wanted=f"a velocity for latents {list(latents.shape)}",
+                where=str(self.path),
+                fix="use sizes within the model's positions",
+            ) from error
+        if (velocity.shape[0], *velocity.shape[2:]) != (latents.shape[0], *latents.shape[2:]):
+            raise self._bad(f"latents {list(latents.shape)}", "frames, height and width that the model's patches divide", "change the size")
+        return velocity
+
+    def _check(self, feeds: dict[str, Array]) -> None:
+        sizes: dict[str, int] = {}
+        for name, array in feeds.items():
+            dims = self.dims[name]
+            fits = len(dims) == array.ndim
+            for dim, size in zip(dims, array.shape, strict=False):
+                fits = fits and size == (dim if isinstance(dim, int) else sizes.setdefault(dim, size))
+            if not fits:
+                known = f" ({', '.join(f'{axis} = {size}' for axis, size in sizes.items())})" if sizes else ""
+                raise self._bad(f"{name} of shape {list(array.shape)}", f"[{', '.join(map(str, dims))}]{known}", "feed the shapes the graph names")
+
+    def _bad(self, found: str, wanted: str, fix: str) -> InputError:
+        return InputError(found=found, wanted=wanted, where=str(self.path), fix=fix)
+
+
+def _providers(device: str) -> list[Any]:
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    installed = _CUDA in ort.get_available_providers()
+    if match is None or (device.startswith("cuda") and not installed):
+        raise InputError(
+            found=f"device {device!r}",
+            wanted=f"auto or cpu{' or cuda[:N]' if installed else '; the installed ONNX Runtime has no CUDA provider'}",
+            where="--device",
+            fix="choose one of these" if installed else "install the extra `gpu` instead of `cpu`",
+        )
+    cpu = "CPUExecutionProvider"
+    return [cpu] if device == "cpu" or not installed else [(_CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0}), cpu]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

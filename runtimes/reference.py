@@ -1,0 +1,183 @@
+"""The quantized PyTorch model: canonical arithmetic in float32, the oracle that every graph and engine is held against.
+
+Nothing is fused and nothing is folded: each quantized linear does what its Q/DQ nodes in model.onnx say, in their order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import linear
+
+from vditc.adapter import ModelAdapter
+from vditc.calibration import Calibration, LayerCalibration
+from vditc.errors import InputError
+from vditc.model_dir import ModelDir
+from vditc.numerics import EPS
+from vditc.scheme import QuantSpec
+
+Array = npt.NDArray[Any]
+Feed = tuple[Array, Array, Array, int]  # latents [B, C, F, H, W], timestep [B], text [B, tokens, dim], step
+
+
+class ReferenceModel:
+    """A denoiser (vditc.sampling.Denoiser) that runs in PyTorch; without a calibration it is the full-precision model."""
+
+    def __init__(self, adapter: ModelAdapter, source: ModelDir, calibration: Calibration | None, device: str = "cpu") -> None:
+        """`device`: auto, cpu or cuda[:N]. InputError when the calibration is of another model, or the device is not there."""
+        self.adapter, self.device = adapter, _torch_device(device)
+        self.names = [spec.name for spec in adapter.inputs(source)]
+        self.model = adapter.load(source)
+        self.quantized: dict[str, QuantizedLinear] = {}
+        self.steps: int | None = None  # of the per-step tables, if any
+        if calibration is not None:
+            _same_model(source, calibration)
+            for name, layer in calibration.layers.items():
+                self.quantized[name] = QuantizedLinear(layer, _linear(self.model, name).bias)
+                self.model.set_submodule(name, self.quantized[name])
+            if any(layer.per_step for layer in self.quantized.values()):
+                self.steps = len(calibration.timesteps)
+        self.model.to(self.device)
+
+    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
+        """latents [B, C, F, H, W], timestep [B], text [B, tokens, dim] -> velocity float32 [B, C, F, H, W].
+
+        `step` chooses the row of per-step tables; InputError when they have none for it.
+        """
+        if self.steps is not None and not 0 <= step < self.steps:
+            raise InputError(
+                found=f"step {step}",
+                wanted=f"0 to {self.steps - 1}, the steps that were calibrated",
+                where="per-step activation scales",
+                fix="sample with the calibrated schedule, or calibrate for this one",
+            )
+        for layer in self.quantized.values():
+            layer.step = step
+        feeds = {
+            n: torch.tensor(np.asarray(a, np.float32), device=self.device)
+            for n, a in zip(self.names, (latents, timestep, text), strict=True)
+        }
+        with _exact_float32():
+            velocity: Array = self.adapter.forward(self.model, feeds).cpu().numpy()
+        return velocity
+
+
+class QuantizedLinear(torch.nn.Module):
+    """x float32 [..., K] -> [..., N] through quantized weights and, if the scheme says so, quantized activations.
+
+    codes = clip(rint(x / s)) with IEEE division and ties to even, all in float32.
+    """
+
+    def __init__(self, layer: LayerCalibration, bias: torch.nn.Parameter | None) -> None:
+        super().__init__()
+        # DequantizeLinear's result has the type of its scale: with float16 scales the product is rounded to float16.
+        weight = layer.weight.dequantize().astype(layer.weight.scale.dtype).astype(np.float32)
+        self.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
+        self.bias = bias
+        self.activation = layer.scheme.activation
+        self.per_step = self.activation is not None and self.activation.per_step
+        self.step = 0
+        if layer.activation_scale is not None:
+            self.table: torch.Tensor
+            self.register_buffer("table", torch.from_numpy(np.array(layer.activation_scale, np.float32)))  # [] or [steps]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The canonical form of the scheme."""
+        spec = self.activation
+        if spec is None:
+            return linear(x, self.weight, self.bias)
+        if not spec.dynamic and not spec.per_step:
+            return linear(_codes(x, self.table, spec) * self.table, self.weight, self.bias)
+        scale = self.table[self.step] if spec.per_step else _token_scale(x, spec)
+        y = linear(_codes(x, scale, spec), self.weight) * scale
+        return y if self.bias is None else y + self.bias
+
+
+def layer_errors(
+    adapter: ModelAdapter, source: ModelDir, calibration: Calibration, feeds_by_step: Iterable[Feed], device: str = "cpu"
+) -> dict[str, float]:
+    """Relative output error of every quantized layer on its own full-precision inputs, over all given feeds together.
+
+    `||X W^T - Q(X) Q(W)^T||_F / ||X W^T||_F`, without biases; one full-precision forward pass a feed. Layers that did not run are
+    left out. Holds the full-precision model and one dequantized weight at a time.
+    """
+    _same_model(source, calibration)
+    model = ReferenceModel(adapter, source, None, device)
+    sums: dict[str, tuple[float, float]] = {}  # squared norms of error and output
+    step = 0
+
+    def measure(name: str, layer: LayerCalibration) -> Any:
+        def hook(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+            quantized = QuantizedLinear(layer, None).to(model.device)
+            quantized.step = step
+            exact = linear(inputs[0], module.weight)
+            error, norm = sums.get(name, (0.0, 0.0))
+            sums[name] = (error + _square(exact - quantized(inputs[0])), norm + _square(exact))
+
+        return hook
+
+    for name, layer in calibration.layers.items():
+        _linear(model.model, name).register_forward_hook(measure(name, layer))
+    for latents, timestep, text, step in feeds_by_step:  # the hooks read step
+        model(latents, timestep, text, step)
+    # An output of nothing but zeros comes from zeros, which every scheme keeps.
+    return {name: math.sqrt(error / norm) if norm else 0.0 for name, (error, norm) in sums.items()}
+
+
+def _token_scale(x: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    # The divisor is a tensor: CUDA multiplies by the reciprocal of a Python number, which is not IEEE division.
+    high = torch.full((), spec.qtype.high, device=x.device)
+    return (x.abs().amax(-1, keepdim=True) / high).clamp_min(EPS)
+
+
+def _codes(x: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    return torch.round(x / scale).clamp(spec.qtype.low, spec.qtype.high)  # torch.round takes ties to even
+
+
+def _square(x: torch.Tensor) -> float:
+    return float(x.double().square().sum())
+
+
+def _linear(model: Any, name: str) -> torch.nn.Linear:
+    module = model.get_submodule(name)
+    if not isinstance(module, torch.nn.Linear):
+        raise InputError(
+            found=f"{type(module).__name__} {name}", wanted="torch.nn.Linear", where="calibration", fix="keep this layer in floating point"
+        )
+    return module
+
+
+def _same_model(source: ModelDir, calibration: Calibration) -> None:
+    if calibration.model_digest != source.digest:
+        raise InputError(
+            found=f"a calibration of model {calibration.model_digest[:12]}",
+            wanted=f"one of model {source.digest[:12]}",
+            where=str(source.path),
+            fix="calibrate this model",
+        )
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Inference without gradients, in whole float32: cuDNN would convolve in TF32."""
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _torch_device(name: str) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None or (name != "cpu" and int(match[1] or 0) >= gpus):
+        raise InputError(
+            found=f"device {name!r}", wanted=f"auto, cpu or cuda[:N], N below {gpus}", where="--device", fix="choose a device that is there"
+        )
+    return torch.device(name)

@@ -1,0 +1,51 @@
+"""`python -m vditc.runtimes.trt_worker REQUEST.json RESULT.json`: one engine build, in a process of its own.
+
+A builder that aborts, or that needs all memory, then takes no other work with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+from vditc.errors import VditcError
+from vditc.runtimes.trt_builder import BuildRequest, build, inspect
+
+
+def main(request_path: str, result_path: str) -> int:
+    """Exit status 0 with facts in RESULT, 1 with {"error": {found, wanted, where, fix}} there."""
+    request = BuildRequest.from_json(json.loads(Path(request_path).read_text()))
+    started = time.monotonic()
+    trt = importlib.import_module(request.module)
+    try:
+        build(trt, request)
+        if request.inspection:
+            inspect(trt, request.plan, request.inspection)
+    except VditcError as error:
+        fields = {"found": error.found, "wanted": error.wanted, "where": error.where, "fix": error.fix}
+        Path(result_path).write_text(json.dumps({"error": fields}))
+        return 1
+    facts = {"version": trt.__version__, "seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss_bytes()}
+    Path(result_path).write_text(json.dumps(facts))
+    return 0
+
+
+def peak_rss_bytes() -> int:
+    """Most resident memory of this process so far. getrusage would also count the parent's, from before exec."""
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if match is None:
+        raise VditcError(
+            found="no VmHWM",
+            wanted="the peak resident memory",
+            where="/proc/self/status",
+            fix="build engines on Linux with procfs mounted",
+        )
+    return int(match[1]) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

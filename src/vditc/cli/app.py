@@ -1,0 +1,55 @@
+"""The `vditc` command: what all commands share, and how errors leave it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vditc.errors import VditcError
+
+app = typer.Typer(
+    name="vditc",
+    help="The video diffusion transformer compiler: quantize, export to Q/DQ ONNX, build TensorRT engines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+complain = Console(stderr=True)
+COMMANDS = ("compile", "stages", "use", "inspect", "lists", "demo")
+
+
+class RichProgress:
+    """Bars with the time left, on stderr so that stdout stays for results."""
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar for `total` parts."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=complain) as bars:
+            task = bars.add_task(title, total=total)
+            yield lambda: bars.advance(task)
+
+    def note(self, text: str) -> None:
+        """One line."""
+        complain.print(text, markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run a command; VditcError becomes one line on stderr and its exit code."""
+    for name in COMMANDS:
+        importlib.import_module(f"vditc.cli.{name}")
+    try:
+        app(standalone_mode=True)
+    except VditcError as error:
+        sys.stderr.write(f"vditc: error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("vditc: interrupted; repeat the command with --resume to go on\n")
+        sys.exit(130)

@@ -1,0 +1,103 @@
+"""`vditc inspect`: what is in a bundle, a graph or an engine. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vditc.bundle import Bundle
+from vditc.cli.app import app, console
+from vditc.cli.options import JsonOption
+from vditc.errors import InputError
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE | MODEL.onnx | MODEL.plan")],
+    hashes: Annotated[bool, typer.Option("--sha256/--no-sha256", help="check the hash of every file of a bundle")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in it, what precision landed, and which plugins it needs."""
+    if path.is_dir():
+        bundle = Bundle.open(path, hashes=hashes)
+        if as_json:
+            print(bundle.manifest.to_text(), end="")
+        else:
+            _show_bundle(bundle)
+        return
+    readers = {".onnx": _graph, ".plan": _plan}
+    if path.suffix not in readers or not path.is_file():
+        raise InputError(found=str(path), wanted="a bundle, a .onnx or a .plan file", where="vditc inspect", fix="check the path")
+    facts = readers[path.suffix](path)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        console.print_json(json.dumps(facts))
+
+
+def _graph(path: Path) -> dict[str, Any]:
+    from vditc.graph_passes.facts import graph_facts
+
+    return graph_facts(path)
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    from vditc.runtimes.plan_text import read_plan, read_program
+
+    return dataclasses.asdict(read_program(read_plan(path)))
+
+
+def _show_bundle(bundle: Bundle) -> None:
+    """The manifest, for people."""
+    m = bundle.manifest
+    mb = 1e6
+    summary = Table(title=f"{bundle.path}", show_header=False, title_justify="left")
+    sizes = {n: e.bytes for n, e in m.files.items()}
+    model = sum(v for n, v in sizes.items() if n.startswith("model.onnx"))
+    s = m.sampling
+    for name, value in {
+        "model": f"{m.model['class']}, {m.model['weights'] / 1e6:.2f} M weights, digest {m.model['digest'][:16]}",
+        "recipe": f"{m.recipe['name']} ({m.recipe['method']}): {m.recipe['description']}",
+        "bits per weight": f"{m.mean_bits:.2f} on average; {len(m.layers)} layers quantized, {len(m.kept)} kept",
+        "sampling": f"{s['steps']} steps, guidance {s['guidance_scale']}, latent {' x '.join(map(str, s['latent_shape']))}",
+        "profile": ", ".join(f"{a} {lo}:{best}:{hi}" for a, (lo, best, hi) in m.profile.items()),
+        "model.onnx": f"{model / mb:.2f} MB, {model / (4 * m.model['weights']):.3f} of the float32 weights",
+        "bundle": f"{sum(sizes.values()) / mb:.2f} MB in {len(sizes)} files",
+        "quality": _quality(m.quality),
+        "gate": "failed: " + ", ".join(m.gate["failed"]) if m.gate.get("failed") else f"passed {m.gate.get('thresholds')}",
+    }.items():
+        summary.add_row(name, value)
+    console.print(summary)
+
+    targets = Table("target", "backend", "engine", "GEMMs", "fused attentions", "plugins", title="targets", title_justify="left")
+    for name, target in m.targets.items():
+        engine = target["engine"]
+        built = f"{engine['status']}" + (f", {engine['plan_bytes'] / mb:.2f} MB" if "plan_bytes" in engine else "")
+        gemms = "\n".join(f"{n} x {kind}" for kind, n in engine.get("gemms", {}).items())
+        targets.add_row(
+            name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), str(engine.get("plugins", "-"))
+        )
+    console.print(targets)
+
+    layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
+    groups: dict[tuple[str, str, str, float], list[str]] = {}
+    for name, layer in m.layers.items():
+        groups.setdefault((layer["role"], layer["weight"], layer["activation"], layer["bits"]), []).append(name)
+    for (role, weight, activation, bits), names in groups.items():
+        layers.add_row(str(len(names)), role, weight, activation, f"{bits:.2f}")
+    for name, layer in m.kept.items():
+        layers.add_row(name, layer["role"], "float", layer["reason"], "16")
+    console.print(layers)
+
+
+def _quality(quality: Any) -> str:
+    if quality is None:
+        return "not measured"
+    ours = quality["quantized"]
+    numbers = {"PSNR dB": "psnr_db", "SSIM": "ssim", "digits read": "digit_accuracy", "directions right": "motion_accuracy"}
+    return ", ".join(f"{label} {ours[key]:.4g}" for label, key in numbers.items() if ours.get(key) is not None) + f" over {quality['clips']} clips"

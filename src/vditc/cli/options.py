@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vditc.errors import InputError
+
+ModelArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="model in diffusers format")]
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle that `vditc compile` wrote")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="built-in recipe or a .toml file")]
+OutOption = Annotated[Path, typer.Option("-o", "--out", help="what to write")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps [default: the model's]")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classifier-free guidance scale [default: the model's]")]
+PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="text file, one prompt a line")]
+ConditioningOption = Annotated[Path | None, typer.Option("--conditioning", help="saved conditionings (safetensors)")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="sizes to serve: frames=1:8:16,height=16 (min:opt:max)")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N]")]
+ForceOption = Annotated[bool, typer.Option("--force", help="replace what is there")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def read_prompts(path: Path | None) -> tuple[str, ...]:
+    """Prompts of a file, one a line, blank lines skipped."""
+    if path is None:
+        return ()
+    try:
+        prompts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(found=str(error), wanted="a text file", where="--prompts", fix="check the path") from error
+    if not prompts:
+        raise InputError(found="no prompt", wanted="one prompt a line", where=str(path), fix="write at least one")
+    return prompts
+
+
+def fresh(path: Path, force: bool) -> Path:
+    """A path that may be written; InputError when something is there and `force` is not given."""
+    if path.exists() and not force:
+        raise InputError(found=f"{path} exists", wanted="a path that does not exist", where="-o", fix="choose another, or --force to replace it")
+    return path

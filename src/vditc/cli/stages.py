@@ -1,0 +1,186 @@
+"""`vditc calibrate | export | lower | build`: the stages alone, file in, file out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vditc.cli.app import RichProgress, app, console
+from vditc.cli.options import (
+    ConditioningOption,
+    DeviceOption,
+    ForceOption,
+    GuidanceOption,
+    JsonOption,
+    ModelArg,
+    OutOption,
+    ProfileOption,
+    PromptsOption,
+    RecipeOption,
+    StepsOption,
+    fresh,
+    read_prompts,
+)
+from vditc.errors import InputError
+from vditc.recipe import Recipe
+from vditc.target import Target
+
+TargetOption = Annotated[str, typer.Option("--target", help="built-in target or a .toml file")]
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: ModelArg,
+    recipe: RecipeOption,
+    out: OutOption,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    prompts: PromptsOption = None,
+    conditioning: ConditioningOption = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Quantize the weights and observe activations on real trajectories; write calibration.safetensors.
+
+    An interrupted run leaves OUT.work beside OUT and goes on from it when it is repeated.
+    """
+    chosen, path = Recipe.load(recipe), fresh(out, force)
+
+    from vditc.calibrate.stage import calibrate
+    from vditc.conditioning import Conditioning
+    from vditc.export.adapters.registry import adapter_for
+    from vditc.model_dir import ModelDir
+    from vditc.pipeline.components import Components, conditioning_for, sampling_of
+
+    source = ModelDir.open(model)
+    adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
+    channels = int(source.config["in_channels"])
+    count, seed = chosen.calibration_prompts, chosen.calibration_seed
+    work = path.with_name(path.name + ".work")
+    result = calibrate(
+        source=source,
+        adapter=adapter,
+        recipe=chosen,
+        conditioning=Conditioning.load(conditioning)
+        if conditioning
+        else conditioning_for(parts, sampling, channels, count, seed, read_prompts(prompts)),
+        scheduler=parts.schedule(sampling.steps),
+        guidance_scale=sampling.guidance_scale,
+        out=path,
+        work=work,
+        progress=RichProgress(),
+        device=device,
+    )
+    if work.exists() and not any(work.iterdir()):
+        work.rmdir()
+    say(f"wrote {path}: {len(result.layers)} layers quantized, {len(result.kept)} kept, {result.mean_bits:.2f} bits per weight")
+
+
+@app.command("export")
+def export_command(
+    model: ModelArg,
+    calibration: Annotated[Path, typer.Option("--calibration", help="what `vditc calibrate` wrote")],
+    out: OutOption,
+    force: ForceOption = False,
+) -> None:
+    """Write the portable Q/DQ graph: OUT and OUT.data."""
+    path = fresh(out, force)
+
+    from vditc.calibration import Calibration
+    from vditc.export.adapters.registry import adapter_for
+    from vditc.export.stage import export_model
+    from vditc.model_dir import ModelDir
+
+    source, codes = ModelDir.open(model), Calibration.load(calibration)
+    if codes.model_digest != source.digest:
+        raise InputError(
+            found=f"a calibration of model {codes.model_digest[:16]}…",
+            wanted=f"one of model {source.digest[:16]}…",
+            where=str(calibration),
+            fix="calibrate this model",
+        )
+    facts = export_model(source=source, adapter=adapter_for(source), calibration=codes, out=path, progress=RichProgress())
+    say(f"wrote {path}: {facts}")
+
+
+@app.command("lower")
+def lower_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    target: TargetOption,
+    out: OutOption,
+    passes: Annotated[str, typer.Option(help="comma-separated passes instead of the target's pipeline: a,b{option=1}")] = "",
+    explain: Annotated[bool, typer.Option(help="print what every pass changed and what it refused")] = False,
+    print_after: Annotated[str, typer.Option(help="print the graph after this pass, or after `all`")] = "",
+    force: ForceOption = False,
+) -> None:
+    """Run a target's graph passes on a portable graph."""
+    chosen, path = Target.load(target), fresh(out, force)
+
+    from vditc.graph_passes.printing import printer
+    from vditc.graph_passes.stage import lower
+
+    facts = lower(
+        model=model,
+        target=chosen,
+        out=path,
+        progress=RichProgress(),
+        passes=_split(passes) if passes else None,
+        on_pass=printer(print_after) if print_after else None,
+    )
+    if explain:
+        console.print_json(json.dumps(facts.to_json()))
+    say(f"wrote {path}")
+
+
+@app.command("build")
+def build_command(
+    lowered: Annotated[Path, typer.Argument(metavar="LOWERED.onnx", help="what `vditc lower` wrote, or lowered/<target>.onnx of a bundle")],
+    target: TargetOption,
+    out: OutOption,
+    profile: ProfileOption,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the engine of a lowered graph into the folder OUT. Needs no PyTorch."""
+    chosen, path = Target.load(target), fresh(out, force)
+
+    from vditc.profile import Profile, Range
+    from vditc.runtimes.graph_inputs import graph_inputs
+    from vditc.runtimes.registry import backend_for
+
+    inputs = graph_inputs(lowered)
+    axes = sorted({d for i in inputs for d in i.dims if isinstance(d, str)})
+    ranges = Profile.parse(profile, Profile({a: Range(1, 1, 1) for a in axes}))
+    if missing := [a for a in axes if f"{a}=" not in profile]:
+        raise InputError(
+            found=f"no sizes for {', '.join(missing)}", wanted=f"all of {', '.join(axes)}", where="--profile", fix="frames=1:8:16,…"
+        )
+    work = path.with_name(path.name + ".work")
+    facts = backend_for(chosen.backend).build(
+        lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress()
+    )
+    result: dict[str, Any] = facts.to_json()
+    if as_json:
+        print(json.dumps(result))
+    else:
+        console.print_json(json.dumps(result))
+
+
+def say(text: str) -> None:
+    """One line on stdout, exactly as given."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _split(passes: str) -> list[str]:
+    """Split at commas outside braces."""
+    parts, depth = [""], 0
+    for character in passes:
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [p.strip() for p in parts if p.strip()]

@@ -1,0 +1,328 @@
+"""The main job: a model directory becomes a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from vditc.adapter import InputSpec, ModelAdapter
+from vditc.bundle import Bundle, Manifest, list_files, write_manifest
+from vditc.calibrate.methods.registry import method_for
+from vditc.calibrate.stage import calibrate
+from vditc.calibration import Calibration
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError, PrecisionError
+from vditc.export.adapters.registry import adapter_for
+from vditc.export.stage import export_model
+from vditc.files import whole_file, write_text
+from vditc.graph_passes.stage import lower
+from vditc.model_dir import ModelDir, SamplingDefaults
+from vditc.pipeline.components import Components, conditioning_for, sampling_of
+from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
+from vditc.profile import Profile
+from vditc.progress import Progress
+from vditc.recipe import Recipe
+from vditc.runtimes.onnxruntime import OnnxRuntimeModel
+from vditc.runtimes.reference import ReferenceModel, layer_errors
+from vditc.runtimes.registry import backend_for
+from vditc.schedule import FlowMatchEuler
+from vditc.target import Target
+from vditc.workspace import Workspace, digest
+
+# Relative error of one step's velocity, lowered against portable graph. float16 keeps 11 bits, and every INT8 code that its
+# rounding flips costs 1/127 of a token's range; more than a few hundredths means a wrong graph, not rounding.
+LOWERED_TOLERANCE = 0.05
+# Seeds of the verified clips start here, far from those of the calibration prompts.
+VERIFY_SEED = 1_000
+CLIPS = "report/clips.safetensors"  # finished clips of the verification, float32 [clips, F, H, W], for the report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a bundle depends on, and how to go about it."""
+
+    model_dir: Path
+    recipe: Recipe
+    targets: tuple[Target, ...]
+    out: Path
+    profile: str = ""
+    steps: int | None = None
+    guidance_scale: float | None = None
+    prompts: tuple[str, ...] = ()
+    conditioning: Path | None = None
+    clips: int = 8  # sampled with both models for the quality gate
+    gate: bool = True
+    device: str = "cpu"
+    resume: bool = False
+    force: bool = False
+    references: Path | None = None  # where full-precision clips are kept between jobs on the same model
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A job whose input has been checked."""
+
+    job: Job
+    source: ModelDir
+    adapter: ModelAdapter
+    parts: Components
+    sampling: SamplingDefaults
+    scheduler: FlowMatchEuler
+    inputs: tuple[InputSpec, ...]
+    profile: Profile
+    calibration_set: Conditioning
+    verify_set: Conditioning
+
+    @property
+    def digest(self) -> str:
+        """Of everything that the bundle's bytes depend on."""
+        job = self.job
+        return digest(
+            {
+                "model": self.source.digest,
+                "recipe": job.recipe.digest,
+                "targets": [dataclasses.asdict(t) for t in job.targets],
+                "profile": self.profile.to_json(),
+                "sampling": dataclasses.asdict(self.sampling),
+                "prompts": [*self.calibration_set.prompts, *self.verify_set.prompts],
+                "seeds": [*self.calibration_set.seeds, *self.verify_set.seeds],
+                "text": float(np.sum(self.calibration_set.text)),
+                "vditc": importlib.metadata.version("vditc"),
+            }
+        )
+
+
+def prepare(job: Job) -> Plan:
+    """Check everything that can be checked before any work; InputError for what is wrong."""
+    if len({t.name for t in job.targets}) != len(job.targets) or not job.targets:
+        names = [t.name for t in job.targets]
+        raise InputError(found=f"targets {names}", wanted="at least one, each once", where="--target", fix="see `vditc targets`")
+    if job.clips < 1:
+        raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
+    source = ModelDir.open(job.model_dir)
+    adapter = adapter_for(source)
+    method_for(job.recipe.method)
+    job.recipe.assign(adapter.layer_roles(source))
+    for target in job.targets:
+        target.check(job.recipe)
+    sampling = sampling_of(source, job.steps, job.guidance_scale)
+    inputs = adapter.inputs(source)
+    profile = Profile.parse(job.profile, adapter.default_profile(source))
+    parts = Components.open(job.model_dir)
+    count, channels = job.recipe.calibration_prompts, inputs[0].dims[1]
+    assert isinstance(channels, int), "the latent's channels are fixed"
+    if job.conditioning is not None:
+        given = Conditioning.load(job.conditioning)
+        calibration_set = verify_set = given
+    else:
+        calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
+        verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
+    return Plan(
+        job, source, adapter, parts, sampling, parts.schedule(sampling.steps), inputs, profile, calibration_set, verify_set
+    )
+
+
+def compile_bundle(job: Job, progress: Progress) -> Bundle:
+    """Run every stage and return the finished bundle.
+
+    InputError leaves nothing behind. Any other failure leaves `OUT.partial`, from which `resume` goes on.
+    """
+    plan = prepare(job)
+    space = Workspace.start(job.out, plan.digest, resume=job.resume, force=job.force)
+    try:
+        return _run(plan, space, progress)
+    except InputError:
+        space.discard()
+        raise
+
+
+def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
+    job, root = plan.job, space.path
+
+    def run_calibrate() -> None:
+        calibrate(
+            source=plan.source,
+            adapter=plan.adapter,
+            recipe=job.recipe,
+            conditioning=plan.calibration_set,
+            scheduler=plan.scheduler,
+            guidance_scale=plan.sampling.guidance_scale,
+            out=root / "calibration.safetensors",
+            work=space.scratch,
+            progress=progress,
+            device=job.device,
+        )
+
+    space.stage("calibrate", run_calibrate, ("calibration.safetensors",))
+    calibration = Calibration.load(root / "calibration.safetensors")
+
+    def run_export() -> dict[str, Any]:
+        facts = export_model(
+            source=plan.source, adapter=plan.adapter, calibration=calibration, out=root / "model.onnx", progress=progress
+        )
+        return dataclasses.asdict(facts)
+
+    graph = _timeless(space.stage("export", run_export, ("model.onnx*",)))
+    targets = {t.name: _target(plan, space, t, progress) for t in job.targets}
+    components = plan.parts.copy_to(root / "components")
+
+    quality = space.stage("verify", lambda: _verify(plan, space, calibration, progress), (CLIPS,))
+    gate = {**check_gate(job.recipe.gate, quality), "enforced": job.gate}
+    if job.gate:
+        refuse(gate, f"recipe {job.recipe.name}", f"choose another recipe, or --resume --no-gate to finish {job.out} all the same")
+    manifest = Manifest(
+        vditc=importlib.metadata.version("vditc"),
+        model={
+            "class": plan.source.model_class,
+            "adapter": plan.adapter.name,
+            "digest": plan.source.digest,
+            "weights": plan.source.weight_count,
+            "checkpoint_bytes": sum(e.nbytes for e in plan.source.weights.values()),
+            "config": plan.source.config,
+            "components": list(components),
+        },
+        recipe={"name": job.recipe.name, "digest": job.recipe.digest, "description": job.recipe.description, "method": job.recipe.method},
+        layers={
+            name: {
+                "role": layer.role,
+                "weight": str(layer.scheme.weight),
+                "activation": str(layer.scheme.activation) if layer.scheme.activation else "float",
+                "bits": round(layer.weight.stored_bits / layer.weight.codes.size, 4),
+            }
+            for name, layer in calibration.layers.items()
+        },
+        kept={name: {"role": k.role, "reason": k.reason} for name, k in calibration.kept.items()},
+        mean_bits=round(calibration.mean_bits, 4),
+        sampling={
+            "steps": plan.sampling.steps,
+            "guidance_scale": plan.sampling.guidance_scale,
+            "semantics": plan.sampling.semantics,
+            "latent_shape": list(plan.verify_set.latent_shape),
+            "sigmas": list(calibration.sigmas),
+            "timesteps": list(calibration.timesteps),
+        },
+        inputs=[{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in plan.inputs],
+        profile=plan.profile.to_json(),
+        graph=graph,
+        targets=targets,
+        quality=quality,
+        gate=gate,
+        tools={name: importlib.metadata.version(name) for name in ("numpy", "torch", "diffusers", "onnx", "onnx-ir", "onnxruntime")},
+        files=list_files(root),
+    )
+    write_manifest(root, manifest)
+    write_text(root / "report" / "run.json", json.dumps({"stages": space.stages}, indent=1, sort_keys=True) + "\n")
+    space.finish()
+    return Bundle(job.out, manifest)
+
+
+def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) -> dict[str, Any]:
+    """Lower for one target and build; returns what the manifest says of it."""
+    root, lowered = space.path, f"lowered/{target.name}.onnx"
+
+    def run_lower() -> dict[str, Any]:
+        facts = lower(model=root / "model.onnx", target=target, out=root / lowered, progress=progress)
+        error = _lowered_error(plan, root / "model.onnx", root / lowered)
+        if not error <= LOWERED_TOLERANCE:
+            raise PrecisionError(
+                found=f"a relative error of {error:.3g} in one step",
+                wanted=f"at most {LOWERED_TOLERANCE}",
+                where=f"lowered graph of target {target.name}",
+                fix="lower with `vditc lower --print-after all` to see which pass changed the numbers",
+            )
+        return {**facts.to_json(), "error": round(error, 6)}
+
+    facts = space.stage(f"lower {target.name}", run_lower, (lowered, f"{lowered}.data", "lowered/model.onnx.data"))
+    backend, folder = backend_for(target.backend), root / "engines" / target.name
+
+    def run_build() -> dict[str, Any]:
+        built = backend.build(
+            lowered=root / lowered,
+            target=target,
+            profile=plan.profile,
+            inputs=plan.inputs,
+            out=folder,
+            work=space.scratch / target.name,
+            progress=progress,
+        )
+        return built.to_json()
+
+    engine = space.stage(f"build {target.name}", run_build, (f"engines/{target.name}/*",))
+    return {
+        "backend": target.backend,
+        "arch": list(target.arch),
+        "runtime": target.runtime,
+        "lowered": lowered,
+        "passes": _timeless(facts),
+        "engine": _timeless(engine),
+    }
+
+
+def _timeless(facts: Any) -> Any:
+    """Facts without what differs from run to run: that goes to report/run.json."""
+    if isinstance(facts, dict):
+        return {k: _timeless(v) for k, v in facts.items() if k not in ("seconds", "peak_rss_bytes")}
+    return [_timeless(v) for v in facts] if isinstance(facts, list) else facts
+
+
+def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
+    """Relative error of the velocity of the middle step, from noise, lowered against portable graph."""
+    index = plan.sampling.steps // 2
+    latents = plan.verify_set.noise(0)
+    timestep = np.array([plan.scheduler.timesteps[index]], np.float32)
+    feeds = (latents, timestep, plan.verify_set.text[:1], index)
+    want, got = (OnnxRuntimeModel(p)(*feeds) for p in (portable, lowered))
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def reference_trajectories(plan: Plan, folder: Path, progress: Progress) -> Trajectories:
+    """Clips of the full-precision model."""
+    return sample_clips(
+        lambda: ReferenceModel(plan.adapter, plan.source, None, device=plan.job.device),
+        plan.verify_set,
+        plan.scheduler,
+        plan.sampling.guidance_scale,
+        folder,
+        {"model": plan.source.digest, "precision": "full"},
+        progress,
+        "sample the full-precision model",
+    )
+
+
+def _verify(plan: Plan, space: Workspace, calibration: Calibration, progress: Progress) -> dict[str, Any]:
+    """Quality numbers of the portable graph in ONNX Runtime, against the full-precision model."""
+    reference = reference_trajectories(plan, plan.job.references or space.scratch / "references", progress)
+    model = space.path / "model.onnx"
+    ours = sample_clips(
+        lambda: OnnxRuntimeModel(model),
+        plan.verify_set,
+        plan.scheduler,
+        plan.sampling.guidance_scale,
+        space.scratch / "clips",
+        {"calibration": space.stages["calibrate"]["files"], "graph": space.stages["export"]["files"]},
+        progress,
+        f"sample {plan.job.recipe.name} in ONNX Runtime",
+    )
+    quality = compare(reference, ours, plan.verify_set, plan.parts, plan.sampling.semantics)
+    quality["layer_error"] = _layer_errors(plan, calibration, reference)
+    clips = {"full_precision": reference.clips(plan.parts), "quantized": ours.clips(plan.parts)}
+    with whole_file(space.path / CLIPS) as temporary:
+        save_file(clips, temporary)
+    return quality
+
+
+def _layer_errors(plan: Plan, calibration: Calibration, reference: Trajectories) -> dict[str, float]:
+    """Relative output error of each layer on the full-precision inputs of the first, middle and last step of clip 0."""
+    steps, feeds = plan.sampling.steps, []
+    for index in sorted({0, steps // 2, steps - 1}):
+        before = plan.verify_set.noise(0) if index == 0 else reference.latents[:1, index - 1]
+        timestep = np.array([plan.scheduler.timesteps[index]], np.float32)
+        feeds.append((before, timestep, plan.verify_set.text[:1], index))
+    found = layer_errors(plan.adapter, plan.source, calibration, feeds, device=plan.job.device)
+    return {name: round(error, 6) for name, error in found.items()}

@@ -1,0 +1,97 @@
+"""The small parts of a model directory that sampling needs, and that travel in a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from vditc import digits
+from vditc.codec import PixelShuffleCodec
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.model_dir import ModelDir, SamplingDefaults
+from vditc.schedule import FlowMatchEuler, load_schedule
+from vditc.text_encoder import WordEmbedding
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """Scheduler folder, and what turns prompts into vectors and latents into pixels when vditc can run it."""
+
+    path: Path
+    words: WordEmbedding | None
+    codec: PixelShuffleCodec | None
+
+    @classmethod
+    def open(cls, path: Path) -> Components:
+        """Of a model directory, or of a bundle's `components/`."""
+        words = WordEmbedding.load(path / "text_encoder") if _is(path / "text_encoder", "WordEmbedding") else None
+        codec = PixelShuffleCodec.load(path / "vae") if _is(path / "vae", "PixelShuffleCodec") else None
+        return cls(path, words, codec)
+
+    def schedule(self, steps: int) -> FlowMatchEuler:
+        """The Euler schedule for a number of steps."""
+        return load_schedule(self.path, steps)
+
+    def copy_to(self, folder: Path) -> tuple[str, ...]:
+        """Copy the parts that vditc can run; returns the names of the files, relative to the parent of `folder`."""
+        shutil.rmtree(folder, ignore_errors=True)
+        kept = ["scheduler", *(["text_encoder"] if self.words else []), *(["vae"] if self.codec else [])]
+        for name in kept:
+            shutil.copytree(self.path / name, folder / name)
+        return tuple(sorted(p.relative_to(folder.parent).as_posix() for p in folder.rglob("*") if p.is_file()))
+
+    def encode(self, prompts: tuple[str, ...], seeds: tuple[int, ...], latent_shape: tuple[int, int, int, int]) -> Conditioning:
+        """Encode prompts; InputError for a model whose text encoder vditc does not run."""
+        if self.words is None:
+            raise InputError(
+                found="a text encoder that vditc does not run",
+                wanted="saved conditionings",
+                where=str(self.path / "text_encoder"),
+                fix="encode the prompts with the model's pipeline, save them with vditc.conditioning, and give --conditioning FILE",
+            )
+        return Conditioning(
+            prompts=prompts,
+            text=self.words.encode(list(prompts)),
+            empty=self.words.encode([""]),
+            seeds=seeds,
+            latent_shape=latent_shape,
+        )
+
+
+def _is(folder: Path, name: str) -> bool:
+    config = folder / "config.json"
+    return config.exists() and json.loads(config.read_text()).get("_class_name") == name
+
+
+def sampling_of(source: ModelDir, steps: int | None, guidance_scale: float | None) -> SamplingDefaults:
+    """The model's sampling defaults with the user's changes; InputError when there are none."""
+    if source.sampling is None:
+        raise InputError(
+            found="no sampling.json",
+            wanted="steps, guidance_scale, frames, height, width of the latent clip",
+            where=str(source.path),
+            fix='write sampling.json, for example {"steps": 50, "guidance_scale": 5.0, "frames": 21, "height": 60, "width": 104}',
+        )
+    changes = {"steps": steps, "guidance_scale": guidance_scale}
+    return dataclasses.replace(source.sampling, **{k: v for k, v in changes.items() if v is not None})
+
+
+def conditioning_for(
+    parts: Components, sampling: SamplingDefaults, channels: int, count: int, seed: int, prompts: tuple[str, ...]
+) -> Conditioning:
+    """`count` clips: the given prompts in turn, or the captions that the model was made for. Noise seeds follow `seed`."""
+    if not prompts:
+        if sampling.semantics != "digits":
+            raise InputError(
+                found="no prompts",
+                wanted="--prompts FILE (one a line) or --conditioning FILE",
+                where=str(parts.path),
+                fix="give prompts like those that the model will see",
+            )
+        prompts = tuple(str(c) for c in digits.sample_captions(count, seed))
+    chosen = tuple(prompts[i % len(prompts)] for i in range(count))
+    seeds = tuple(seed * 100_000 + i for i in range(count))
+    return parts.encode(chosen, seeds, (channels, sampling.frames, sampling.height, sampling.width))

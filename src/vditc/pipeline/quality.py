@@ -1,0 +1,154 @@
+"""How good a bundle's clips are: sampled from the same noise by the full-precision and by the quantized model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from vditc import metrics
+from vditc.conditioning import Conditioning
+from vditc.digits import Caption
+from vditc.errors import QualityError
+from vditc.files import whole_file
+from vditc.pipeline.components import Components
+from vditc.progress import Progress
+from vditc.recipe import Gate
+from vditc.safetensors_file import read_header
+from vditc.sampling import Denoiser, sample
+from vditc.schedule import FlowMatchEuler
+from vditc.workspace import digest
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectories:
+    """Latents of every clip after every step, float32 [clips, steps, C, F, H, W]."""
+
+    latents: npt.NDArray[np.float32]
+
+    def clips(self, parts: Components) -> npt.NDArray[np.float32]:
+        """Finished clips: pixels [clips, F, H, W] in [-1, 1] where the codec is known, else latents [clips, C * F, H, W]."""
+        last = self.latents[:, -1]
+        if parts.codec is not None:
+            return parts.codec.decode(last)
+        return last.reshape(len(last), -1, *last.shape[-2:])
+
+
+def sample_clips(
+    open_model: Callable[[], Denoiser],
+    conditioning: Conditioning,
+    scheduler: FlowMatchEuler,
+    guidance_scale: float,
+    folder: Path,
+    key: dict[str, Any],
+    progress: Progress,
+    title: str,
+) -> Trajectories:
+    """Sample every clip, one at a time; finished clips are kept in `folder` under `key`, so that a killed run goes on.
+
+    `open_model` is called only when a clip is missing.
+    """
+    model: Denoiser | None = None
+    steps, clips = len(scheduler.timesteps), []
+    with progress.task(title, len(conditioning) * steps) as advance:
+        for index in range(len(conditioning)):
+            clip_key = digest(
+                {
+                    **key,
+                    "prompt": conditioning.prompts[index],
+                    "text": conditioning.text[index].tolist(),
+                    "empty": conditioning.empty.tolist(),
+                    "seed": conditioning.seeds[index],
+                    "shape": conditioning.latent_shape,
+                    "sigmas": scheduler.sigmas.tolist(),
+                    "guidance": guidance_scale,
+                }
+            )
+            file = folder / f"{clip_key[:24]}.safetensors"
+            if not file.exists():
+                model = model or open_model()
+                path: list[Array] = []
+
+                def keep(_: int, latents: Array, path: list[Array] = path) -> None:
+                    path.append(latents[0])
+                    advance()
+
+                sample(
+                    model,
+                    scheduler,
+                    conditioning.noise(index),
+                    conditioning.text[index : index + 1],
+                    conditioning.empty,
+                    guidance_scale,
+                    keep,
+                )
+                with whole_file(file) as temporary:
+                    save_file({"latents": np.stack(path)}, temporary)
+            else:
+                for _ in range(steps):
+                    advance()
+            clips.append(np.array(read_header(file)[0]["latents"].read()))
+    return Trajectories(np.stack(clips))
+
+
+def compare(
+    reference: Trajectories, candidate: Trajectories, conditioning: Conditioning, parts: Components, semantics: str | None
+) -> dict[str, Any]:
+    """Quality numbers of the candidate, plain data; digit and motion accuracy only where clips can be read."""
+    captions = [Caption.parse(p) for p in conditioning.prompts] if semantics == "digits" else None
+    clean, ours = reference.clips(parts), candidate.clips(parts)
+    if parts.codec is None:  # latents have no fixed range: scale both by the reference's
+        low, high = float(clean.min()), float(clean.max())
+        clean, ours = ((x - low) / (high - low) * 2 - 1 for x in (clean, ours))
+    scores = metrics.evaluate(ours, captions, references=clean)
+    base = metrics.evaluate(clean, captions)
+    difference = np.linalg.norm((candidate.latents - reference.latents).reshape(*reference.latents.shape[:2], -1), axis=-1)
+    size = np.linalg.norm(reference.latents.reshape(*reference.latents.shape[:2], -1), axis=-1)
+    return {
+        "clips": len(conditioning),
+        "prompts": list(conditioning.prompts),
+        "space": "pixels" if parts.codec else "latents",
+        "full_precision": base.to_json(),
+        "quantized": scores.to_json(),
+        "step_error": [round(float(e), 6) for e in (difference / size).mean(0)],
+    }
+
+
+def check_gate(gate: Gate, quality: dict[str, Any]) -> dict[str, Any]:
+    """The gate's thresholds, what was measured, and the names of those that failed."""
+    ours, base = quality["quantized"], quality["full_precision"]
+    measured = {
+        "min_psnr_db": ours["psnr_db"],
+        "max_digit_accuracy_drop": _drop(base, ours, "digit_accuracy"),
+        "max_motion_accuracy_drop": _drop(base, ours, "motion_accuracy"),
+    }
+    report: dict[str, Any] = {"thresholds": {}, "measured": {}, "failed": []}
+    for name, value in measured.items():
+        threshold = getattr(gate, name)
+        if threshold is None or value is None:
+            continue
+        report["thresholds"][name], report["measured"][name] = threshold, value
+        # Shares are compared with a margin far below one clip, for 1 - 0.98 is a little more than 0.02.
+        if value < threshold if name.startswith("min_") else value > threshold + 1e-9:
+            report["failed"].append(name)
+    return report
+
+
+def _drop(base: dict[str, Any], ours: dict[str, Any], name: str) -> float | None:
+    return None if base[name] is None or ours[name] is None else base[name] - ours[name]
+
+
+def refuse(gate: dict[str, Any], where: str, fix: str) -> None:
+    """QualityError when the gate failed."""
+    if gate["failed"]:
+        found = ", ".join(f"{n} {gate['measured'][n]:.4g}" for n in gate["failed"])
+        wanted = ", ".join(f"{n} {gate['thresholds'][n]:.4g}" for n in gate["failed"])
+        raise QualityError(found=found, wanted=wanted, where=where, fix=fix)
+

@@ -1,0 +1,292 @@
+"""The calibrate stage on the tiny model: statistics, resumption, determinism and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from tiny_model import save_tiny_model
+
+from vditc.adapter import ModelAdapter
+from vditc.calibrate.stage import STATE, calibrate
+from vditc.calibration import Calibration
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.export.adapters.registry import adapter_for
+from vditc.export.adapters.wan import Wan
+from vditc.model_dir import ModelDir
+from vditc.numerics import EPS
+from vditc.recipe import Recipe
+from vditc.sampling import sample
+from vditc.schedule import load_schedule
+from vditc.toml_data import Table
+
+STEPS = 3
+CLIPS = 2
+GUIDANCE = 2.0
+
+
+class Watcher:
+    """Progress that counts, keeps notes, and can kill the run at one of its parts."""
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.notes: list[str] = []
+        self.advanced: dict[str, int] = {}
+        self.kill_at = kill_at
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        def advance() -> None:
+            self.advanced[title] = self.advanced.get(title, 0) + 1
+            if sum(self.advanced.values()) == self.kill_at:
+                raise KeyboardInterrupt
+
+        yield advance
+        assert self.advanced.get(title, 0) == total
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class CannotRun(Wan):
+    """An adapter whose model must not be touched."""
+
+    def load(self, source: ModelDir) -> Any:
+        raise AssertionError("the model was loaded")
+
+
+@pytest.fixture
+def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Callable[..., Calibration]:
+    """Calibrate the tiny model into tmp_path / out; keywords replace the defaults."""
+
+    def call(out: str = "out", **changes: Any) -> Calibration:
+        source: ModelDir = changes.get("source", tiny)
+        arguments: dict[str, Any] = {
+            "source": source,
+            "adapter": adapter_for(source),
+            "recipe": Recipe.load("w8a8-static"),
+            "conditioning": tiny_conditioning,
+            "scheduler": load_schedule(source.path, STEPS),
+            "guidance_scale": GUIDANCE,
+            "out": tmp_path / out,
+            "work": tmp_path / "work",
+            "progress": Watcher(),
+        }
+        return calibrate(**(arguments | changes))
+
+    return call
+
+
+def recipe(*rules: dict[str, Any], method: str = "rtn") -> Recipe:
+    data = {"schema": 1, "name": "test", "description": "", "method": method, "rules": [*rules, {"match": ["*"], "keep": "the rest"}]}
+    return Recipe.parse(Table(data, "test"), digest=repr(data))
+
+
+INT8 = {"qtype": "int8", "granularity": "per_channel"}
+STATIC = {"qtype": "int8", "granularity": "per_tensor", "per_step": True}
+
+
+def test_static_tables_are_what_an_independent_hook_saw(
+    run: Callable[..., Calibration], tiny: ModelDir, tiny_conditioning: Conditioning
+) -> None:
+    calibration = run()
+    adapter = adapter_for(tiny)
+    model = adapter.load(tiny)
+    seen: dict[str, npt.NDArray[np.float32]] = {name: np.zeros(STEPS, np.float32) for name in calibration.layers}
+    now = 0
+
+    def hook(name: str) -> Callable[..., None]:
+        def watch(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen[name][now] = max(seen[name][now], np.abs(inputs[0].numpy()).max())
+
+        return watch
+
+    def denoise(latents: Any, timestep: Any, text: Any, step: int) -> Any:
+        nonlocal now
+        now = step
+        feeds = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}
+        with torch.inference_mode():
+            return adapter.forward(model, {n: torch.tensor(a) for n, a in feeds.items()}).numpy()
+
+    for name in seen:
+        model.get_submodule(name).register_forward_pre_hook(hook(name))
+    c = tiny_conditioning
+    for clip in range(CLIPS):
+        sample(denoise, load_schedule(tiny.path, STEPS), c.noise(clip), c.text[clip : clip + 1], c.empty, GUIDANCE)
+
+    assert len(seen) == 20  # 2 blocks x (2 attentions x 4 + 2)
+    for name, absmax in seen.items():
+        table = calibration.layers[name].activation_scale
+        np.testing.assert_array_equal(table, np.maximum(absmax / np.float32(127), np.float32(EPS)), err_msg=name)
+    ranges = calibration.statistics["layers"]["blocks.1.ffn.net.2"]["absmax_per_step"]
+    np.testing.assert_allclose(ranges, seen["blocks.1.ffn.net.2"], rtol=5e-6)  # they are rounded to six digits
+    assert len(set(ranges)) == STEPS  # the steps do differ, or the test would not tell them apart
+
+
+def test_file_holds_what_was_returned(run: Callable[..., Calibration], tiny: ModelDir, tmp_path: Path) -> None:
+    calibration, back = run(), Calibration.load(tmp_path / "out")
+    assert (back.model_digest, back.recipe, back.method) == (tiny.digest, "w8a8-static", "rtn")
+    assert back.statistics == calibration.statistics and back.kept == calibration.kept
+    assert back.kept["proj_out"].reason.startswith("small") and back.kept["proj_out"].shape == (16, 128)
+    assert back.sigmas[0] == 1.0 and len(back.sigmas) == len(back.timesteps) + 1 == STEPS + 1
+    for name, layer in calibration.layers.items():
+        stored = tiny.weights[f"{name}.weight"].read().astype(np.float32)
+        np.testing.assert_array_equal(back.layers[name].weight.codes, layer.weight.codes)
+        assert np.abs(back.layers[name].weight.dequantize() - stored).max() <= layer.weight.scale.max() / 2 * 1.001
+
+
+def test_same_inputs_same_bytes(run: Callable[..., Calibration], tmp_path: Path) -> None:
+    run("one", work=tmp_path / "work1")
+    run("two", work=tmp_path / "work2")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(("kill_at", "clips_kept"), [(2, 0), (STEPS + 1, 1), (2 * STEPS + 1, 2)])
+def test_killed_run_resumes_to_the_same_bytes(run: Callable[..., Calibration], tmp_path: Path, kill_at: int, clips_kept: int) -> None:
+    run("whole", work=tmp_path / "elsewhere")
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=Watcher(kill_at))
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "work" / STATE).exists() == bool(clips_kept)
+    again = Watcher()
+    run(progress=again, **({"adapter": CannotRun()} if clips_kept == CLIPS else {}))
+    assert [n for n in again.notes if f"holds {clips_kept} of {CLIPS} clips" in n] == again.notes[:clips_kept]
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["seed", "text", "model", "recipe", "guidance", "schedule"])
+def test_state_of_another_run_is_not_used(
+    run: Callable[..., Calibration], tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path, what: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=Watcher(kill_at=STEPS + 1))
+    c = tiny_conditioning
+    choices: dict[str, Callable[[], dict[str, Any]]] = {
+        "seed": lambda: {"conditioning": dataclasses.replace(c, seeds=(7, 6))},
+        "text": lambda: {"conditioning": dataclasses.replace(c, text=c.text[::-1].copy())},
+        "model": lambda: {"source": ModelDir.open(save_tiny_model(tmp_path / "other", seed=1))},
+        "recipe": lambda: {"recipe": dataclasses.replace(Recipe.load("w8a8-static"), digest="edited")},
+        "guidance": lambda: {"guidance_scale": 3.0},
+        "schedule": lambda: {"scheduler": load_schedule(tiny.path, 2)},
+    }
+    changes = choices[what]()
+    again = Watcher()
+    run(progress=again, **changes)
+    assert len(again.notes) == 1 and again.notes[0].endswith("sampling starts anew")
+    run("fresh", work=tmp_path / "elsewhere", **changes)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "fresh").read_bytes()
+
+
+def test_damaged_state_is_said_and_not_used(run: Callable[..., Calibration], tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / STATE).write_bytes(b"\x08\x00\x00")
+    again = Watcher()
+    run(progress=again)
+    assert "cannot be read" in again.notes[0] and again.notes[0].endswith("sampling starts anew")
+
+
+@pytest.mark.parametrize("name", ["w4a16", "w8a8", "fp16"])
+def test_recipes_without_static_activations_never_run_the_model(run: Callable[..., Calibration], name: str) -> None:
+    watcher = Watcher()
+    calibration = run(recipe=Recipe.load(name), adapter=CannotRun(), progress=watcher)
+    assert watcher.notes == [f"recipe {name} needs no calibration data: no clip is sampled"]
+    assert len(calibration.layers) == (0 if name == "fp16" else 20) and calibration.statistics == {}
+
+
+def test_only_layers_with_static_activations_are_observed(run: Callable[..., Calibration]) -> None:
+    mixed = recipe({"match": ["ffn.in"], "weight": INT8, "activation": STATIC}, {"match": ["ffn.out"], "weight": INT8})
+    calibration = run(recipe=mixed)
+    assert sorted(calibration.statistics["layers"]) == ["blocks.0.ffn.net.0.proj", "blocks.1.ffn.net.0.proj"]
+    assert len(calibration.layers) == 4 and len(calibration.kept) == 23
+
+
+def test_both_guidance_branches_are_seen(run: Callable[..., Calibration], tiny_conditioning: Conditioning) -> None:
+    c = dataclasses.replace(tiny_conditioning, empty=tiny_conditioning.empty + 100)  # the empty prompt has the greatest input
+
+    def text_range(guidance: float) -> float:
+        only = recipe({"match": ["text_embed.in"], "weight": INT8, "activation": STATIC})
+        seen = run(recipe=only, conditioning=c, guidance_scale=guidance).statistics["layers"]
+        return float(seen["condition_embedder.text_embedder.linear_1"]["absmax_per_step"][0])
+
+    assert text_range(2.0) == pytest.approx(np.abs(c.empty).max(), rel=5e-6)  # reported with six digits
+    assert text_range(1.0) == pytest.approx(np.abs(c.text).max(), rel=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            {"match": ["ffn.out"], "weight": {"qtype": "int4", "granularity": "per_group", "group_size": 96}},
+            r"recipe test, layer blocks\.0\.ffn\.net\.2 \(role ffn\.out\): .*found 256 input channels; wanted a multiple of group_size 96",
+        ),
+        ({"match": ["patch_embed"], "weight": INT8}, r"layer patch_embedding \(role patch_embed\): .*\[128, 4, 1, 2, 2\]; wanted a linear"),
+        (
+            {"match": ["head"], "weight": {"qtype": "fp4_e2m1", "granularity": "per_channel"}},
+            r"layer proj_out \(role head\): .*found weight fp4_e2m1; wanted an integer type",
+        ),
+        ({"match": ["fnn.out"], "weight": INT8}, r"rule 1 .* decides no layer"),
+    ],
+    ids=["group", "convolution", "fp4", "role"],
+)
+def test_bad_rules_name_the_layer_before_any_work(
+    run: Callable[..., Calibration], tmp_path: Path, rule: dict[str, Any], message: str
+) -> None:
+    good = {"match": ["self_attn.*"], "weight": INT8, "activation": STATIC}
+    with pytest.raises(InputError, match=message):
+        run(recipe=recipe(rule, good), adapter=CannotRun())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_method_lists_the_known_ones(run: Callable[..., Calibration]) -> None:
+    with pytest.raises(InputError, match=r"recipe test: found method 'gptq'; wanted one of .*rtn"):
+        run(recipe=recipe({"match": ["head"], "weight": INT8}, method="gptq"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((3, 2, 8, 8), r"hidden_states \[2, 3, 2, 8, 8\]; wanted \[batch, 4"), (None, r"encoder_hidden_states \[2, 8, 5\]")],
+)
+def test_clips_that_do_not_fit_the_model(
+    run: Callable[..., Calibration], tiny_conditioning: Conditioning, shape: tuple[int, int, int, int] | None, message: str
+) -> None:
+    c = tiny_conditioning
+    narrow = dataclasses.replace(c, text=c.text[..., :5], empty=c.empty[..., :5])
+    with pytest.raises(InputError, match=message):
+        run(conditioning=dataclasses.replace(c, latent_shape=shape) if shape else narrow, adapter=CannotRun())
+
+
+def test_no_prompt(run: Callable[..., Calibration], tiny_conditioning: Conditioning) -> None:
+    nothing = dataclasses.replace(tiny_conditioning, prompts=(), text=tiny_conditioning.text[:0], seeds=())
+    with pytest.raises(InputError, match=r"found no prompt"):
+        run(conditioning=nothing)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x"])
+def test_unknown_device(run: Callable[..., Calibration], device: str) -> None:
+    with pytest.raises(InputError, match=rf"--device: found device '{device}'; wanted auto, cpu or cuda"):
+        run(device=device)
+
+
+def test_auto_device_runs_anywhere(run: Callable[..., Calibration]) -> None:
+    assert run(device="auto").statistics["clips"] == CLIPS
+
+
+def test_weights_that_are_not_finite_are_named(run: Callable[..., Calibration], tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "broken")
+    layer = "blocks.1.attn2.to_k"
+    entry = ModelDir.open(folder).weights[f"{layer}.weight"]
+    with entry.path.open("r+b") as f:
+        f.seek(entry.offset)
+        f.write(np.array([np.inf], np.float16).tobytes())
+    source = ModelDir.open(folder)
+    adapter: ModelAdapter = CannotRun()
+    with pytest.raises(InputError, match=rf"layer {layer}: found weights that are not finite"):
+        run(source=source, adapter=adapter, recipe=Recipe.load("w8a8"))

@@ -1,0 +1,197 @@
+"""The reference runtime against hand-written numpy and against the full-precision model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from vditc.calibration import Calibration, LayerCalibration
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.export.adapters.registry import adapter_for
+from vditc.model_dir import ModelDir
+from vditc.numerics import Granularity, QType
+from vditc.runtimes.reference import Feed, QuantizedLinear, ReferenceModel, layer_errors
+from vditc.scheme import QTensor, QuantSpec, Scheme, quantize_weight
+
+W8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
+W4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=64)
+TOKEN = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True)
+TOKEN6 = QuantSpec(qtype=QType.INT6, granularity=Granularity.PER_TOKEN, dynamic=True)
+TENSOR = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)
+STEPS = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
+F32 = np.float32
+
+
+def linear(activation: QuantSpec | None, scale: Any, rng: np.random.Generator) -> tuple[QuantizedLinear, QTensor]:
+    """A quantized linear 32 -> 8 with bias whose weight scales are powers of two, so every float32 sum below is exact."""
+    codes = rng.integers(-127, 128, (8, 32)).astype(np.int8)
+    weight = QTensor(codes, F32(2.0) ** rng.integers(-3, 1, 8).astype(F32), W8)
+    layer = LayerCalibration(
+        role="ffn.in",
+        scheme=Scheme(weight=W8, activation=activation),
+        weight=weight,
+        activation_scale=None if scale is None else np.array(scale, F32),
+    )
+    return QuantizedLinear(layer, torch.nn.Parameter(torch.arange(8.0))), weight
+
+
+@pytest.mark.parametrize(("spec", "high"), [(TOKEN, 127), (TOKEN6, 31)], ids=str)
+def test_dynamic_per_token_is_bit_for_bit_the_numpy_formula(spec: QuantSpec, high: int, rng: np.random.Generator) -> None:
+    module, weight = linear(spec, None, rng)
+    x = rng.standard_normal((2, 5, 32), F32)
+    x[1, 2] = 0  # an all-zero token
+    s = np.maximum(np.abs(x).max(-1, keepdims=True) / F32(high), F32(1e-8))
+    codes = np.clip(np.rint(x / s), -high - 1, high).astype(F32)
+    assert np.abs(codes[0]).max() == high
+    wanted = (codes @ weight.dequantize().T) * s + np.arange(8, dtype=F32)
+    np.testing.assert_array_equal(module(torch.tensor(x)).detach().numpy(), wanted)
+    np.testing.assert_array_equal(wanted[1, 2], np.arange(8))
+
+
+def test_static_per_step_takes_the_row_of_its_step_and_clips(rng: np.random.Generator) -> None:
+    module, weight = linear(STEPS, [0.01, 0.03], rng)
+    x = rng.standard_normal((4, 32), F32)
+    for step, s in enumerate([F32(0.01), F32(0.03)]):
+        module.step = step
+        codes = np.clip(np.rint(x / s), -128, 127).astype(F32)
+        wanted = (codes @ weight.dequantize().T) * s + np.arange(8, dtype=F32)
+        np.testing.assert_array_equal(module(torch.tensor(x)).detach().numpy(), wanted)
+    assert np.abs(x / F32(0.01)).max() > 128
+
+
+def test_static_without_steps_scales_before_the_product(rng: np.random.Generator) -> None:
+    module, weight = linear(TENSOR, 0.03125, rng)
+    x = rng.standard_normal((4, 32), F32)
+    codes = np.clip(np.rint(x / F32(0.03125)), -128, 127).astype(F32)
+    wanted = (codes * F32(0.03125)) @ weight.dequantize().T + np.arange(8, dtype=F32)
+    np.testing.assert_array_equal(module(torch.tensor(x)).detach().numpy(), wanted)
+
+
+def test_ties_go_to_even(rng: np.random.Generator) -> None:
+    module, weight = linear(TENSOR, 1.0, rng)
+    x = np.zeros((1, 32), F32)
+    x[0, :4] = 0.5, 1.5, 2.5, -0.5
+    codes = np.zeros(32, F32)
+    codes[:3] = 0, 2, 2
+    np.testing.assert_array_equal(module(torch.tensor(x)).detach().numpy()[0], weight.dequantize() @ codes + np.arange(8))
+
+
+def calibration_of(source: ModelDir, scheme: Scheme, patterns: tuple[str, ...], scale: Any = None) -> Calibration:
+    """Round to nearest of the layers whose role starts with one of `patterns`."""
+    layers = {}
+    for name, role in adapter_for(source).layer_roles(source).items():
+        if role.startswith(patterns):
+            weight = source.weights[f"{name}.weight"].read()
+            tensor = quantize_weight(weight, scheme.weight, scale_dtype=np.float32 if scheme.activation else np.float16)
+            layers[name] = LayerCalibration(role=role, scheme=scheme, weight=tensor, activation_scale=scale)
+    return Calibration(
+        model_class=source.model_class,
+        model_digest=source.digest,
+        recipe="test",
+        recipe_digest="",
+        method="rtn",
+        sigmas=(1.0, 0.5, 0.0),
+        timesteps=(1000.0, 500.0),
+        guidance_scale=1.0,
+        layers=layers,
+        kept={},
+        statistics={},
+    )
+
+
+@pytest.fixture
+def feed(tiny_conditioning: Conditioning) -> Feed:
+    c = tiny_conditioning
+    return np.concatenate([c.noise(0), c.noise(1)]), np.array([900, 900], F32), c.text, 0
+
+
+def plain(source: ModelDir, feed: Feed, weights: dict[str, npt.NDArray[Any]] | None = None) -> npt.NDArray[Any]:
+    """The diffusers model, with some weights replaced."""
+    adapter = adapter_for(source)
+    model = adapter.load(source)
+    with torch.inference_mode():
+        for name, weight in (weights or {}).items():
+            model.get_submodule(name).weight.copy_(torch.from_numpy(weight))
+        velocity = model(hidden_states=torch.tensor(feed[0]), timestep=torch.tensor(feed[1]), encoder_hidden_states=torch.tensor(feed[2]))
+    sample: npt.NDArray[Any] = velocity.sample.numpy()
+    return sample
+
+
+def test_without_calibration_it_is_the_full_precision_model(tiny: ModelDir, feed: Feed) -> None:
+    np.testing.assert_array_equal(ReferenceModel(adapter_for(tiny), tiny, None)(*feed), plain(tiny, feed))
+
+
+def test_weight_only_is_the_model_with_dequantized_weights(tiny: ModelDir, feed: Feed) -> None:
+    calibration = calibration_of(tiny, Scheme(weight=W4), ("self_attn", "cross_attn", "ffn"))
+    assert len(calibration.layers) == 20
+    # DequantizeLinear with a float16 scale gives float16, which the graph then casts.
+    weights = {n: layer.weight.dequantize().astype(np.float16).astype(F32) for n, layer in calibration.layers.items()}
+    velocity = ReferenceModel(adapter_for(tiny), tiny, calibration)(*feed)
+    np.testing.assert_array_equal(velocity, plain(tiny, feed, weights))
+    assert np.abs(velocity - plain(tiny, feed)).max() > 1e-3  # the weights did change
+
+
+@pytest.mark.parametrize("role", ["time_embed", "modulation", "text_embed", "head", "cross_attn"])
+def test_every_linear_can_be_quantized(tiny: ModelDir, feed: Feed, role: str) -> None:
+    calibration = calibration_of(tiny, Scheme(weight=W8, activation=TOKEN), (role,))
+    velocity, exact = ReferenceModel(adapter_for(tiny), tiny, calibration)(*feed), plain(tiny, feed)
+    assert 0 < np.linalg.norm(velocity - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_step_chooses_the_row_and_must_have_one(tiny: ModelDir, feed: Feed) -> None:
+    scheme = Scheme(weight=W8, activation=STEPS)
+    model = ReferenceModel(adapter_for(tiny), tiny, calibration_of(tiny, scheme, ("ffn.in",), np.array([0.03, 3.0], F32)))
+    exact = plain(tiny, feed)
+    fine, coarse = (np.linalg.norm(model(*feed[:3], step) - exact) for step in (0, 1))
+    assert coarse > 10 * fine > 0
+    for step in (2, -1):
+        with pytest.raises(InputError, match=rf"found step {step}; wanted 0 to 1"):
+            model(*feed[:3], step)
+
+
+def test_calibration_of_another_model_is_refused(tiny: ModelDir, feed: Feed) -> None:
+    other = dataclasses.replace(calibration_of(tiny, Scheme(weight=W8), ("head",)), model_digest="0" * 64)
+    with pytest.raises(InputError, match=r"found a calibration of model 000000000000; wanted one of model"):
+        ReferenceModel(adapter_for(tiny), tiny, other)
+    with pytest.raises(InputError, match=r"found a calibration of model 0"):
+        layer_errors(adapter_for(tiny), tiny, other, [feed])
+
+
+def test_unknown_device(tiny: ModelDir) -> None:
+    with pytest.raises(InputError, match=r"--device: found device 'cuda:99'"):
+        ReferenceModel(adapter_for(tiny), tiny, None, "cuda:99")
+
+
+def test_layer_errors_are_the_relative_error_of_the_products(tiny: ModelDir, feed: Feed) -> None:
+    name, adapter = "blocks.1.attn1.to_out.0", adapter_for(tiny)
+    calibration = calibration_of(tiny, Scheme(weight=W8, activation=STEPS), ("self_attn.out",), np.array([0.01, 0.02], F32))
+    feeds = [feed, (feed[0] / 2, feed[1] / 2, feed[2], 1)]
+    inputs: list[npt.NDArray[Any]] = []
+    model = adapter.load(tiny)
+    model.get_submodule(name).register_forward_pre_hook(lambda _m, args: inputs.append(args[0].numpy()))
+    for latents, timestep, text, _ in feeds:
+        with torch.inference_mode():
+            model(hidden_states=torch.tensor(latents), timestep=torch.tensor(timestep), encoder_hidden_states=torch.tensor(text))
+    weight = model.get_submodule(name).weight.numpy().astype(np.float64)
+    quantized = calibration.layers[name].weight.dequantize().astype(np.float64)
+    error = norm = 0.0
+    for x, s in zip(inputs, (F32(0.01), F32(0.02)), strict=True):
+        codes = np.clip(np.rint(x / s), -128, 127).astype(np.float64)
+        exact = x.astype(np.float64) @ weight.T
+        error += float(np.square(exact - codes @ quantized.T * s).sum())
+        norm += float(np.square(exact).sum())
+    found = layer_errors(adapter, tiny, calibration, feeds)
+    assert sorted(found) == sorted(calibration.layers)
+    assert found[name] == pytest.approx(np.sqrt(error / norm), rel=1e-4)  # float32 products against float64 ones
+
+
+def test_fewer_bits_have_a_greater_error_in_every_layer(tiny: ModelDir, feed: Feed) -> None:
+    roles = ("self_attn", "cross_attn", "ffn")
+    int8, int4 = (layer_errors(adapter_for(tiny), tiny, calibration_of(tiny, Scheme(weight=w), roles), [feed]) for w in (W8, W4))
+    assert len(int8) == 20 and all(int4[n] > 5 * int8[n] > 0 for n in int8)

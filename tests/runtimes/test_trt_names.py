@@ -1,0 +1,169 @@
+"""Every name of TensorRT that the builder and the runner use exists in the releases that they are meant for."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from trt_stub import TABLES, Stub, Thing
+
+from vditc.errors import InputError, VditcError
+from vditc.runtimes.trt_builder import BuildRequest, build, inspect
+from vditc.runtimes.trt_runner import _Engine
+
+PLAN = b"an engine"
+
+
+def request(tmp_path: Path, *capabilities: str) -> BuildRequest:
+    shapes = {"hidden_states": [[1, 8], [1, 16], [2, 32]]}
+    plan = str(tmp_path / "model.plan")
+    return BuildRequest(module="stub", lowered="l.onnx", plan=plan, shapes=shapes, compute_capabilities=list(capabilities))
+
+
+def stub(release: str, **extra: Any) -> Stub:
+    def streamed(network: Any, config: Any, writer: Any) -> bool:
+        return writer.write(PLAN) == len(PLAN)
+
+    values = {
+        "OnnxParser.parse_from_file": lambda path: True,
+        "INetworkDefinition.num_inputs": 1,
+        "ITensor.name": "hidden_states",
+        "Builder.build_serialized_network": lambda network, config: PLAN,
+        "Builder.build_serialized_network_to_stream": streamed,
+        "EngineInspector.get_engine_information": lambda form: f"report {form.name}",
+    }
+    return Stub(release, values | {key.replace("__", "."): value for key, value in extra.items()})
+
+
+@pytest.mark.parametrize("release", sorted(TABLES))
+def test_builder_uses_only_names_of_the_release(release: str, tmp_path: Path) -> None:
+    trt = stub(release)
+    build(trt, request(tmp_path))
+    inspect(trt, str(tmp_path / "model.plan"), str(tmp_path / "report.json"))
+    assert (tmp_path / "model.plan").read_bytes() == PLAN
+    assert (tmp_path / "report.json").read_text() == "report JSON"
+    assert {"IOptimizationProfile.set_shape", "IBuilderConfig.add_optimization_profile", "IBuilderConfig.profiling_verbosity"} <= trt.used
+    streamed = "Builder.build_serialized_network_to_stream"
+    assert (streamed in trt.used) == (release != "10.3")
+
+
+def test_rtx_builds_for_named_compute_capabilities(tmp_path: Path) -> None:
+    trt = stub("rtx-1.7")
+    build(trt, request(tmp_path, "SM80", "SM120"))
+    assert {"IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"} <= trt.used
+
+
+@pytest.mark.parametrize(("release", "wanted"), [("rtx-1.7", "SM75, SM80, SM86, SM89"), ("11.4", "none: this TensorRT builds for the GPU")])
+def test_unknown_compute_capability(release: str, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(VditcError, match=f"found compute capabilities SM87; wanted .*{wanted}"):
+        build(stub(release), request(tmp_path, "SM87"))
+
+
+@pytest.mark.parametrize("release", sorted(TABLES))
+def test_parser_errors_name_the_node(release: str, tmp_path: Path) -> None:
+    trt = stub(
+        release,
+        OnnxParser__parse_from_file=lambda path: False,
+        OnnxParser__num_errors=1,
+        ParserError__node_name=lambda: "blocks.0.attn1.to_q/MatMul",
+        ParserError__node_operator=lambda: "MatMulInteger",
+        ParserError__desc=lambda: "UNSUPPORTED_NODE",
+    )
+    with pytest.raises(VditcError, match=r"node blocks\.0\.attn1\.to_q/MatMul \(MatMulInteger\): UNSUPPORTED_NODE"):
+        build(trt, request(tmp_path))
+
+
+def test_inputs_must_be_those_of_the_graph(tmp_path: Path) -> None:
+    with pytest.raises(VditcError, match="found shapes for hidden_states; wanted shapes for step"):
+        build(stub("11.4", ITensor__name="step"), request(tmp_path))
+
+
+def test_no_engine_and_no_load_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(VditcError, match="found no engine; wanted an engine for this GPU"):
+        build(stub("10.3", Builder__build_serialized_network=lambda network, config: None), request(tmp_path))
+    (tmp_path / "model.plan").write_bytes(PLAN)
+    with pytest.raises(VditcError, match="found an engine that does not load"):
+        inspect(stub("10.3", Runtime__deserialize_cuda_engine=lambda data: None), str(tmp_path / "model.plan"), str(tmp_path / "r"))
+
+
+class Cuda:
+    """Device memory of polygraphy, on the host."""
+
+    class Stream:
+        ptr = 7
+
+        def __enter__(self) -> Cuda.Stream:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            pass
+
+    class DeviceArray:
+        def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+            self.array, self.ptr, self.freed = np.zeros(shape, dtype), id(self), False
+
+        def __enter__(self) -> Cuda.DeviceArray:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.freed = True
+
+        def copy_from(self, array: npt.NDArray[Any]) -> None:
+            assert array.dtype == self.array.dtype
+            self.array = array.copy()
+
+        def resize(self, shape: tuple[int, ...]) -> None:
+            self.array = np.zeros(shape, self.array.dtype)
+
+        def numpy(self) -> npt.NDArray[Any]:
+            return self.array
+
+
+@pytest.mark.parametrize("release", sorted(TABLES))
+def test_runner_feeds_the_engine_by_name_and_type(release: str) -> None:
+    types = {"hidden_states": "HALF", "encoder_hidden_states": "HALF", "step": "INT64", "velocity": "HALF"}
+    addresses: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def set_input_shape(name: str, shape: tuple[int, ...]) -> bool:
+        shapes[name] = shape
+        return shape[0] <= 2
+
+    def run(stream: int) -> bool:  # velocity = 2 * latents + step
+        assert stream == Cuda.Stream.ptr
+        at = {name: next(b for b in engine.buffers.values() if b.ptr == pointer) for name, pointer in addresses.items()}
+        at["velocity"].array[:] = at["hidden_states"].array * 2 + at["step"].array.astype(np.float16)
+        return True
+
+    trt = Stub(release, {})
+    members = trt.DataType.__members__
+    modes = trt.TensorIOMode.__members__
+    trt.values.update(
+        {
+            "ICudaEngine.num_io_tensors": len(types),
+            "ICudaEngine.get_tensor_name": lambda i: list(types)[i],
+            "ICudaEngine.get_tensor_dtype": lambda name: members[types[name]],
+            "ICudaEngine.get_tensor_mode": lambda name: modes["OUTPUT" if name == "velocity" else "INPUT"],
+            "IExecutionContext.set_input_shape": set_input_shape,
+            "IExecutionContext.get_tensor_shape": lambda name: shapes["hidden_states"],
+            "IExecutionContext.set_tensor_address": addresses.__setitem__,
+            "IExecutionContext.execute_async_v3": run,
+        }
+    )
+    with contextlib.ExitStack() as stack:
+        engine = _Engine(trt, Cuda, Thing(trt, "ICudaEngine"), Thing(trt, "IExecutionContext"), stack)
+        latents = np.arange(8, dtype=np.float32).reshape(2, 4)
+        velocity = engine(latents, np.zeros(2, np.float32), np.zeros((2, 3), np.float32), 5)
+        assert velocity.dtype == np.float32
+        assert np.array_equal(velocity, latents * 2 + 5)
+        assert shapes == {"hidden_states": (2, 4), "encoder_hidden_states": (2, 3), "step": (1,)}
+        with pytest.raises(InputError, match=r"found hidden_states of shape \[3, 4\]; wanted a shape within the profile"):
+            engine(np.zeros((3, 4), np.float32), np.zeros(3), np.zeros((3, 3)), 0)
+    assert all(buffer.freed for buffer in engine.buffers.values())

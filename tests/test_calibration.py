@@ -1,0 +1,122 @@
+"""The calibration file: what is written comes back, and damaged files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vditc.calibration import Calibration, Kept, LayerCalibration
+from vditc.errors import InputError
+from vditc.numerics import Granularity, QType
+from vditc.safetensors_file import read_header
+from vditc.scheme import QuantSpec, Scheme, quantize_weight
+
+INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
+INT4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=16)
+INT3 = QuantSpec(qtype=QType.INT3, granularity=Granularity.PER_GROUP, group_size=16)
+STEPS = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
+ONCE = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)
+
+
+@pytest.fixture
+def calibration(rng: np.random.Generator) -> Calibration:
+    """One layer of every kind of storage."""
+
+    def layer(weight: QuantSpec, activation: QuantSpec | None = None, scale: Any = None) -> LayerCalibration:
+        codes = quantize_weight(rng.standard_normal((6, 32)), weight, scale_dtype=np.float32 if activation else np.float16)
+        return LayerCalibration(role="ffn.in", scheme=Scheme(weight=weight, activation=activation), weight=codes, activation_scale=scale)
+
+    return Calibration(
+        model_class="M",
+        model_digest="d",
+        recipe="r",
+        recipe_digest="e",
+        method="rtn",
+        sigmas=(1.0, 0.5, 0.0),
+        timesteps=(1000.0, 500.0),
+        guidance_scale=2.0,
+        layers={
+            "int4": layer(INT4),
+            "int3": layer(INT3),
+            "int8": layer(INT8),
+            "steps": layer(INT8, STEPS, np.array([0.1, 0.2], np.float32)),
+            "once": layer(INT8, ONCE, np.array(0.3, np.float32)),
+        },
+        kept={"head": Kept(role="head", reason="small", shape=(4, 8))},
+        statistics={"clips": 1},
+    )
+
+
+def test_everything_comes_back(calibration: Calibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path / "c")
+    back = Calibration.load(tmp_path / "c")
+    for field in dataclasses.fields(Calibration):
+        if field.name != "layers":
+            assert getattr(back, field.name) == getattr(calibration, field.name)
+    assert back.layers.keys() == calibration.layers.keys()
+    for name, layer in calibration.layers.items():
+        other = back.layers[name]
+        assert (other.role, other.scheme, other.weight.scale.dtype) == (layer.role, layer.scheme, layer.weight.scale.dtype)
+        np.testing.assert_array_equal(other.weight.codes, layer.weight.codes)
+        np.testing.assert_array_equal(other.weight.scale, layer.weight.scale)
+        assert (other.activation_scale is None) == (layer.activation_scale is None)
+        if layer.activation_scale is not None:
+            np.testing.assert_array_equal(other.activation_scale, layer.activation_scale)
+
+
+def test_codes_are_integers_and_small_ones_share_bytes(calibration: Calibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path / "c")
+    entries, _ = read_header(tmp_path / "c")
+    kinds = {n: (str(e.dtype), e.shape) for n, e in entries.items() if n.endswith(".codes")}
+    assert kinds["int4.codes"] == kinds["int3.codes"] == ("uint8", (96,))
+    assert kinds["int8.codes"] == kinds["once.codes"] == ("int8", (6, 32))
+    assert entries["int4.scale"].shape == (6, 2) and entries["once.activation_scale"].shape == ()
+
+
+def test_same_calibration_same_bytes(calibration: Calibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path / "one")
+    Calibration.load(tmp_path / "one").save(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_calibration_that_quantizes_nothing_comes_back(calibration: Calibration, tmp_path: Path) -> None:
+    nothing = dataclasses.replace(calibration, layers={})
+    nothing.save(tmp_path / "c")
+    assert Calibration.load(tmp_path / "c") == nothing
+    assert nothing.mean_bits == 16
+
+
+def test_mean_bits_counts_scales_and_kept_layers(calibration: Calibration) -> None:
+    only = dataclasses.replace(calibration, layers={"int4": calibration.layers["int4"]})
+    assert only.mean_bits == (192 * 4 + 12 * 16 + 32 * 16) / (192 + 32)
+
+
+def test_a_file_cut_short_is_refused(calibration: Calibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path / "c")
+    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"bytes where its header promises"):
+        Calibration.load(tmp_path / "c")
+
+
+def test_another_safetensors_file_is_refused(tiny_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"found no vditc metadata; wanted a calibration file"):
+        Calibration.load(tiny_dir / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("activation", "scale", "message"),
+    [
+        (None, np.array(1, np.float32), "superfluous"),
+        (ONCE, None, "missing"),
+        (ONCE, np.ones(2, np.float32), r"has shape \[2\]"),
+        (STEPS, np.array(1, np.float32), r"has shape \[\]"),
+    ],
+)
+def test_activation_scales_must_fit_the_scheme(activation: QuantSpec | None, scale: Any, message: str) -> None:
+    weight = quantize_weight(np.ones((2, 16)), INT8)
+    with pytest.raises(ValueError, match=message):
+        LayerCalibration(role="head", scheme=Scheme(weight=INT8, activation=activation), weight=weight, activation_scale=scale)

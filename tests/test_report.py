@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vditc import digits, metrics
+from vditc.charts import layer_error_chart, step_error_chart
+from vditc.clips import to_pixels
+from vditc.errors import InputError
+from vditc.report import (
+    BundleReport,
+    Engine,
+    GateLine,
+    KeptLayer,
+    Layer,
+    ReportData,
+    Variant,
+    format_bytes,
+    format_seconds,
+    render_report,
+    write_report,
+)
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed, collects headings, table rows and addresses."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if any(h in self.open for h in ("h1", "h2", "h3")):
+            self.headings[-1] += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def row(self, first: str) -> list[str]:
+        """Cells of the first table row that begins with a word."""
+        return next([c.strip() for c in r] for r in self.rows if r and r[0].strip() == first)
+
+
+def variant(noise: float, captions: list[digits.Caption]) -> Variant:
+    rng = np.random.default_rng(0)
+    reference = np.stack([digits.draw(c, rng) for c in captions])
+    clips = np.clip(reference + rng.normal(0, noise, reference.shape), -1, 1)
+    return Variant(clips=clips, summary=metrics.evaluate(clips, captions, reference if noise else None))
+
+
+def bundle(name: str, captions: list[digits.Caption]) -> BundleReport:
+    return BundleReport(
+        name=name,
+        description="INT8 weights <per channel>",
+        mean_bits=8.25,
+        sampled=variant(0.02, captions),
+        gate=[GateLine(name="min_psnr_db", threshold=30, measured=35.5, passed=True)],
+        step_error=[0.01, 0.02],
+        layers=[
+            Layer(name="blocks.0.ffn", role="ffn.in", weight="int8 per_channel", activation=None, bits=8.1, error=0.01),
+            Layer(name="blocks.1.ffn", role="ffn.in", weight="int8 per_channel", activation=None, bits=8.3, error=0.03),
+        ],
+        kept=[KeptLayer(name=n, role=r, reason="small") for n, r in (("p", "patch_embed"), ("a", "norm"), ("b", "norm"))],
+        sizes={"fp32 weights": 4 << 20, "model.onnx": 1 << 20},
+        engines=[Engine(target="cpu", facts={"builder": "ONNX Runtime", "memory": "40 MiB"})],
+        stage_seconds={"calibrate": 75.0},
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    captions = [digits.Caption(7, "left"), digits.Caption(2, "up")]
+    return ReportData(
+        title="Digits & motion",
+        facts={"model": "Wan"},
+        prompts=[str(c) for c in captions],
+        full_precision=variant(0, captions),
+        bundles=[bundle("w8a8", captions), dataclasses.replace(bundle("w4a16", captions), sizes={"model.onnx": 1 << 19}, engines=[])],
+    )
+
+
+def bare(data: ReportData) -> ReportData:
+    """A model without digit semantics and a bundle of which nothing is known but its bits."""
+    clips = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8))
+    sampled = Variant(clips=None, summary=metrics.evaluate(clips, references=clips))
+    only = BundleReport(name="w8", description="", mean_bits=8.0, sampled=sampled)
+    return dataclasses.replace(data, full_precision=None, bundles=[only])
+
+
+def test_page_holds_every_section_and_nothing_from_outside(data: ReportData, tmp_path: Path) -> None:
+    write_report(tmp_path / "report" / "index.html", data)
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.headings[0] == "Digits & motion"
+    wanted = ["Bundles", "Quality", "Clips", "Error along the trajectory", "Error of each layer", "Bits", "Sizes", "Engines", "Time"]
+    assert [h for h in page.headings if h in wanted] == wanted
+    assert page.addresses and all(a.startswith(("data:", "#")) for a in page.addresses)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert not re.findall(r"url\((?!#)|@import", html)
+    assert [p.name for p in tmp_path.rglob("*")] == ["report", "index.html"]
+
+
+def test_same_data_same_bytes(data: ReportData) -> None:
+    assert render_report(data) == render_report(data)
+
+
+def test_quality_row_of_each_model(data: ReportData) -> None:
+    page = Page(render_report(data))
+    quality = data.bundles[0].sampled
+    assert quality is not None and quality.summary.psnr_db is not None
+    assert page.row("full precision")[1:3] == ["100.0 %", "100.0 %"]
+    assert page.row("full precision")[4:] == ["–", "–"]
+    assert page.row("w8a8")[4] == f"{quality.summary.psnr_db:.2f}"
+
+
+def test_clips_are_embedded_whole(data: ReportData) -> None:
+    gifs = [a for a in Page(render_report(data)).addresses if a.startswith("data:image/gif;base64,")]
+    assert len(gifs) == 6  # 2 prompts x (full precision + 2 bundles)
+    assert data.full_precision is not None and data.full_precision.clips is not None
+    with Image.open(io.BytesIO(base64.b64decode(gifs[0].partition(",")[2]))) as image:
+        image.seek(7)
+        assert np.array_equal(np.asarray(image.convert("L")), to_pixels(data.full_precision.clips[0])[7])
+
+
+def test_layers_of_one_role_are_one_row(data: ReportData) -> None:
+    page = Page(render_report(data))
+    assert page.row("ffn.in") == ["ffn.in", "2", "int8 per_channel", "float", "8.20", "2.00%"]
+    assert page.row("blocks.1.ffn") == ["blocks.1.ffn", "int8 per_channel", "float", "8.30", "3.00 %"]
+    assert "<code>patch_embed</code>, <code>norm × 2</code>: small" in render_report(data)
+
+
+def test_tables_of_sizes_engines_and_times(data: ReportData) -> None:
+    page = Page(render_report(data))
+    assert page.row("fp32 weights") == ["fp32 weights", "4.0 MiB", "–"]
+    assert page.row("model.onnx") == ["model.onnx", "1.0 MiB", "512.0 KiB"]
+    assert ["w8a8", "cpu", "ONNX Runtime", "40 MiB"] in page.rows
+    assert page.row("calibrate") == ["calibrate", "1 min 15 s", "1 min 15 s"]
+
+
+def test_gate_badge(data: ReportData) -> None:
+    html = render_report(data)
+    assert html.count("gate passed") == 2 and "gate failed" not in html
+    failed = GateLine(name="max_digit_accuracy_drop", threshold=0.04, measured=0.5, passed=False)
+    worse = dataclasses.replace(data.bundles[0], gate=[*data.bundles[0].gate, failed])
+    html = render_report(dataclasses.replace(data, bundles=[worse]))
+    assert html.count("gate failed") == 1 and "gate passed" not in html
+
+
+def test_one_bundle_without_semantics_leaves_columns_and_sections_out(data: ReportData) -> None:
+    page = Page(render_report(bare(data)))
+    assert page.row("w8") == ["w8", "100.00", "1.0000"]  # PSNR and SSIM alone
+    assert "svg" not in page.tags
+    assert [h for h in page.headings if h in ("Clips", "Sizes", "Engines", "Time", "Error of each layer")] == []
+
+
+def test_names_are_text_not_markup(data: ReportData) -> None:
+    named = dataclasses.replace(data.bundles[0], name="<b>$x$</b>")
+    html = render_report(dataclasses.replace(data, bundles=[named, data.bundles[1]]))
+    assert "<b>$x$" not in html
+    assert html.count("&lt;b&gt;$x$&lt;/b&gt;") > 5  # also in the charts' legends
+    assert "INT8 weights &lt;per channel&gt;" in html
+
+
+def test_refuses_repeated_names_and_missing_clips(data: ReportData) -> None:
+    with pytest.raises(InputError, match=r"found bundles \['w8a8', 'w8a8'\]; wanted one or more, each with its own name"):
+        render_report(dataclasses.replace(data, bundles=[data.bundles[0]] * 2))
+    with pytest.raises(InputError, match=r"found bundles \[\]"):
+        render_report(dataclasses.replace(data, bundles=[]))
+    with pytest.raises(InputError, match=r"full precision: \[2\] clips or scores for 1 prompts; wanted one for each prompt"):
+        render_report(dataclasses.replace(data, prompts=["a 7 moving left"]))
+
+
+def test_charts_take_the_pages_colours_and_font() -> None:
+    for svg in (step_error_chart({"a": [0.1, 0.2], "b": [0.2, 0.3]}), layer_error_chart({"a": {"ffn": [0.1]}, "b": {"ffn": [0.0]}})):
+        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
+        assert colours <= {"none", "currentColor", "var(--grid)", "var(--s1)", "var(--s2)"}
+        assert {"currentColor", "var(--s1)", "var(--s2)"} <= colours
+        assert set(re.findall(r"font-family: ([^;\"]+)", svg)) == {"inherit"}
+        assert Page(svg).tags[0] == "svg"
+
+
+def test_layer_chart_has_a_panel_for_each_role() -> None:
+    svg = layer_error_chart({"a": {f"role{i}": [0.02, 0.03] for i in range(9)}})
+    assert [f"role{i}" in svg for i in range(10)] == [True] * 9 + [False]
+    assert svg.count("var(--s1)") == 18
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB"), (2 << 40, "2.0 TiB")]
+)
+def test_format_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.042, "0.04 s"), (0.996, "1.0 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (7300, "2 h 1 min")],
+)
+def test_format_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
