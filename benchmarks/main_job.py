@@ -1,6 +1,6 @@
-"""Measures the main job: time, peak memory and sizes. One JSON object a line for every case.
+"""Measures the main job: time, peak memory and sizes.
 
-    python benchmarks/main_job.py [--case CASE] [--repeat N] [--out FILE] [--list]
+    python benchmarks/main_job.py [--case CASE] [--repeat N] [--json] [--out FILE] [--list]
 
 Each run is a process of its own; seconds and peak RSS (of the largest process of the run) are medians over the repeats.
 `bare-clone` clones the repository and runs `make demo` from nothing, installation included.
@@ -116,7 +116,7 @@ def main() -> None:
     ask.add_argument("--repeat", type=int, default=3)
     ask.add_argument("--out", type=Path, help="also write everything to this JSON file")
     ask.add_argument("--list", action="store_true", help="name the cases")
-    ask.add_argument("--json", action="store_true", help="accepted for uniformity: the output is JSON anyway")
+    ask.add_argument("--json", action="store_true", help="one JSON object a line instead of a sentence")
     args = ask.parse_args()
     if args.list:
         print("\n".join(CASES))
@@ -129,7 +129,8 @@ def main() -> None:
             for key in ("seconds", "peak_rss_bytes"):
                 row[key] = statistics.median(r[key] for r in runs)
             row["seconds"] = round(row["seconds"], 2)
-            print(json.dumps(row), flush=True)
+            sentence = f"{name}: {row['seconds']} s, peak {row['peak_rss_bytes'] / 2**30:.2f} GiB, median of {len(runs)}"
+            print(json.dumps(row) if args.json else sentence, flush=True)
             rows.append(row)
     if args.out:
         command = "python " + " ".join([str(Path(__file__).relative_to(REPOSITORY)), *sys.argv[1:]])

@@ -53,7 +53,7 @@ def calibrate(
     shapes = {layer: source.weights[f"{layer}.weight"].shape for layer in roles}
     schemes = {layer: rule.scheme for layer, rule in rules.items() if rule.scheme is not None}
     for layer, scheme in schemes.items():
-        _check(method, scheme, shapes[layer], f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
+        check_layer(method, scheme, shapes[layer], f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
 
     observed = {layer: shapes[layer][1] for layer, scheme in schemes.items() if method.needs_statistics(scheme)}
     statistics: Mapping[str, InputStatistics] = {}
@@ -100,7 +100,7 @@ def calibrate(
     return calibration
 
 
-def _check(method: Method, scheme: Scheme, shape: tuple[int, ...], where: str) -> None:
+def check_layer(method: Method, scheme: Scheme, shape: tuple[int, ...], where: str) -> None:
     """InputError, at `where`, when a weight of this shape cannot be quantized so."""
     if len(shape) != 2:
         raise InputError(

@@ -45,16 +45,15 @@ def _is_gemm(node: ir.Node, weight: ir.Value) -> bool:
     get = node.attributes
     plain = get.get_int("transB", 0) == 1 and get.get_int("transA", 0) == 0
     return (
-        node.op_type == "Gemm"
-        and node.inputs[1] is weight
-        and plain
-        and get.get_float("alpha", 1.0) == get.get_float("beta", 1.0) == 1.0
+        node.op_type == "Gemm" and node.inputs[1] is weight and plain and get.get_float("alpha", 1.0) == get.get_float("beta", 1.0) == 1.0
     )
 
 
 def _drop_transpose(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
+    weight = node.inputs[0]
+    assert weight is not None
     matmuls = [use.node for use in node.outputs[0].uses()]
-    node.outputs[0].replace_all_uses_with(node.inputs[0])
+    node.outputs[0].replace_all_uses_with(weight)
     graph.remove(node, safe=True)
     return matmuls
 

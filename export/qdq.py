@@ -66,7 +66,7 @@ class _Rewriter:
                 self.activations[key] = self.activation(x, activation, static)
             codes, scale = self.activations[key]
             matmul.replace_input_with(0, codes)
-        del self.graph.initializers[plain.name]
+        del self.graph.initializers[str(plain.name)]
         matmul.replace_input_with(1, self.weight(layer))
         if scale is not None:
             product = matmul.outputs[0]
@@ -89,15 +89,19 @@ class _Rewriter:
 
         inputs = [
             lazy(name, dtype, weight.codes.shape[::-1], codes),
-            lazy(f"{name}_scale", ir.DataType.from_numpy(np.dtype(scale_dtype)), weight.scale.shape[::-1], lambda: weight.scale.T.astype(scale_dtype)),
+            lazy(
+                f"{name}_scale",
+                ir.DataType.from_numpy(np.dtype(scale_dtype)),
+                weight.scale.shape[::-1],
+                lambda: weight.scale.T.astype(scale_dtype),
+            ),
         ]
+        attributes: dict[str, Any] = {}
         match weight.spec.granularity:
             case Granularity.PER_GROUP:
                 attributes = {"axis": 0, "block_size": weight.spec.group_size}
             case Granularity.PER_CHANNEL:
                 attributes = {"axis": 1}
-            case _:
-                attributes = {}
         value = self.op("DequantizeLinear", *(add_initializer(self.graph, t) for t in inputs), scope=name, **attributes)
         return value if scale_dtype == np.float32 else self.op("Cast", value, scope=name, to=ir.DataType.FLOAT)
 

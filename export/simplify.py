@@ -41,14 +41,14 @@ def simplify(model: ir.Model) -> None:
 def _make_reshapes_constant(graph: ir.Graph) -> None:
     """Reshape(x, Concat(batch, tokens, 3, 64)) -> Reshape(x, [0, 0, 3, 64]): 0 copies x's size, one -1 takes what is left."""
     for node in graph:
-        if node.op_type != "Reshape" or ir.convenience.get_const_tensor(node.inputs[1]) is not None:
+        if node.op_type != "Reshape":
             continue
-        before, after = node.inputs[0].shape, node.outputs[0].shape
-        if before is None or after is None:
+        x, target = node.inputs
+        assert x is not None and target is not None
+        before, after = x.shape, node.outputs[0].shape
+        if before is None or after is None or ir.convenience.get_const_tensor(target) is not None:
             continue
-        sizes = [
-            size if isinstance(size, int) else 0 if i < len(before) and before[i] == size else -1 for i, size in enumerate(after)
-        ]
+        sizes = [size if isinstance(size, int) else 0 if i < len(before) and before[i] == size else -1 for i, size in enumerate(after)]
         if sizes.count(-1) > 1:
             continue
         constant = ir.node("Constant", [], {"value": ir.tensor(np.array(sizes, np.int64))})
@@ -85,9 +85,9 @@ def _rename(graph: ir.Graph) -> None:
             if id(value) not in kept:
                 value.name = node.name if i == 0 else f"{node.name}:{i}"
     constants = 0
-    for value in list(graph.initializers.values()):
-        if value.name.startswith(f"{MODEL}."):  # a table that the adapter computed
-            value.name = value.name.removeprefix(f"{MODEL}.")
+    for name, value in list(graph.initializers.items()):
+        if name.startswith(f"{MODEL}."):  # a table that the adapter computed
+            value.name = name.removeprefix(f"{MODEL}.")
         elif value.const_value is not None:
             value.name = f"const.{constants}"
             constants += 1

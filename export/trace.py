@@ -76,16 +76,19 @@ def _zeros(spec: InputSpec, sizes: Mapping[str, int]) -> torch.Tensor:
 
 def _prove_dynamic(program: Any, specs: tuple[InputSpec, ...], source: ModelDir) -> None:
     """Run the traced program, shapes only, with every axis changed: a baked size shows itself here."""
-    try:
-        found = tuple(program.module()(*(_zeros(s, _PROOF) for s in specs)).shape)
-    except (RuntimeError, AssertionError) as error:
-        found = str(error).splitlines()[0]
     shape = specs[0].shape(_PROOF)
     wanted = (shape[0], *shape[2:])
-    if isinstance(found, str) or (found[0], *found[2:]) != wanted:
+    problem = None
+    try:
+        found = tuple(program.module()(*(_zeros(s, _PROOF) for s in specs)).shape)
+        if (found[0], *found[2:]) != wanted:
+            problem = f"velocity {list(found)}"
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).splitlines()[0]
+    if problem:
         raise VditcError(
-            found=f"velocity {found}",
-            wanted=f"batch and sizes {wanted} at a second shape, {_PROOF}",
+            found=problem,
+            wanted=f"batch and sizes {list(wanted)} at a second shape, {_PROOF}",
             where=f"{source.model_class} traced at {_TRACED}",
             fix="let the adapter's `patched` rewrite the code that fixes a size",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vditc.model_dir import ModelDir
+from vditc.safetensors_file import TensorEntry
 
 
 def lazy(name: str, dtype: ir.DataType, shape: tuple[int, ...], read: Callable[[], npt.NDArray[Any]]) -> ir.LazyTensor:
@@ -28,7 +30,7 @@ def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a named tensor; the one of that name when it is there already."""
     assert tensor.name is not None
     if tensor.name not in graph.initializers:
-        shape = ir.Shape(tensor.shape)
+        shape = ir.Shape(tensor.shape.numpy())
         graph.register_initializer(ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor))
     return graph.initializers[tensor.name]
 
@@ -54,4 +56,8 @@ def attach_weights(graph: ir.Graph, source: ModelDir, linears: Collection[str]) 
             cast.replace_input_with(0, value)
             graph.insert_before(first, cast)
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
-        value.const_value = lazy(name, dtype, shape, (lambda e=entry: e.read().T) if name in transposed else entry.read)
+        value.const_value = lazy(name, dtype, shape, partial(_transposed, entry) if name in transposed else entry.read)
+
+
+def _transposed(entry: TensorEntry) -> npt.NDArray[Any]:
+    return entry.read().T

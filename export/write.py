@@ -33,11 +33,18 @@ def write_model(model: ir.Model, out: Path, advance: Callable[[], None]) -> tupl
                 offset = stream.tell()
                 stream.write(tensor.tobytes())
                 value.const_value = ir.ExternalTensor(
-                    data.name, offset, stream.tell() - offset, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name, base_dir=out.parent
+                    data.name,
+                    offset,
+                    stream.tell() - offset,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=str(value.name),
+                    base_dir=out.parent,
                 )
                 advance()
-        for value in (*model.graph.initializers.values(), *(v for node in model.graph for v in node.outputs)):
-            if not value.is_graph_output():
+        for value in (*model.graph.inputs, *model.graph.initializers.values(), *(v for node in model.graph for v in node.outputs)):
+            value.metadata_props.clear()
+            if not (value.is_graph_input() or value.is_graph_output()):
                 value.type = value.shape = None  # a reader infers them; written down they double the file
         graph_file.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
         sizes = graph_file.stat().st_size, data_file.stat().st_size

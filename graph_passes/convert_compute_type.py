@@ -140,9 +140,7 @@ class _Conversion:
         """A new initialiser of type `wanted`."""
         converted = array.astype(NUMPY.get(wanted, np.dtype(np.float32)))
         name = f"{value.name}.{wanted.name.lower()}"
-        made = ir.Value(
-            name=name, type=ir.TensorType(wanted), shape=ir.Shape(converted.shape), const_value=ir.tensor(converted, dtype=wanted, name=name)
-        )
+        made = ir.val(name, const_value=ir.tensor(converted, dtype=wanted, name=name))
         self.graph.initializers.add(made)
         self.types[made] = wanted
         return made

@@ -52,11 +52,11 @@ def element_types(graph: ir.Graph) -> ElementTypes:
     for node in graph:
         bound: dict[str, ir.DataType] = {}
         inputs, outputs = _signature(node.op_type, opset, node.domain)
-        for value, parameter in zip(node.inputs, _extended(inputs, len(node.inputs)), strict=True):
-            if value is None or value not in types:
+        for read, parameter in zip(node.inputs, _extended(inputs, len(node.inputs)), strict=True):
+            if read is None or read not in types:
                 continue
-            if bound.setdefault(parameter, types[value]) != types[value] and parameter not in _BY_SCHEMA_NAME:
-                mixed.append(Mixed(node, parameter, (bound[parameter], types[value])))
+            if bound.setdefault(parameter, types[read]) != types[read] and parameter not in _BY_SCHEMA_NAME:
+                mixed.append(Mixed(node, parameter, (bound[parameter], types[read])))
         for value, parameter in zip(node.outputs, _extended(outputs, len(node.outputs)), strict=True):
             if (found := _declared(node)) is not None:
                 types[value] = found

@@ -1,8 +1,8 @@
 """Remove what nobody reads.
 
-    %a = Identity(%x)                      %y = Relu(%x)
-    %b = Sqrt(%x)               ->         ... => (y)
-    %y = Relu(%a)    ... => (y)
+%a = Identity(%x)                      %y = Relu(%x)
+%b = Sqrt(%x)               ->         ... => (y)
+%y = Relu(%a)    ... => (y)
 """
 
 from __future__ import annotations
@@ -25,4 +25,5 @@ class EliminateDeadNodes(Pass):
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
         steps = (common.IdentityEliminationPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())
-        return Result(model, modified=any([step(model).modified for step in steps]))
+        changed = [step(model).modified for step in steps]
+        return Result(model, modified=any(changed))

@@ -51,9 +51,14 @@ class Checked:
         """The main graph."""
         return self.model.graph
 
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """Element type, None where it is not known."""
+        return None if value is None else self.types.of.get(value)
+
     def type_of(self, value: ir.Value | None) -> str:
         """Readable element type."""
-        return self.types.of[value].name.lower() if value in self.types.of else "unknown type"
+        found = self.dtype(value)
+        return "an unknown type" if found is None else found.name.lower()
 
 
 Rule = Callable[[Checked], Iterator[Violation]]
@@ -108,11 +113,11 @@ def float32_scales(c: Checked) -> Iterator[Violation]:
     """With float16 scales the product of codes is written as float16: half of the sums overflow at K = 8960."""
     for node in _of(c, "QuantizeLinear"):
         for value in node.inputs[:2]:
-            if c.types.of.get(value) is not ir.DataType.FLOAT:  # type: ignore[call-overload]
+            if c.dtype(value) is not ir.DataType.FLOAT:
                 yield Violation(_name(node), f"QuantizeLinear reads {c.type_of(value)}", "float")
     for q in quantized_matmuls(c.graph):
         for dequantize in (q.activation, q.weight):
-            if c.types.of.get(dequantize.outputs[0]) is not ir.DataType.FLOAT:
+            if c.dtype(dequantize.outputs[0]) is not ir.DataType.FLOAT:
                 scale = dequantize.inputs[1]
                 yield Violation(_name(dequantize), f"scale of {c.type_of(scale)} under the MatMul {_name(q.matmul)}", "a float scale")
 
@@ -123,7 +128,7 @@ def constant_weights(c: Checked) -> Iterator[Violation]:
         codes = node.inputs[0]
         if producer(codes, "QuantizeLinear") is None and (codes is None or codes.const_value is None):
             yield Violation(_name(node), "codes computed by the graph", "an initialiser or the output of QuantizeLinear")
-        elif c.types.of.get(codes) not in _CODES:  # type: ignore[call-overload]
+        elif c.dtype(codes) not in _CODES:
             yield Violation(_name(node), f"codes of {c.type_of(codes)}", "int8, int4 or float8e4m3fn")
         if node.inputs[1] is None or node.inputs[1].const_value is None:
             yield Violation(_name(node), "a scale computed by the graph", "a constant scale; divide before and multiply after instead")
@@ -173,7 +178,7 @@ def named_axes(c: Checked) -> Iterator[Violation]:
 def float32_border(c: Checked) -> Iterator[Violation]:
     """Whoever feeds the graph need not know what it computes in."""
     for value in (*c.graph.inputs, *c.graph.outputs):
-        if c.types.of.get(value) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        if c.dtype(value) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             yield Violation(str(value.name), c.type_of(value), "float")
 
 
@@ -191,14 +196,14 @@ def computes_in_one_type(c: Checked) -> Iterator[Violation]:
     aside = independent_of_data(c.graph)
     codes = {q.matmul for q in quantized_matmuls(c.graph)}
     for node in _of(c, *_HEAVY):
-        if node not in aside | codes and c.types.of.get(node.outputs[0]) is not c.compute:
+        if node not in aside | codes and c.dtype(node.outputs[0]) is not c.compute:
             yield Violation(_name(node), f"{node.op_type} computes in {c.type_of(node.outputs[0])}", c.compute.name.lower())
 
 
 def float32_products(c: Checked) -> Iterator[Violation]:
     """The product of codes must not be written in 16 bits."""
     for q in quantized_matmuls(c.graph):
-        if c.types.of.get(q.matmul.outputs[0]) is not ir.DataType.FLOAT:
+        if c.dtype(q.matmul.outputs[0]) is not ir.DataType.FLOAT:
             yield Violation(_name(q.matmul), f"product of codes in {c.type_of(q.matmul.outputs[0])}", "float")
 
 

@@ -25,7 +25,7 @@ class EngineFacts:
 
     Memory is what the builder's log says, in bytes, for the largest shapes of the profile. `gemms` counts matrix products by
     what they compute with, for example {"int8 x int8 -> float": 8, "half x half from int4 -> half": 2}; `layers` says the
-    same of each linear layer. `attentions` counts fused attention kernels.
+    same of each linear layer; `merged`: groups of layers that became one product. `attentions` counts fused attention kernels.
     """
 
     status: Status
@@ -43,25 +43,32 @@ class EngineFacts:
     attentions: int | None = None
     plugins: int | None = None
     layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    merged: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without what is unknown, the inverse of `from_json`."""
         data = dataclasses.asdict(self)
         data["compute_capabilities"] = list(self.compute_capabilities)
+        data["merged"] = [list(group) for group in self.merged]
         return {key: value for key, value in data.items() if value is not None and value != {} and value != []}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote; InputError for an unknown key or status."""
         known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - known) or data.get("status") not in get_args(Status):
+        unknown = sorted(set(data) - known)
+        if unknown or data.get("status") not in get_args(Status):
             raise InputError(
                 found=f"engine facts with {unknown or data.get('status')!r}",
                 wanted=f"keys {', '.join(sorted(known))}; status one of {', '.join(get_args(Status))}",
                 where="engine facts",
                 fix="use the vditc that wrote this file",
             )
-        return cls(**{**data, "compute_capabilities": tuple(data.get("compute_capabilities", ()))})
+        tuples = {
+            "compute_capabilities": tuple(data.get("compute_capabilities", ())),
+            "merged": tuple(tuple(group) for group in data.get("merged", ())),
+        }
+        return cls(**{**data, **tuples})
 
 
 class Backend(abc.ABC):

@@ -38,13 +38,13 @@ class OnnxRuntimeModel:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 4  # errors are raised, not logged too
         self.path = model_path
         try:
             self.session = ort.InferenceSession(str(model_path), options, providers=_providers(device))
         except _ERRORS as error:
             raise InputError(
-                found=_first_line(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
+                found=_message(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
             ) from error
         self.dims: dict[str, list[int | str]] = {i.name: i.shape for i in self.session.get_inputs()}
         feeds = ("hidden_states", "timestep", "encoder_hidden_states", "step")
@@ -74,7 +74,7 @@ class OnnxRuntimeModel:
             velocity: Array = self.session.run(None, feeds)[0]
         except _ERRORS as error:
             raise VditcError(
-                found=_first_line(error),
+                found=_message(error),
                 wanted=f"a velocity for latents {list(latents.shape)}",
                 where=str(self.path),
                 fix="use sizes within the model's positions",
@@ -92,7 +92,9 @@ class OnnxRuntimeModel:
                 fits = fits and size == (dim if isinstance(dim, int) else sizes.setdefault(dim, size))
             if not fits:
                 known = f" ({', '.join(f'{axis} = {size}' for axis, size in sizes.items())})" if sizes else ""
-                raise self._bad(f"{name} of shape {list(array.shape)}", f"[{', '.join(map(str, dims))}]{known}", "feed the shapes the graph names")
+                raise self._bad(
+                    f"{name} of shape {list(array.shape)}", f"[{', '.join(map(str, dims))}]{known}", "feed the shapes the graph names"
+                )
 
     def _bad(self, found: str, wanted: str, fix: str) -> InputError:
         return InputError(found=found, wanted=wanted, where=str(self.path), fix=fix)
@@ -112,5 +114,7 @@ def _providers(device: str) -> list[Any]:
     return [cpu] if device == "cpu" or not installed else [(_CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0}), cpu]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _message(error: Exception) -> str:
+    """The innermost message, without the C++ function that raised it."""
+    text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(error))[-1]
+    return text.strip().splitlines()[0]

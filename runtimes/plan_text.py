@@ -144,7 +144,7 @@ def _word(fields: Mapping[str, tuple[str, ...]], key: str) -> str | None:
 
 
 def _fields(text: str) -> dict[str, tuple[str, ...]]:
-    """`key=word key="text" key={ item "item" }` -> key -> items. What is nested deeper is left out."""
+    """`key=word key="text" key={ item "item" }` -> key -> items, those of nested braces among them."""
     fields: dict[str, tuple[str, ...]] = {}
     tokens = [(m[1] if m[1] is not None else m[2] or m[3], m[2] is not None) for m in _TOKEN.finditer(text)]
     i = 0
@@ -163,7 +163,7 @@ def _fields(text: str) -> dict[str, tuple[str, ...]]:
         while i < len(tokens) and depth:
             token, is_sign = tokens[i]
             depth += (is_sign and token == "{") - (is_sign and token == "}")
-            if depth == 1 and not is_sign:
+            if not is_sign:
                 items.append(token)
             i += 1
         fields[key] = tuple(items)

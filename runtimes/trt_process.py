@@ -94,6 +94,7 @@ def built_facts(backend: str, arch: tuple[str, ...], plan_bytes: int, result: Bu
         attentions=landed.attentions,
         plugins=landed.plugins,
         layers=landed.layers,
+        merged=landed.merged,
     )
 
 

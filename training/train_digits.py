@@ -43,16 +43,23 @@ CONFIG: dict[str, Any] = dict(
 )
 VOCABULARY = (PAD, "a", "moving", *map(str, range(10)), *digits.DIRECTIONS)
 TEXT_LENGTH = 8
-SHIFT = 3.0  # of the noise levels, in training and in the stored scheduler
+SHIFT = 3.0  # of the noise levels at first
+# Where the digit is and which way it moves is settled while a clip is almost pure noise: a digit has some 100 bright pixels of
+# about 3 standard deviations, so 100**0.5 * 3 * (1-s)/s, its signal to noise in one frame, falls below 1 at s = 0.97. A
+# logit-normal level with shift 3 lies above that once in 60 clips, so later HIGH_SHARE of the levels are shifted by HIGH_SHIFT.
+HIGH_SHIFT = 30.0
+HIGH_SHARE = 0.6
+HIGH_FROM = 0.6  # share of the steps after which this begins
+SAMPLING_SHIFT = 8.0  # of the stored scheduler: half of its steps are spent above s = 0.89
 SAMPLING = {"steps": 16, "guidance_scale": 3.0, "frames": 8, "height": 16, "width": 16, "semantics": "digits"}
 TOKENS = 4096  # per step
 DROP_PROMPT = 0.1  # share of prompts replaced by "" for classifier-free guidance
 EMA = 0.995
-COOLDOWN = 0.25  # share of the steps at the end over which the learning rate falls to zero
+COOLDOWN = 0.2  # share of the steps at the end over which the learning rate falls to zero
 MIX = (  # (until this share of the steps, {frames: probability})
-    (0.34, {1: 0.5, 2: 0.25, 4: 0.25}),
-    (0.46, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
-    (1.00, {4: 0.15, 8: 0.85}),
+    (0.30, {1: 0.5, 2: 0.25, 4: 0.25}),
+    (0.41, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
+    (1.00, {4: 0.3, 8: 0.7}),
 )
 
 
@@ -109,10 +116,12 @@ class Data:
         return torch.from_numpy(self.codec.encode(np.stack(clips))), torch.tensor(ids)
 
 
-def noise_levels(count: int) -> torch.Tensor:
-    """float32 [count] in (0, 1), logit-normal, shifted by SHIFT."""
+def noise_levels(count: int, progress: float) -> torch.Tensor:
+    """float32 [count] in (0, 1), logit-normal, shifted towards noise."""
     level = torch.sigmoid(torch.randn(count))
-    return SHIFT * level / (1 + (SHIFT - 1) * level)
+    high = torch.rand(count) < (HIGH_SHARE if progress > HIGH_FROM else 0.0)
+    shift = torch.where(high, HIGH_SHIFT, SHIFT)
+    return shift * level / (1 + (shift - 1) * level)
 
 
 def frames_at(progress: float, rng: np.random.Generator) -> int:
@@ -138,7 +147,7 @@ def publish(folder: Path, model: torch.nn.Module, embedding: torch.Tensor, codec
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder / "transformer")
     model.float()
-    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT).save_pretrained(folder / "scheduler")
     WordEmbedding(VOCABULARY, TEXT_LENGTH, embedding.detach().float().numpy()).save(folder / "text_encoder")
     codec.save(folder / "vae")
     index = {
@@ -182,7 +191,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--out", type=Path, required=True, help="diffusers directory to write")
     ask.add_argument("--work", type=Path, required=True, help="checkpoint and log; an interrupted run goes on from here")
-    ask.add_argument("--steps", type=int, default=2500)
+    ask.add_argument("--steps", type=int, default=2800)
     ask.add_argument("--lr", type=float, default=2e-3)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -211,7 +220,7 @@ def main() -> None:
         frames = frames_at((step + 1) / args.steps, data.rng)
         latents, ids = data.batch(frames)
         latents, ids = latents.to(device), ids.to(device)
-        level, noise = noise_levels(len(latents)).to(device), torch.randn(latents.shape).to(device)
+        level, noise = noise_levels(len(latents), (step + 1) / args.steps).to(device), torch.randn(latents.shape).to(device)
         mixed = torch.lerp(latents, noise, level[:, None, None, None, None])
         out = model(mixed, level * 1000, embedding[ids], return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(out, noise - latents)

@@ -126,6 +126,8 @@ class Wan(ModelAdapter):
 class _TimeFrequencies(torch.nn.Module):
     """cos and sin of timestep [B] times constant frequencies: [B, freq_dim]."""
 
+    frequencies: torch.Tensor
+
     def __init__(self, proj: Any) -> None:
         super().__init__()
         half = proj.num_channels // 2
@@ -140,21 +142,22 @@ class _TimeFrequencies(torch.nn.Module):
 class _RotaryTables(torch.nn.Module):
     """(cos, sin), each [tokens, head_dim], of the token grid of `hidden_states` [B, C, F, H, W]; see `_rotate`."""
 
+    frames: torch.Tensor
+    height: torch.Tensor
+    width: torch.Tensor
+    signs: torch.Tensor
+
     def __init__(self, rope: Any) -> None:
         super().__init__()
         # Computed anew: under a tracer the model's own buffers have no values.
         real = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
         self.patch_size = real.patch_size
         tables = torch.stack([real.freqs_cos[:, 0::2], real.freqs_sin[:, 1::2]])  # [2, positions, head_dim / 2]
-        frames, height, width = tables.split([real.t_dim // 2, real.h_dim // 2, real.w_dim // 2], -1)
-        buffers = {
-            "frames": frames[:, :, None, None],
-            "height": height[:, None, :, None],
-            "width": width[:, None, None, :],
-            "signs": torch.tensor([[1.0, 1.0], [-1.0, 1.0]])[:, None, None],
-        }
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer.contiguous(), persistent=False)
+        frames, height, width = torch.split(tables, [real.t_dim // 2, real.h_dim // 2, real.w_dim // 2], -1)
+        self.register_buffer("frames", frames[:, :, None, None].contiguous(), persistent=False)
+        self.register_buffer("height", height[:, None, :, None].contiguous(), persistent=False)
+        self.register_buffer("width", width[:, None, None].contiguous(), persistent=False)
+        self.register_buffer("signs", torch.tensor([[1.0, 1.0], [-1.0, 1.0]])[:, None, None], persistent=False)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         f, h, w = (size // patch for size, patch in zip(hidden_states.shape[2:], self.patch_size, strict=True))
@@ -169,7 +172,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
     cos and sin are [tokens, head_dim], sin with the signs (-, +).
     """
-    a, b = x.unflatten(-1, (-1, 2)).split(1, -1)
+    a, b = torch.split(torch.unflatten(x, -1, (-1, 2)), 1, -1)
     return x * cos + torch.cat([b, a], -1).flatten(-2) * sin
 
 
@@ -184,7 +187,7 @@ def _attend(
     memory = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
     def heads(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, 2, (attn.heads, -1)).transpose(1, 2)
 
     query, key = heads(attn.norm_q(attn.to_q(hidden_states))), heads(attn.norm_k(attn.to_k(memory)))
     if rotary_emb is not None:

@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 from vditc.errors import InputError
-from vditc.files import whole_file
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import read_header, write_tensors
 from vditc.scheme import QTensor, Scheme, pack_int4, unpack_int4
 
 SCHEMA = 1
@@ -84,7 +82,7 @@ class Calibration:
         for name, layer in self.layers.items():
             packed = layer.weight.spec.qtype.bits <= 4
             tensors[f"{name}.codes"] = pack_int4(layer.weight.codes) if packed else layer.weight.codes
-            tensors[f"{name}.scale"] = np.ascontiguousarray(layer.weight.scale)
+            tensors[f"{name}.scale"] = layer.weight.scale
             if layer.activation_scale is not None:
                 tensors[f"{name}.activation_scale"] = layer.activation_scale
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept")}
@@ -95,8 +93,7 @@ class Calibration:
             },
             "kept": {n: dataclasses.asdict(k) for n, k in self.kept.items()},
         }
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))})
+        write_tensors(path, tensors, {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))})
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 from vditc.errors import InputError
-from vditc.files import whole_file
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampling import noise
 
 
@@ -46,8 +44,7 @@ class Conditioning:
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
         info = {"prompts": self.prompts, "seeds": self.seeds, "latent_shape": self.latent_shape}
-        with whole_file(path) as temporary:
-            save_file({"text": self.text, "empty": self.empty}, temporary, {"vditc": json.dumps(info)})
+        write_tensors(path, {"text": self.text, "empty": self.empty}, {"vditc": json.dumps(info)})
 
     @classmethod
     def load(cls, path: Path) -> Conditioning:

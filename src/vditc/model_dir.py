@@ -97,7 +97,12 @@ def _json(path: Path) -> dict[str, Any]:
 def _shards(folder: Path) -> list[Path]:
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     if index.exists():
-        return [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) and Path(n).name == n for n in shards.values()):
+            raise InputError(
+                found=f"weight_map = {str(shards)[:60]}", wanted="tensor name -> file name", where=str(index), fix="restore the file"
+            )
+        return [folder / name for name in sorted(set(shards.values()))]
     return [folder / "diffusion_pytorch_model.safetensors"]
 
 
@@ -112,7 +117,5 @@ def _sampling(path: Path) -> SamplingDefaults:
         if type(value := getattr(defaults, name)) is not int or value < 1:
             raise InputError(found=f"{name} = {value!r}", wanted="a whole number above 0", where=str(path), fix="correct the file")
     if type(defaults.guidance_scale) not in (int, float):
-        raise InputError(
-            found=f"guidance_scale = {defaults.guidance_scale!r}", wanted="a number", where=str(path), fix="correct the file"
-        )
+        raise InputError(found=f"guidance_scale = {defaults.guidance_scale!r}", wanted="a number", where=str(path), fix="correct the file")
     return defaults

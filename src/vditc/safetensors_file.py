@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from vditc.errors import InputError
+from vditc.files import whole_file
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -87,3 +90,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if size != expected:
         raise bad(f"{size} bytes where its header promises {expected}")
     return entries, metadata
+
+
+def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a whole file or none; the same tensors and metadata give the same bytes if there is at most one metadata key."""
+    # safetensors writes the memory as it lies: an array in another than C order would come back scrambled.
+    ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(ordered, temporary, dict(metadata) if metadata is not None else None)

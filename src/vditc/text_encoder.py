@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from vditc.errors import InputError
+from vditc.safetensors_file import write_tensors
 
 PAD = "<pad>"
 
@@ -57,4 +58,4 @@ class WordEmbedding:
         folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": "WordEmbedding", "length": self.length, "vocabulary": list(self.vocabulary)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({"embedding.weight": self.weight.astype(np.float16)}, folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", {"embedding.weight": self.weight.astype(np.float16)})

@@ -15,17 +15,19 @@ import torch
 from tiny_model import save_tiny_model
 
 from vditc.adapter import ModelAdapter
-from vditc.calibrate.stage import STATE, calibrate
+from vditc.calibrate.methods.rtn import RoundToNearest
+from vditc.calibrate.stage import STATE, calibrate, check_layer
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.adapters.wan import Wan
 from vditc.model_dir import ModelDir
-from vditc.numerics import EPS
+from vditc.numerics import EPS, Granularity, QType
 from vditc.recipe import Recipe
 from vditc.sampling import sample
 from vditc.schedule import load_schedule
+from vditc.scheme import QuantSpec, Scheme
 from vditc.toml_data import Table
 
 STEPS = 3
@@ -243,6 +245,12 @@ def test_bad_rules_name_the_layer_before_any_work(
     with pytest.raises(InputError, match=message):
         run(recipe=recipe(rule, good), adapter=CannotRun())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_four_bit_codes_must_fill_their_bytes() -> None:
+    scheme = Scheme(weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL))
+    with pytest.raises(InputError, match=r"layer x: found 3 x 5 weights in int4; wanted an even number"):
+        check_layer(RoundToNearest(), scheme, (3, 5), "layer x")
 
 
 def test_unknown_method_lists_the_known_ones(run: Callable[..., Calibration]) -> None:

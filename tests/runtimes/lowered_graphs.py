@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,14 +16,15 @@ WIDTH, HEADS, HEAD = 128, 2, 64
 class Graph:
     """Appends nodes and initialisers; names them as the exporter does."""
 
-    def __init__(self, scheme: str) -> None:
-        self.scheme = scheme  # "w8a8" | "w4a16" | "w8a16" | "fp16"
+    def __init__(self, scheme: str, wide_attention: bool = False) -> None:
+        self.scheme = scheme  # "w8a8" | "w8a8-half", which overflows | "w4a16" | "w4a16-channel" | "w8a16" | "fp16"
+        self.wide_attention = wide_attention  # float32 attention, which no kernel fuses
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(0)
         self.quantized: dict[str, tuple[str, str]] = {}
 
-    def op(self, kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def op(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [name + ":0"], name=name, **attributes))
         return name + ":0"
 
@@ -36,6 +38,15 @@ class Graph:
 
     def ints(self, *values: int) -> str:
         return self.const("ints_" + "_".join(map(str, values)), T.INT64, (len(values),), values)
+
+    def half_product(self, layer: str, x: str, n: int, k: int) -> str:
+        """A per-tensor W8A8 product whose scales are float16: the engine's product writes float16 sums."""
+        scale = self.scalar(0.02, T.FLOAT16)
+        codes = self.op("QuantizeLinear", [x, scale], f"{layer}/QuantizeLinear", output_dtype=T.INT8)
+        weight = self.const(f"{layer}.weight", T.INT8, (k, n), self.rng.integers(-127, 128, (k, n)))
+        weight_scale = self.const(f"{layer}.weight_scale", T.FLOAT16, (n,), self.rng.random(n) + 0.01)
+        wide = self.op("DequantizeLinear", [weight, weight_scale], f"{layer}/weight", axis=1)
+        return self.op("MatMul", [self.op("DequantizeLinear", [codes, scale], f"{layer}/DequantizeLinear"), wide], f"{layer}/MatMul")
 
     def quantize(self, layer: str, x: str) -> tuple[str, str]:
         """x fp16 -> (dequantized codes fp32, per-token scale fp32); shared by every layer that reads x."""
@@ -67,7 +78,13 @@ class Graph:
                 [self.op("Cast", [self.op("Mul", [product, scale], f"{layer}/Mul")], f"{layer}/out", to=T.FLOAT16), bias],
                 f"{layer}/Add",
             )
-        if scheme == "w4a16":
+        if scheme == "w8a8-half":
+            return self.op("Add", [self.half_product(layer, x, n, k), bias], f"{layer}/Add")
+        if scheme == "w4a16-channel":
+            codes = self.const(f"{layer}.weight", T.INT4, (k, n), self.rng.integers(-8, 8, (k, n)))
+            weight_scale = self.const(f"{layer}.weight_scale", T.FLOAT16, (n,), self.rng.random(n) + 0.01)
+            wide = self.op("DequantizeLinear", [codes, weight_scale], f"{layer}/weight", axis=1)
+        elif scheme == "w4a16":
             codes = self.const(f"{layer}.weight", T.INT4, (k, n), self.rng.integers(-8, 8, (k, n)))
             weight_scale = self.const(f"{layer}.weight_scale", T.FLOAT16, (k // 64, n), self.rng.random((k // 64, n)) + 0.01)
             wide = self.op("DequantizeLinear", [codes, weight_scale], f"{layer}/weight", axis=0, block_size=64)
@@ -92,8 +109,13 @@ class Graph:
         root = self.scalar(HEAD**-0.25, T.FLOAT16)  # as torch decomposes scaled dot product attention
         left = self.op("Mul", [self.heads(f"{name}.q", q, [0, 2, 1, 3]), root], f"{name}/scale_q")
         right = self.op("Mul", [self.heads(f"{name}.k", k, [0, 2, 3, 1]), root], f"{name}/scale_k")
+        values = self.heads(f"{name}.v", v, [0, 2, 1, 3])
+        if self.wide_attention:
+            left, right, values = (self.op("Cast", [x], f"{name}/wide_{i}", to=T.FLOAT) for i, x in enumerate((left, right, values)))
         scores = self.op("Softmax", [self.op("MatMul", [left, right], f"{name}/qk")], f"{name}/Softmax", axis=-1)
-        mixed = self.op("MatMul", [scores, self.heads(f"{name}.v", v, [0, 2, 1, 3])], f"{name}/av")
+        mixed = self.op("MatMul", [scores, values], f"{name}/av")
+        if self.wide_attention:
+            mixed = self.op("Cast", [mixed], f"{name}/narrow", to=T.FLOAT16)
         joined = self.op("Transpose", [mixed], f"{name}/join", perm=[0, 2, 1, 3])
         return self.linear(f"{name}.to_out.0", self.op("Reshape", [joined, self.ints(0, 0, WIDTH)], f"{name}/flat"))
 
@@ -124,9 +146,25 @@ class Graph:
         return path
 
 
-def save_blocks(path: Path, scheme: str, blocks: int = 1) -> Path:
+LAYERS = [
+    f"blocks.0.{name}"
+    for name in (
+        *(f"attn{a}.to_{c}" for a in (1, 2) for c in ("q", "k", "v", "out.0")),
+        "ffn.net.0.proj",
+        "ffn.net.2",
+    )
+]
+
+
+def save_product(path: Path, scheme: str) -> Path:
+    """One linear layer `l` of hidden_states; the other input is added."""
+    graph = Graph(scheme)
+    return graph.save(path, graph.op("Add", [graph.linear("l", "hidden_states"), "encoder_hidden_states"], "sum"))
+
+
+def save_blocks(path: Path, scheme: str, blocks: int = 1, wide_attention: bool = False) -> Path:
     """Transformer blocks whose linears all have `scheme`."""
-    graph, x = Graph(scheme), "hidden_states"
+    graph, x = Graph(scheme, wide_attention), "hidden_states"
     for number in range(blocks):
         x = graph.block(number, x, "encoder_hidden_states")
     return graph.save(path, x)

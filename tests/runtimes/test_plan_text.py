@@ -38,10 +38,11 @@ MAIN = [
     tensor("packed", "int4", "8 4", 16),
     tensor("scale", "half", "4", 8),
     tensor("wide", "half", "8 4"),
+    tensor("wide^deref", "half", "8 4", base="wide"),
     tensor("x", "half", '"n" 8'),
     tensor("z", "half", '"n" 4'),
 ]
-DEQUANT = '  function={ name=__myl_Cast grid = { 1 { 9 } } input_args={ "packed" "scale" } output_args={ "wide" } cond = { name = "no" } layers="" }'
+DEQUANT = '  function={ name=__myl_Cast grid = { 1 { 9 } } input_args={ "packed" "scale" } output_args={ "wide" } cond = { name = "no" } }'
 
 
 def written(path: Path, *sections: bytes) -> Path:
@@ -62,7 +63,7 @@ def test_reads_types_views_constants_and_nodes(tmp_path: Path) -> None:
 
 
 def test_a_weight_converted_by_its_own_kernel(tmp_path: Path) -> None:
-    plan = read_plan(written(tmp_path / "p", section("sm89", MAIN, [DEQUANT, gemm("x", "wide", "z")])))
+    plan = read_plan(written(tmp_path / "p", section("sm89", MAIN, [DEQUANT, gemm("x", "wide^deref", "z")])))
     found = program(plan)
     assert found.gemms[0].stored == "int4"
     assert not found.gemms[0].dequant_fused
@@ -106,5 +107,5 @@ def test_an_unknown_format_is_an_error_that_names_the_version(content: bytes, fo
 
 def test_a_product_of_unknown_tensors_is_an_error(tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path / "p", section("sm89", MAIN, [gemm("x", "nowhere", "z")])))
-    with pytest.raises(VditcError, match="product 'mm' of .*nowhere"):
+    with pytest.raises(VditcError, match=r"product 'mm' of .*nowhere"):
         program(plan)

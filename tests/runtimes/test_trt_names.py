@@ -26,7 +26,7 @@ def request(tmp_path: Path, *capabilities: str) -> BuildRequest:
 
 def stub(release: str, **extra: Any) -> Stub:
     def streamed(network: Any, config: Any, writer: Any) -> bool:
-        return writer.write(PLAN) == len(PLAN)
+        return bool(writer.write(PLAN) == len(PLAN))
 
     values = {
         "OnnxParser.parse_from_file": lambda path: True,

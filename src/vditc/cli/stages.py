@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,11 @@ from vditc.cli.options import (
 from vditc.errors import InputError
 from vditc.recipe import Recipe
 from vditc.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vditc.graph_passes.core import Pass
 
 TargetOption = Annotated[str, typer.Option("--target", help="built-in target or a .toml file")]
 
@@ -119,8 +124,12 @@ def lower_command(
     """Run a target's graph passes on a portable graph."""
     chosen, path = Target.load(target), fresh(out, force)
 
-    from vditc.graph_passes.printing import printer
     from vditc.graph_passes.stage import lower
+    from vditc.graph_passes.text import to_text
+
+    def show(_: object, done: Pass, graph: ir.Model) -> None:
+        if print_after in ("all", done.name):
+            print(f"# after {done}\n{to_text(graph)}")
 
     facts = lower(
         model=model,
@@ -128,10 +137,13 @@ def lower_command(
         out=path,
         progress=RichProgress(),
         passes=_split(passes) if passes else None,
-        on_pass=printer(print_after) if print_after else None,
+        on_pass=show if print_after else None,
     )
     if explain:
-        console.print_json(json.dumps(facts.to_json()))
+        for done in facts.passes:
+            say(f"{done.name}: {'changed the graph' if done.modified else 'nothing to do'}, {done.nodes_before} -> {done.nodes_after} nodes")
+            for refusal in done.refusals:
+                say(f"  left {refusal.node}: {refusal.reason}")
     say(f"wrote {path}")
 
 
@@ -149,7 +161,7 @@ def build_command(
 
     from vditc.profile import Profile, Range
     from vditc.runtimes.graph_inputs import graph_inputs
-    from vditc.runtimes.registry import backend_for
+    from vditc.runtimes.registry import backend
 
     inputs = graph_inputs(lowered)
     axes = sorted({d for i in inputs for d in i.dims if isinstance(d, str)})
@@ -159,7 +171,7 @@ def build_command(
             found=f"no sizes for {', '.join(missing)}", wanted=f"all of {', '.join(axes)}", where="--profile", fix="frames=1:8:16,…"
         )
     work = path.with_name(path.name + ".work")
-    facts = backend_for(chosen.backend).build(
+    facts = backend(chosen.backend).build(
         lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress()
     )
     result: dict[str, Any] = facts.to_json()

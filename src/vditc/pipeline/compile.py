@@ -30,7 +30,7 @@ from vditc.progress import Progress
 from vditc.recipe import Recipe
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel, layer_errors
-from vditc.runtimes.registry import backend_for
+from vditc.runtimes.registry import backend
 from vditc.schedule import FlowMatchEuler
 from vditc.target import Target
 from vditc.workspace import Workspace, digest
@@ -107,10 +107,11 @@ def prepare(job: Job) -> Plan:
         raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
     source = ModelDir.open(job.model_dir)
     adapter = adapter_for(source)
-    method_for(job.recipe.method)
+    method_for(job.recipe.method, f"recipe {job.recipe.name}")
     job.recipe.assign(adapter.layer_roles(source))
     for target in job.targets:
         target.check(job.recipe)
+        backend(target.backend).check(target)
     sampling = sampling_of(source, job.steps, job.guidance_scale)
     inputs = adapter.inputs(source)
     profile = Profile.parse(job.profile, adapter.default_profile(source))
@@ -236,13 +237,14 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
                 where=f"lowered graph of target {target.name}",
                 fix="lower with `vditc lower --print-after all` to see which pass changed the numbers",
             )
-        return {**facts.to_json(), "error": round(error, 6)}
+        passes = [dataclasses.asdict(p) for p in facts.passes]
+        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6)}
 
     facts = space.stage(f"lower {target.name}", run_lower, (lowered, f"{lowered}.data", "lowered/model.onnx.data"))
-    backend, folder = backend_for(target.backend), root / "engines" / target.name
+    maker, folder = backend(target.backend), root / "engines" / target.name
 
     def run_build() -> dict[str, Any]:
-        built = backend.build(
+        built = maker.build(
             lowered=root / lowered,
             target=target,
             profile=plan.profile,
@@ -258,8 +260,9 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "backend": target.backend,
         "arch": list(target.arch),
         "runtime": target.runtime,
+        "compute": target.compute,
         "lowered": lowered,
-        "passes": _timeless(facts),
+        "graph": _timeless(facts),
         "engine": _timeless(engine),
     }
 

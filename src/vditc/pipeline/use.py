@@ -18,13 +18,13 @@ from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.check import check_codes
 from vditc.files import whole_file
-from vditc.graph_passes.stage import check_graph
+from vditc.graph_passes.facts import check_graph
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, conditioning_for
 from vditc.pipeline.quality import compare, refuse, sample_clips
 from vditc.progress import Progress
 from vditc.runtimes.reference import ReferenceModel
-from vditc.runtimes.registry import backend_for
+from vditc.runtimes.registry import backend as backend_named
 from vditc.sampling import Denoiser, sample
 from vditc.schedule import FlowMatchEuler
 
@@ -44,7 +44,7 @@ def open_denoiser(bundle: Bundle, backend: str) -> Iterator[Denoiser]:
     if backend != PORTABLE and backend not in targets:
         raise InputError(found=f"--backend {backend}", wanted=", ".join([PORTABLE, *targets]), where=str(bundle.path), fix="choose one of these")
     name = PORTABLE if backend == PORTABLE else targets[backend]["backend"]
-    with backend_for(name).open(model=bundle.path / "model.onnx", engine=bundle.path / "engines" / backend) as denoiser:
+    with backend_named(name).open(model=bundle.path / "model.onnx", engine=bundle.path / "engines" / backend) as denoiser:
         yield denoiser
 
 
@@ -96,7 +96,7 @@ def check_bundle(bundle: Bundle) -> dict[str, Any]:
     calibration = Calibration.load(bundle.file("calibration.safetensors"))
     check_graph(bundle.file("model.onnx"))
     for target in bundle.manifest.targets.values():
-        check_graph(bundle.file(target["lowered"]))
+        check_graph(bundle.file(target["lowered"]), target["compute"])
     check_codes(bundle.file("model.onnx"), calibration)
     refuse(dict(bundle.manifest.gate), str(bundle.path), "use a recipe that keeps more precision")
     return {"files": len(bundle.manifest.files), "layers": len(calibration.layers), "gate": bundle.manifest.gate}

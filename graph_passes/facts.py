@@ -1,0 +1,55 @@
+"""What a graph is made of, for `vditc inspect` and `vditc verify`. Weights are not read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.stage import load
+
+
+def graph_facts(path: Path) -> dict[str, Any]:
+    """Opset, inputs, operators, bytes of initialisers by type, how many matrix products have which operands, plugin operators."""
+    model = load(path)
+    graph, stored, products = model.graph, Counter[str](), Counter[str]()
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            stored[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    for node in graph:
+        if node.op_type in ("MatMul", "Gemm"):
+            products[" x ".join(_operand(v) for v in node.inputs[:2])] += 1
+    about = json.loads(model.metadata_props.get("vditc", "{}"))
+    return {
+        "file": path.name,
+        "opset": dict(model.opset_imports),
+        "ir_version": model.ir_version,
+        "inputs": {str(v.name): f"{v.dtype.name.lower() if v.dtype else '?'}{[str(d) for d in v.shape or ()]}" for v in graph.inputs},
+        "outputs": [str(v.name) for v in graph.outputs],
+        "nodes": dict(sorted(Counter(n.op_type for n in graph).items())),
+        "initializer_bytes": dict(sorted(stored.items())),
+        "matrix_products": dict(sorted(products.items())),
+        "plugins": sorted({f"{n.domain}::{n.op_type}" for n in graph if n.domain}),
+        "recipe": about.get("recipe"),
+    }
+
+
+def check_graph(path: Path, compute: str | None = None) -> None:
+    """DialectError unless the graph is canonical, or lowered to `compute` ("fp16", …) when that is given."""
+    spec = Spec.canonical() if compute is None else Spec.lowered(compute)
+    spec.verify(load(path), where=str(path))
+
+
+def _operand(value: ir.Value | None) -> str:
+    """The stored type behind a DequantizeLinear, else the value's own type."""
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type in ("Cast", "Reshape", "Transpose"):
+        return _operand(producer.inputs[0])
+    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+        codes = producer.inputs[0]
+        return codes.dtype.name.lower() if codes.dtype else "int8"
+    return value.dtype.name.lower() if value is not None and value.dtype else "float"

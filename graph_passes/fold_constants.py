@@ -1,0 +1,40 @@
+"""Compute once what depends on constants only.
+
+    %n = Add(%two, %two)               with %two = 2         ->      %n' = 4 is an initialiser
+    %y = Reshape(%x, %n)                                             %y = Reshape(%x, %n')
+
+Never folded: Cast, DequantizeLinear, QuantizeLinear and Transpose (they are how weights are stored small and read as they
+are), and anything that reads or makes more than `size_limit` elements, so that no weight is loaded and no file grows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnxscript.optimizer import fold_constants
+
+from vditc.graph_passes.core import Pass, Result
+
+_STORED_SMALL = ("Cast", "DequantizeLinear", "QuantizeLinear", "Transpose")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoldConstants(Pass):
+    """Folds small constant expressions, such as the shapes that a tracer left behind."""
+
+    name: ClassVar[str] = "fold-constants"
+
+    size_limit: int = 1024  # elements
+
+    def call(self, model: ir.Model) -> Result:
+        """See the module's docstring."""
+
+        def should_fold(node: ir.Node) -> bool | None:
+            read = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
+            small = all(t.size <= self.size_limit for t in read)
+            return None if small and node.op_type not in _STORED_SMALL else False
+
+        done = fold_constants(model, input_size_limit=self.size_limit, output_size_limit=self.size_limit, should_fold=should_fold)
+        return Result(model, modified=done.modified)

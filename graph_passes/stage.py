@@ -1,0 +1,145 @@
+"""The graph_passes stage: canonical `model.onnx` -> `lowered/<target>.onnx`, verified before and after every pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from vditc.errors import InputError
+from vditc.files import whole_file
+from vditc.graph_passes.core import OnPass, Pass, PassFacts, run_passes
+from vditc.graph_passes.pipelines import pipeline
+from vditc.graph_passes.spec import Spec
+from vditc.progress import Progress
+from vditc.target import Target
+
+INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, where they can be read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowerFacts:
+    """What lowering did and wrote."""
+
+    target: str
+    dialect: str
+    passes: tuple[PassFacts, ...]
+    nodes_before: int
+    nodes_after: int
+    files: tuple[Path, ...]  # the graph first, then the data files it points to, all in one folder
+
+
+def lower(
+    *,
+    model: Path,
+    target: Target,
+    out: Path,
+    progress: Progress,
+    passes: Sequence[str] | None = None,
+    on_pass: OnPass | None = None,
+) -> LowerFacts:
+    """Write `out`, the graph for `target`, and beside it what it points to.
+
+    Weights that no pass changed stay where they are: the canonical data file is linked (else copied) beside `out` under
+    its own name and never read. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
+    InputError for a file that is no ONNX model or lacks data; DialectError when the graph, or what a pass made of it,
+    is not of the dialect. Whole or not at all; the same input gives the same bytes.
+    """
+    todo = pipeline(target) if passes is None else tuple(Pass.parse(p) for p in passes)
+    graph = load(model)
+    before = len(graph.graph)
+    spec, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, on_pass=on_pass, title=f"lower for {target.name}")
+    wanted = Spec.lowered(target.compute)
+    if spec.compute != wanted.compute:
+        wanted.verify(graph, where="after the last pass")
+    files = save(graph, out)
+    return LowerFacts(target=target.name, dialect=spec.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
+
+
+def load(path: Path) -> ir.Model:
+    """Read a graph, its weights left on disk; InputError unless every external tensor lies within a file of the same folder."""
+    try:
+        model = ir.load(path)
+    except (OSError, DecodeError) as error:
+        raise InputError(found=str(error) or "no ONNX model", wanted="an ONNX model", where=str(path), fix="export it again") from error
+    for tensor in _external(model):
+        data = path.parent / tensor.location
+        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        if Path(tensor.location).name != str(tensor.location):
+            raise InputError(
+                found=f"tensor {tensor.name} in {tensor.location}",
+                wanted="a file in the model's own folder",
+                where=str(path),
+                fix="export it again",
+            )
+        if not data.is_file() or data.stat().st_size < end:
+            raise InputError(
+                found=f"{data.stat().st_size} bytes" if data.is_file() else "no such file",
+                wanted=f"at least {end} bytes for tensor {tensor.name}",
+                where=str(data),
+                fix="copy the model together with its data, or export it again",
+            )
+    return model
+
+
+def save(model: ir.Model, out: Path) -> tuple[Path, ...]:
+    """Write `out` and its data; an older `out` goes first, so that no graph ever points into data of another."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    own = out.with_name(out.name + ".data")
+    kept = sorted({Path(str(t.path)) for t in _external(model)})
+    new = [v for v in model.graph.initializers.values() if _is_new(v)]
+    if clash := [p for p in kept if p.name in (own.name, out.name)]:
+        raise InputError(found=f"data file {clash[0]}", wanted="another name", where=str(out), fix="choose another output name")
+    out.unlink(missing_ok=True)
+    for path in kept:
+        _link(path, out.parent / path.name)
+    if new:
+        _write_data(new, own)
+    else:
+        own.unlink(missing_ok=True)
+    with whole_file(out) as temporary:
+        temporary.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return (out, *(out.parent / p.name for p in kept), *([own] if new else []))
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    """Initialisers that lie in a data file."""
+    return [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+
+
+def _is_new(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > INLINE_BYTES
+
+
+def _link(source: Path, to: Path) -> None:
+    """Make `to` the same file as `source`: a hard link, or a copy across file systems."""
+    if to.exists() and source.samefile(to):
+        return
+    with whole_file(to) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def _write_data(values: Sequence[ir.Value], path: Path) -> None:
+    """Write tensors one behind another and let their values point there."""
+    places: list[tuple[ir.Value, int, int]] = []
+    with whole_file(path) as temporary, temporary.open("wb") as f:
+        for value in values:
+            assert value.const_value is not None
+            data = value.const_value.tobytes()
+            places.append((value, f.tell(), len(data)))
+            f.write(data)
+    for value, offset, length in places:
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.ExternalTensor(
+            path.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=str(value.name), base_dir=path.parent
+        )

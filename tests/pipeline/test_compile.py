@@ -1,0 +1,138 @@
+"""The whole job on the tiny model: what a bundle holds, that equal jobs give equal bytes, and that a killed job goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vditc.bundle import Bundle
+from vditc.errors import InputError, QualityError
+from vditc.pipeline import compile as job_module
+from vditc.pipeline.compile import Job, compile_bundle
+from vditc.progress import SILENT
+from vditc.recipe import Gate, Recipe
+from vditc.target import Target
+
+PROMPTS = ("a 7 moving left", "a 2 moving up")
+
+
+@pytest.fixture
+def job(tiny_dir: Path, tmp_path: Path) -> Job:
+    """w8a8-static (it samples trajectories and has step tables) for the CPU; the tiny model's noise meets no gate."""
+    recipe = dataclasses.replace(Recipe.load("w8a8-static"), gate=Gate())
+    return Job(model_dir=tiny_dir, recipe=recipe, targets=(Target.load("cpu"),), out=tmp_path / "tiny.bundle", prompts=PROMPTS, clips=2)
+
+
+def contents(bundle: Path) -> dict[str, bytes]:
+    """Every file but the times."""
+    files = {p.relative_to(bundle).as_posix(): p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    return {n: data for n, data in files.items() if n != "report/run.json"}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """An uninterrupted run."""
+    recipe = dataclasses.replace(Recipe.load("w8a8-static"), gate=Gate())
+    out = tmp_path_factory.mktemp("whole") / "tiny.bundle"
+    compile_bundle(Job(model_dir=tiny_dir, recipe=recipe, targets=(Target.load("cpu"),), out=out, prompts=PROMPTS, clips=2), SILENT)
+    return contents(out)
+
+
+def test_bundle_is_complete(job: Job) -> None:
+    bundle = compile_bundle(job, SILENT)
+    m = Bundle.open(job.out).manifest
+    assert m == bundle.manifest
+    assert len(m.layers) == 20 and len(m.kept) == 7
+    assert {layer["weight"] for layer in m.layers.values()} == {"int8 per_channel"}
+    assert all(kept["reason"] for kept in m.kept.values())
+    assert 8.0 < m.mean_bits < 10.0
+    assert m.targets["cpu"]["engine"]["status"] == "portable"
+    assert m.targets["cpu"]["graph"]["error"] <= job_module.LOWERED_TOLERANCE
+    assert m.quality is not None and len(m.quality["step_error"]) == 3 and len(m.quality["layer_error"]) == 20
+    assert 0 < max(m.quality["layer_error"].values()) < 0.2
+    for name in ("calibration.safetensors", "model.onnx", "model.onnx.data", "lowered/cpu.onnx", "components/scheduler/scheduler_config.json"):
+        assert name in m.files
+
+
+def test_equal_jobs_give_equal_bytes(job: Job, whole: dict[str, bytes]) -> None:
+    compile_bundle(job, SILENT)
+    assert contents(job.out) == whole
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing but a test catches it."""
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "export_model", "lower", "_lowered_error", "compare", "write_manifest"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_job_resumes_to_the_same_bytes(job: Job, whole: dict[str, bytes], stage: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., Any] = getattr(job_module, stage)
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if when == "after":
+            real(*args, **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_module, stage, killed)
+        with pytest.raises(Killed):
+            compile_bundle(job, SILENT)
+    assert not job.out.exists()
+    with pytest.raises(InputError, match="left by an interrupted run"):
+        compile_bundle(job, SILENT)
+    compile_bundle(dataclasses.replace(job, resume=True), SILENT)
+    assert contents(job.out) == whole
+    assert not job.out.with_name("tiny.bundle.partial").exists()
+
+
+def test_real_kill_in_the_middle_of_calibration(job: Job, tiny_dir: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    vditc = str(Path(sys.executable).with_name("vditc"))
+    command = [vditc, "compile", str(tiny_dir), "--recipe", "w8a8-static", "--target", "cpu", "-o", str(job.out)]
+    command += ["--prompts", str(prompts), "--clips", "2", "--no-gate", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = job.out.with_name("tiny.bundle.partial")
+    deadline = time.monotonic() + 120
+    while not list(partial.glob(".work/*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the job ended before it could be killed"
+    assert not job.out.exists() and partial.exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert Bundle.open(job.out).manifest.recipe["name"] == "w8a8-static"
+
+
+def test_below_the_gate(job: Job) -> None:
+    strict = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, gate=Gate(min_psnr_db=200.0)))
+    with pytest.raises(QualityError, match=r"min_psnr_db .* wanted min_psnr_db 200; .*--no-gate"):
+        compile_bundle(strict, SILENT)
+    assert not job.out.exists()
+    bundle = compile_bundle(dataclasses.replace(strict, gate=False, resume=True), SILENT)
+    assert bundle.manifest.gate["failed"] == ["min_psnr_db"] and not bundle.manifest.gate["enforced"]
+
+
+def test_changed_options_are_not_resumed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(**_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_module, "export_model", stop)
+        with pytest.raises(Killed):
+            compile_bundle(job, SILENT)
+    with pytest.raises(InputError, match="of another job"):
+        compile_bundle(dataclasses.replace(job, steps=4, resume=True), SILENT)
+
+
+def test_targets_are_checked(job: Job) -> None:
+    with pytest.raises(InputError, match="at least one, each once"):
+        compile_bundle(dataclasses.replace(job, targets=job.targets * 2), SILENT)

@@ -1,0 +1,99 @@
+"""Exports of the tiny model, traced once for all tests: tracing takes seconds, the rest does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from vditc.calibration import Calibration, Kept, LayerCalibration
+from vditc.export.adapters.wan import Wan
+from vditc.export.simplify import simplify
+from vditc.export.stage import insert_weights
+from vditc.export.trace import trace
+from vditc.export.write import write_model
+from vditc.model_dir import ModelDir
+from vditc.numerics import Granularity, QType
+from vditc.scheme import QuantSpec, Scheme, quantize_weight
+
+STEPS = 3
+INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
+SCHEMES: dict[str, Scheme | None] = {
+    "fp16": None,
+    "w8a8": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "w8a8-static": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)),
+    "w8a8-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)),
+    "w8a6": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT6, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "w4a16": Scheme(weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=64)),
+    "w3a8": Scheme(
+        weight=QuantSpec(qtype=QType.INT3, granularity=Granularity.PER_CHANNEL),
+        activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
+    ),
+}
+
+
+def calibration(source: ModelDir, scheme: Scheme | None, layers: str = "blocks.", scales: Mapping[str, float] | None = None) -> Calibration:
+    """Round-to-nearest weights of every layer whose name starts with `layers`; static scales are 0.04 unless `scales` says."""
+    quantized: dict[str, LayerCalibration] = {}
+    kept: dict[str, Kept] = {}
+    for name, role in Wan().layer_roles(source).items():
+        entry = source.weights[f"{name}.weight"]
+        if scheme is None or not name.startswith(layers):
+            kept[name] = Kept(role=role, reason="test", shape=entry.shape)
+            continue
+        act, table = scheme.activation, None
+        if act is not None and not act.dynamic:
+            scale = np.float32((scales or {}).get(name, 0.04))
+            table = scale * np.linspace(1, 1.5, STEPS, dtype=np.float32) if act.per_step else np.asarray(scale)
+        scale_dtype = np.float32 if act else np.float16
+        weight = quantize_weight(entry.read(), scheme.weight, scale_dtype=scale_dtype)
+        quantized[name] = LayerCalibration(role=role, scheme=scheme, weight=weight, activation_scale=table)
+    return Calibration(
+        model_class=source.model_class,
+        model_digest=source.digest,
+        recipe="test",
+        recipe_digest="0",
+        method="rtn",
+        sigmas=(1.0, 0.8, 0.5, 0.0),
+        timesteps=(1000.0, 800.0, 500.0),
+        guidance_scale=2.0,
+        layers=quantized,
+        kept=kept,
+        statistics={},
+    )
+
+
+_TRACED: dict[str, ir.Model] = {}  # by the model's digest
+
+
+def traced(source: ModelDir) -> ir.Model:
+    """The simplified graph without weights, a fresh copy."""
+    if source.digest not in _TRACED:
+        _TRACED[source.digest] = trace(source, Wan())
+        simplify(_TRACED[source.digest])
+    return _TRACED[source.digest].clone()
+
+
+def export(source: ModelDir, calibrated: Calibration, out: Path) -> Path:
+    """What `export_model` writes."""
+    model = traced(source)
+    insert_weights(model, source, calibrated)
+    write_model(model, out, lambda: None)
+    return out
+
+
+def feeds(seed: int, batch: int, frames: int, height: int, width: int, tokens: int) -> dict[str, npt.NDArray[Any]]:
+    """Random inputs of the tiny model."""
+    rng = np.random.default_rng(seed)
+    return {
+        "hidden_states": rng.standard_normal((batch, 4, frames, height, width), np.float32),
+        "timestep": np.linspace(37.25, 900, batch, dtype=np.float32),
+        "encoder_hidden_states": rng.standard_normal((batch, tokens, 16), np.float32),
+    }
+
+
+SHAPES = ((2, 2, 8, 12, 5), (1, 3, 10, 4, 8))  # every axis differs
