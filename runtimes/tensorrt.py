@@ -92,7 +92,7 @@ class TensorRT(Backend):
 def write_build_script(*, lowered: Path, target: Target, profile: Profile, out: Path) -> None:
     """Write `out`/build.sh, which builds the engine from the lowered graph that lies beside it in the bundle."""
     ranges = ",".join(f"{axis}={sizes}" for axis, sizes in profile.axes.items())
-    words = ["vditc", "build", os.path.relpath(lowered, out), "--target", target.name, "--profile", ranges, "-o", "."]
+    words = ["vditc", "build", str(lowered.name), "--target", target.name, "--profile", ranges, "-o", "."]
     script = out / "build.sh"
     write_text(
         script,

@@ -42,7 +42,8 @@ def test_inspect_imports_no_torch(tiny_dir: Path) -> None:
 
 def test_readme_names_every_recipe_and_command() -> None:
     text = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"^vditc (\w+)", text, re.MULTILINE))
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    used = set(re.findall(r"^vditc (\w+)", blocks, re.MULTILINE))
     known = set(re.findall(r"^  (\w+)  ", vditc("--help").stdout, re.MULTILINE))
     assert used and used <= known, used - known
     for recipe in (ROOT / "src/vditc/recipes").glob("*.toml"):

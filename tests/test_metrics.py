@@ -80,6 +80,15 @@ def test_velocity_is_pixels_a_frame() -> None:
     np.testing.assert_allclose(motion, (2, -3), atol=ROUNDING)
 
 
+def test_faint_haze_and_empty_frames_do_not_change_the_motion() -> None:
+    clip = square([(4, 20), (6, 17), (8, 14)])
+    clip[1] = -1
+    clip[:, :, :8] = -0.9
+    motion = metrics.velocity(clip)
+    assert motion is not None
+    np.testing.assert_allclose(motion, (2, -3), atol=ROUNDING)
+
+
 def test_slow_clip_does_not_move() -> None:
     assert metrics.read_direction(square([(4, 4), (4, 4), (4, 5), (4, 5), (4, 5)])) is None
     assert metrics.read_direction(square([(4, 4), (4, 5), (4, 5), (4, 6)])) == "right"  # 0.6 pixels a frame

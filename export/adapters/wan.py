@@ -68,8 +68,8 @@ class Wan(ModelAdapter):
             }
         )
 
-    def load(self, source: ModelDir) -> WanTransformer3DModel:
-        """float32, eval; InputError when tensors are missing or do not fit."""
+    def check(self, source: ModelDir) -> None:
+        """InputError when tensors are missing or do not fit."""
         with torch.device("meta"):
             model = WanTransformer3DModel.from_config(source.config)
         wanted = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -81,6 +81,10 @@ class Wan(ModelAdapter):
                 where=str(source.transformer),
                 fix="use the config.json and weights of one checkpoint",
             )
+
+    def load(self, source: ModelDir) -> WanTransformer3DModel:
+        """float32, eval; InputError when tensors are missing or do not fit."""
+        self.check(source)
         model = self.skeleton(source)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

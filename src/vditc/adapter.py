@@ -65,6 +65,10 @@ class ModelAdapter(abc.ABC):
         """Ranges for every named axis."""
 
     @abc.abstractmethod
+    def check(self, source: ModelDir) -> None:
+        """InputError when the checkpoint lacks tensors that config.json asks for, or they have other shapes. Cheap."""
+
+    @abc.abstractmethod
     def load(self, source: ModelDir) -> Any:
         """The torch module with its weights, float32, in eval mode; InputError if weights are missing."""
 

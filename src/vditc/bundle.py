@@ -90,7 +90,8 @@ class Bundle:
 def list_files(root: Path) -> dict[str, FileEntry]:
     """Hash every file of a bundle that the manifest must list."""
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    kept = [n for n in names if n != MANIFEST and PurePosixPath(n).parts[0] != UNLISTED]
+    # Hidden names are notes of an unfinished bundle.
+    kept = [n for n in names if n != MANIFEST and PurePosixPath(n).parts[0] != UNLISTED and not n.startswith(".")]
     return {n: FileEntry((root / n).stat().st_size, sha256(root / n)) for n in kept}
 
 

@@ -47,9 +47,9 @@ def _graph(path: Path) -> dict[str, Any]:
 
 
 def _plan(path: Path) -> dict[str, Any]:
-    from vditc.runtimes.plan_text import read_plan, read_program
+    from vditc.runtimes.plan_text import program, read_plan
 
-    return dataclasses.asdict(read_program(read_plan(path)))
+    return dataclasses.asdict(program(read_plan(path)))
 
 
 def _show_bundle(bundle: Bundle) -> None:

@@ -107,6 +107,7 @@ def prepare(job: Job) -> Plan:
         raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
     source = ModelDir.open(job.model_dir)
     adapter = adapter_for(source)
+    adapter.check(source)
     method_for(job.recipe.method, f"recipe {job.recipe.name}")
     job.recipe.assign(adapter.layer_roles(source))
     for target in job.targets:
