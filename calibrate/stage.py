@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.base import InputStatistics, Method
 from vditc.calibrate.methods.registry import method_for
-from vditc.calibrate.trajectories import Trajectories, torch_device
+from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
@@ -21,6 +21,7 @@ from vditc.progress import Progress
 from vditc.recipe import Recipe
 from vditc.schedule import FlowMatchEuler
 from vditc.scheme import Scheme, scale_shape
+from vditc.torch_device import torch_device
 
 STATE = "observers.safetensors"  # in the working folder, between two clips
 

@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from vditc.progress import Progress
 from vditc.safetensors_file import read_header
 from vditc.sampling import sample
 from vditc.schedule import FlowMatchEuler
+from vditc.torch_device import exact_float32
 
 Array = npt.NDArray[Any]
 
@@ -51,7 +50,8 @@ class Trajectories:
         if not len(self.conditioning):
             raise InputError(found="no prompt", wanted="at least one", where="conditioning", fix="calibrate with a prompt")
         c = self.conditioning
-        shapes = ((len(c), *c.latent_shape), (len(c),), c.text.shape)
+        seen = c.latent_shape[0] + (0 if c.channels is None else len(c.channels))
+        shapes = ((len(c), seen, *c.latent_shape[1:]), (len(c),), c.text.shape)
         for spec, shape in zip(self.adapter.inputs(self.source), shapes, strict=True):
             if len(shape) != len(spec.dims) or any(isinstance(d, int) and d != n for d, n in zip(spec.dims, shape, strict=True)):
                 raise InputError(
@@ -81,6 +81,7 @@ class Trajectories:
                         self.conditioning.empty,
                         self.guidance_scale,
                         lambda _step, _latents: advance(),
+                        self.conditioning.channels,
                     )
                     observers.check()
                     with whole_file(self.state) as temporary:
@@ -117,6 +118,7 @@ class Trajectories:
             "text": [hashlib.sha256(a.tobytes()).hexdigest() for a in (c.text, c.empty)],
             "seeds": c.seeds,
             "latent_shape": c.latent_shape,
+            "channels": None if c.channels is None else hashlib.sha256(c.channels.tobytes()).hexdigest(),
             "device": self.device.type,  # a GPU adds in another order: half a run each would match neither
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -154,26 +156,3 @@ class _Watched:
         feeds = {n: torch.tensor(a, device=self.device) for n, a in zip(self.names, (latents, timestep, text), strict=True)}
         velocity: Array = self.adapter.forward(self.model, feeds).float().cpu().numpy()
         return velocity
-
-
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Inference without gradients, in whole float32 (cuDNN would convolve in TF32) and the same way each time."""
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
-
-
-def torch_device(name: str) -> torch.device:
-    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`; InputError for another name or a GPU that is not there."""
-    gpus = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if match is None or (name != "cpu" and int(match[1] or 0) >= gpus):
-        raise InputError(
-            found=f"device {name!r}",
-            wanted=f"auto, cpu or cuda[:N]; PyTorch sees {gpus} GPU{'' if gpus == 1 else 's'}",
-            where="--device",
-            fix="choose a device that is there",
-        )
-    return torch.device(name)

@@ -53,7 +53,10 @@ def trace(source: ModelDir, adapter: ModelAdapter) -> ir.Model:
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         with fake:
             example = tuple(_zeros(s, _TRACED) for s in specs)
-            program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
+            try:
+                program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
+            except RuntimeError as error:  # torch's own errors about sizes are all of this kind
+                raise _not_dynamic(str(error).strip().splitlines()[0], "axes of any size", source) from error
             _prove_dynamic(program, specs, source)
         onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
@@ -86,12 +89,16 @@ def _prove_dynamic(program: Any, specs: tuple[InputSpec, ...], source: ModelDir)
     except (RuntimeError, AssertionError) as error:
         problem = str(error).splitlines()[0]
     if problem:
-        raise VditcError(
-            found=problem,
-            wanted=f"batch and sizes {list(wanted)} at a second shape, {_PROOF}",
-            where=f"{source.model_class} traced at {_TRACED}",
-            fix="let the adapter's `patched` rewrite the code that fixes a size",
-        )
+        raise _not_dynamic(problem, f"batch and sizes {list(wanted)} at a second shape, {_PROOF}", source)
+
+
+def _not_dynamic(found: str, wanted: str, source: ModelDir) -> VditcError:
+    return VditcError(
+        found=found,
+        wanted=wanted,
+        where=f"{source.model_class} traced at {_TRACED}",
+        fix="let the adapter's `patched` rewrite the code that fixes a size",
+    )
 
 
 def _empty_parameters(graph: ir.Graph, source: ModelDir) -> None:

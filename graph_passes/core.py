@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, get_type_hints
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -55,41 +55,12 @@ class Pass(ir.passes.InPlacePass):
         """The dialect of the result, given that of the input; a pass that lowers the graph says so here."""
         return spec
 
-    @staticmethod
-    def parse(text: str) -> Pass:
-        """`fold-constants{size_limit=1024}` -> FoldConstants(size_limit=1024); InputError when it cannot be read."""
-        name, brace, rest = text.strip().partition("{")
-        if name not in PASSES:
-            raise InputError(found=f"pass {name!r}", wanted=f"one of {', '.join(sorted(PASSES))}", where="--passes", fix="correct the name")
-        made = PASSES[name]
-        hints = get_type_hints(made)
-        known = [f.name for f in dataclasses.fields(made)]
-        options: dict[str, object] = {}
-        for item in filter(None, rest.removesuffix("}").split(",")):
-            key, _, value = (part.strip() for part in item.partition("="))
-            if key not in known or not value or not rest.endswith("}"):
-                raise InputError(
-                    found=repr(text),
-                    wanted=f"{name}{{option=value,...}} with options {', '.join(known) or '(it has none)'}",
-                    where="--passes",
-                    fix="correct the option",
-                )
-            try:
-                options[key] = hints[key](value)
-            except ValueError as error:
-                raise InputError(
-                    found=f"{key}={value}", wanted=f"{key} of type {hints[key].__name__}", where=f"--passes {name}", fix="correct the value"
-                ) from error
-        if brace and not rest.endswith("}"):
-            raise InputError(found=repr(text), wanted="a closing brace", where="--passes", fix="write name{option=value}")
-        return made(**options)
-
 
 @dataclasses.dataclass(frozen=True)
 class PassFacts:
     """What one pass did to a graph."""
 
-    name: str  # as `parse` reads it
+    name: str  # as `parse_pass` reads it
     modified: bool
     refusals: tuple[Refusal, ...]
     seconds: float

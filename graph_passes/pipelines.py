@@ -1,10 +1,13 @@
-"""The passes of each backend, in order."""
+"""The passes of each backend, in order, and how a user names one."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_type_hints
+
 from vditc.errors import InputError
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
-from vditc.graph_passes.core import Pass
+from vditc.graph_passes.core import PASSES, Pass
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.legalize_for_target import LegalizeForTarget
@@ -52,3 +55,32 @@ def pipeline(target: Target) -> tuple[Pass, ...]:
             fix="lowered graphs keep the canonical opset",
         )
     return PIPELINES[target.backend](target)
+
+
+def parse_pass(text: str) -> Pass:
+    """`fold-constants{size_limit=1024}` -> FoldConstants(size_limit=1024); InputError when it cannot be read."""
+    name, brace, rest = text.strip().partition("{")
+    if name not in PASSES:
+        raise InputError(found=f"pass {name!r}", wanted=f"one of {', '.join(sorted(PASSES))}", where="--passes", fix="correct the name")
+    made = PASSES[name]
+    hints = get_type_hints(made)
+    known = [f.name for f in dataclasses.fields(made)]
+    options: dict[str, object] = {}
+    for item in filter(None, rest.removesuffix("}").split(",")):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in known or not value or not rest.endswith("}"):
+            raise InputError(
+                found=repr(text),
+                wanted=f"{name}{{option=value,...}} with options {', '.join(known) or '(it has none)'}",
+                where="--passes",
+                fix="correct the option",
+            )
+        try:
+            options[key] = hints[key](value)
+        except ValueError as error:
+            raise InputError(
+                found=f"{key}={value}", wanted=f"{key} of type {hints[key].__name__}", where=f"--passes {name}", fix="correct the value"
+            ) from error
+    if brace and not rest.endswith("}"):
+        raise InputError(found=repr(text), wanted="a closing brace", where="--passes", fix="write name{option=value}")
+    return made(**options)

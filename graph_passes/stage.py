@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from vditc.errors import InputError
 from vditc.files import whole_file
-from vditc.graph_passes.core import OnPass, Pass, PassFacts, run_passes
-from vditc.graph_passes.pipelines import pipeline
+from vditc.graph_passes.core import OnPass, PassFacts, run_passes
+from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
 from vditc.progress import Progress
 from vditc.target import Target
 
-INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, where they can be read
+INLINE_BYTES = 256  # constants up to this size stay in the .onnx file, where they can be read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,12 @@ def lower(
 ) -> LowerFacts:
     """Write `out`, the graph for `target`, and beside it what it points to.
 
-    Weights that no pass changed stay where they are: the canonical data file is linked (else copied) beside `out` under
-    its own name and never read. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
+    Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
+    all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
     InputError for a file that is no ONNX model or lacks data; DialectError when the graph, or what a pass made of it,
     is not of the dialect. Whole or not at all; the same input gives the same bytes.
     """
-    todo = pipeline(target) if passes is None else tuple(Pass.parse(p) for p in passes)
+    todo = pipeline(target) if passes is None else tuple(parse_pass(p) for p in passes)
     graph = load(model)
     before = len(graph.graph)
     spec, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, on_pass=on_pass, title=f"lower for {target.name}")
@@ -96,7 +97,7 @@ def save(model: ir.Model, out: Path) -> tuple[Path, ...]:
         raise InputError(found=f"data file {clash[0]}", wanted="another name", where=str(out), fix="choose another output name")
     out.unlink(missing_ok=True)
     for path in kept:
-        _link(path, out.parent / path.name)
+        _copy(path, out.parent / path.name)
     if new:
         _write_data(new, own)
     else:
@@ -116,16 +117,12 @@ def _is_new(value: ir.Value) -> bool:
     return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > INLINE_BYTES
 
 
-def _link(source: Path, to: Path) -> None:
-    """Make `to` the same file as `source`: a hard link, or a copy across file systems."""
-    if to.exists() and source.samefile(to):
+def _copy(source: Path, to: Path) -> None:
+    """Make `to` equal to `source`; another target may have done so already. Readers of ONNX refuse linked data files."""
+    if to.exists() and (source.samefile(to) or filecmp.cmp(source, to, shallow=False)):
         return
     with whole_file(to) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.hardlink_to(source)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        shutil.copyfile(source, temporary)
 
 
 def _write_data(values: Sequence[ir.Value], path: Path) -> None:

@@ -6,9 +6,7 @@ Nothing is fused and nothing is folded: each quantized linear does what its Q/DQ
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
 from vditc.scheme import QuantSpec
+from vditc.torch_device import exact_float32, torch_device
 
 Array = npt.NDArray[Any]
 Feed = tuple[Array, Array, Array, int]  # latents [B, C, F, H, W], timestep [B], text [B, tokens, dim], step
@@ -32,7 +31,7 @@ class ReferenceModel:
 
     def __init__(self, adapter: ModelAdapter, source: ModelDir, calibration: Calibration | None, device: str = "cpu") -> None:
         """`device`: auto, cpu or cuda[:N]. InputError when the calibration is of another model, or the device is not there."""
-        self.adapter, self.device = adapter, _torch_device(device)
+        self.adapter, self.device = adapter, torch_device(device)
         self.names = [spec.name for spec in adapter.inputs(source)]
         self.model = adapter.load(source)
         self.quantized: dict[str, QuantizedLinear] = {}
@@ -64,7 +63,7 @@ class ReferenceModel:
             n: torch.tensor(np.asarray(a, np.float32), device=self.device)
             for n, a in zip(self.names, (latents, timestep, text), strict=True)
         }
-        with _exact_float32():
+        with exact_float32():
             velocity: Array = self.adapter.forward(self.model, feeds).cpu().numpy()
         return velocity
 
@@ -162,22 +161,3 @@ def _same_model(source: ModelDir, calibration: Calibration) -> None:
             where=str(source.path),
             fix="calibrate this model",
         )
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Inference without gradients, in whole float32: cuDNN would convolve in TF32."""
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
-
-
-def _torch_device(name: str) -> torch.device:
-    gpus = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if match is None or (name != "cpu" and int(match[1] or 0) >= gpus):
-        raise InputError(
-            found=f"device {name!r}", wanted=f"auto, cpu or cuda[:N], N below {gpus}", where="--device", fix="choose a device that is there"
-        )
-    return torch.device(name)

@@ -29,10 +29,12 @@ _SCRIPT = """\
 set -eu
 cd "$(dirname "$0")"
 {command}
-if [ ! -s model.plan ]; then
+if [ ! -s built/model.plan ]; then
     echo "build.sh: no model.plan: the GPU of this machine is not of {arch}" >&2
     exit 1
 fi
+mv built/model.plan model.plan
+rm -r built
 """
 
 
@@ -92,7 +94,7 @@ class TensorRT(Backend):
 def write_build_script(*, lowered: Path, target: Target, profile: Profile, out: Path) -> None:
     """Write `out`/build.sh, which builds the engine from the lowered graph that lies beside it in the bundle."""
     ranges = ",".join(f"{axis}={sizes}" for axis, sizes in profile.axes.items())
-    words = ["vditc", "build", str(lowered.name), "--target", target.name, "--profile", ranges, "-o", "."]
+    words = ["vditc", "build", os.path.relpath(lowered, out), "--target", target.name, "--profile", ranges, "-o", "built", "--force"]
     script = out / "build.sh"
     write_text(
         script,

@@ -81,7 +81,7 @@ def test_velocity_is_pixels_a_frame() -> None:
 
 
 def test_faint_haze_and_empty_frames_do_not_change_the_motion() -> None:
-    clip = square([(4, 20), (6, 17), (8, 14)])
+    clip = square([(4, 20), (6, 17), (8, 14), (10, 11)])
     clip[1] = -1
     clip[:, :, :8] = -0.9
     motion = metrics.velocity(clip)

@@ -67,15 +67,16 @@ def main() -> None:
     words, codec = WordEmbedding.load(args.model / "text_encoder"), PixelShuffleCodec.load(args.model / "vae")
     captions, shape = (
         digits.sample_captions(args.count, args.seed),
-        (source.config["in_channels"], defaults.frames, defaults.height, defaults.width),
+        (source.config["out_channels"], defaults.frames, defaults.height, defaults.width),
     )
     scheduler, denoise, began, parts = SCHEDULERS[args.scheduler](args.model, steps), denoiser(source), time.monotonic(), []
+    channels = digits.position_channels(*shape[1:]) if defaults.extra_channels == "position" else None
     for first in range(0, args.count, args.batch):
         part = captions[first : first + args.batch]
         text = words.encode([str(c) for c in part])
         latents = np.stack([noise(shape, args.seed + first + i) for i in range(len(part))])
         empty = np.repeat(words.encode([""]), len(part), 0)
-        parts.append(codec.decode(sample(denoise, scheduler, latents, text, empty, guidance)))
+        parts.append(codec.decode(sample(denoise, scheduler, latents, text, empty, guidance, channels=channels)))
     seconds, sampled = time.monotonic() - began, np.concatenate(parts)
 
     summary = metrics.evaluate(sampled, captions)

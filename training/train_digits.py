@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,20 @@ from vditc import digits
 from vditc.codec import PixelShuffleCodec
 from vditc.text_encoder import PAD, WordEmbedding
 
-CONFIG: dict[str, Any] = dict(
-    patch_size=(1, 2, 2),
-    num_attention_heads=3,
-    attention_head_dim=64,
-    in_channels=4,
-    out_channels=4,
-    text_dim=64,
-    freq_dim=64,
-    ffn_dim=768,
-    num_layers=6,
-    cross_attn_norm=True,
-    qk_norm="rms_norm_across_heads",
-    rope_max_seq_len=64,
-)
+CONFIG: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 3,
+    "attention_head_dim": 64,
+    "in_channels": 7,  # 4 of the clip, 3 that say where they are
+    "out_channels": 4,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 768,
+    "num_layers": 6,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 64,
+}
 VOCABULARY = (PAD, "a", "moving", *map(str, range(10)), *digits.DIRECTIONS)
 TEXT_LENGTH = 8
 SHIFT = 3.0  # of the noise levels at first
@@ -51,14 +50,14 @@ HIGH_SHIFT = 30.0
 HIGH_SHARE = 0.6
 HIGH_FROM = 0.6  # share of the steps after which this begins
 SAMPLING_SHIFT = 8.0  # of the stored scheduler: half of its steps are spent above s = 0.89
-SAMPLING = {"steps": 16, "guidance_scale": 3.0, "frames": 8, "height": 16, "width": 16, "semantics": "digits"}
+SAMPLING = {"steps": 16, "guidance_scale": 3.0, "frames": 8, "height": 16, "width": 16, "semantics": "digits", "extra_channels": "position"}
 TOKENS = 4096  # per step
 DROP_PROMPT = 0.1  # share of prompts replaced by "" for classifier-free guidance
 EMA = 0.995
 COOLDOWN = 0.2  # share of the steps at the end over which the learning rate falls to zero
 MIX = (  # (until this share of the steps, {frames: probability})
-    (0.30, {1: 0.5, 2: 0.25, 4: 0.25}),
-    (0.41, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
+    (0.26, {1: 0.5, 2: 0.25, 4: 0.25}),
+    (0.35, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
     (1.00, {4: 0.3, 8: 0.7}),
 )
 
@@ -70,10 +69,10 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is ever given
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
@@ -85,7 +84,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrix, coefficients of Jordan et al. 2024."""
-    x = g / (g.norm() + 1e-7)
+    x: torch.Tensor = g / (g.norm() + 1e-7)
     if wide := x.shape[0] > x.shape[1]:
         x = x.T
     for _ in range(steps):
@@ -103,17 +102,19 @@ class Data:
         self.indices, _ = digits.split()
         self.captions = digits.captions()
 
-    def batch(self, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents [B, 4, frames, 16, 16] and token numbers [B, TEXT_LENGTH]; B * tokens = TOKENS."""
+    def batch(self, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents [B, 4, frames, 16, 16], token numbers [B, TEXT_LENGTH], positions [B, 3, frames, 16, 16]; B * tokens = TOKENS."""
         count = TOKENS // (frames * 64)
-        clips, ids = [], []
+        clips, ids, places = [], [], []
+        everywhere = digits.position_channels(digits.FRAMES, 16, 16)
         for _ in range(count):
             caption = self.captions[self.rng.integers(len(self.captions))]
             clip = digits.draw(caption, self.rng, digits.FRAMES, self.indices)
             start = self.rng.integers(digits.FRAMES - frames + 1)
             clips.append(clip[start : start + frames])
+            places.append(everywhere[:, start : start + frames])
             ids.append(self.words.token_ids("" if self.rng.random() < DROP_PROMPT else str(caption)))
-        return torch.from_numpy(self.codec.encode(np.stack(clips))), torch.tensor(ids)
+        return torch.from_numpy(self.codec.encode(np.stack(clips))), torch.tensor(ids), torch.from_numpy(np.stack(places))
 
 
 def noise_levels(count: int, progress: float) -> torch.Tensor:
@@ -142,11 +143,10 @@ def measure_codec() -> PixelShuffleCodec:
     return PixelShuffleCodec(2, round(float(clips.mean()), 4), round(float(clips.std()), 4))
 
 
-def publish(folder: Path, model: torch.nn.Module, embedding: torch.Tensor, codec: PixelShuffleCodec) -> None:
+def publish(folder: Path, model: WanTransformer3DModel, embedding: torch.Tensor, codec: PixelShuffleCodec) -> None:
     """Write a diffusers directory: transformer (float16), scheduler, text_encoder, vae."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder / "transformer")
-    model.float()
     FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT).save_pretrained(folder / "scheduler")
     WordEmbedding(VOCABULARY, TEXT_LENGTH, embedding.detach().float().numpy()).save(folder / "text_encoder")
     codec.save(folder / "vae")
@@ -191,7 +191,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--out", type=Path, required=True, help="diffusers directory to write")
     ask.add_argument("--work", type=Path, required=True, help="checkpoint and log; an interrupted run goes on from here")
-    ask.add_argument("--steps", type=int, default=2800)
+    ask.add_argument("--steps", type=int, default=3300)
     ask.add_argument("--lr", type=float, default=2e-3)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -218,13 +218,12 @@ def main() -> None:
     for step in range(first, args.steps):
         torch.manual_seed(args.seed + step)
         frames = frames_at((step + 1) / args.steps, data.rng)
-        latents, ids = data.batch(frames)
-        latents, ids = latents.to(device), ids.to(device)
+        latents, ids, places = (t.to(device) for t in data.batch(frames))
         level, noise = noise_levels(len(latents), (step + 1) / args.steps).to(device), torch.randn(latents.shape).to(device)
         mixed = torch.lerp(latents, noise, level[:, None, None, None, None])
-        out = model(mixed, level * 1000, embedding[ids], return_dict=False)[0]
+        out = model(torch.cat([mixed, places], 1), level * 1000, embedding[ids], return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(out, noise - latents)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -237,7 +236,12 @@ def main() -> None:
                 ema[n].lerp_(p, 1 - decay)
         window.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == args.steps:
-            row = {"step": step + 1, "loss": round(sum(window) / len(window), 5), "frames": frames, "seconds": round(time.monotonic() - began, 1)}
+            row = {
+                "step": step + 1,
+                "loss": round(sum(window) / len(window), 5),
+                "frames": frames,
+                "seconds": round(time.monotonic() - began, 1),
+            }
             with log.open("a") as f:
                 f.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
@@ -245,7 +249,7 @@ def main() -> None:
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             tensors = pack(params, ema, optimizers) | {"step": torch.tensor(step + 1)}
             save_file(tensors, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     final = WanTransformer3DModel(**CONFIG)
     final.load_state_dict({n: p.cpu() for n, p in ema.items() if n != "text_embedding"}, strict=False)

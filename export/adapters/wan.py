@@ -52,6 +52,10 @@ class Wan(ModelAdapter):
             InputSpec("encoder_hidden_states", "float32", ("batch", "text_tokens", int(config["text_dim"]))),
         )
 
+    def latent_channels(self, source: ModelDir) -> int:
+        """As many as the model predicts."""
+        return int(source.config["out_channels"])
+
     def default_profile(self, source: ModelDir) -> Profile:
         """Around the model's sampling defaults, or Wan's 480p, 81 frames (latent 21 x 60 x 104) without any."""
         s = source.sampling

@@ -61,6 +61,10 @@ class ModelAdapter(abc.ABC):
         """Inputs of the forward pass in call order; axes named batch, frames, height, width, text_tokens."""
 
     @abc.abstractmethod
+    def latent_channels(self, source: ModelDir) -> int:
+        """Channels that are denoised. `hidden_states` has more of them when the model also sees constant channels."""
+
+    @abc.abstractmethod
     def default_profile(self, source: ModelDir) -> Profile:
         """Ranges for every named axis."""
 

@@ -1,12 +1,12 @@
 """A bundle: a directory with everything that one compiled model needs, listed and hashed in `manifest.json`.
 
-    manifest.json                 this file's `Manifest`
-    calibration.safetensors       codes and scales
-    model.onnx  model.onnx.data   portable Q/DQ graph
-    lowered/<target>.onnx         graph for one target
-    engines/<target>/             engine, or the script that builds it on the device
-    components/                   scheduler, and text encoder and codec when vditc can run them
-    report/                       for people; not hashed, for it holds times
+manifest.json                 this file's `Manifest`
+calibration.safetensors       codes and scales
+model.onnx  model.onnx.data   portable Q/DQ graph
+lowered/<target>.onnx         graph for one target
+engines/<target>/             engine, or the script that builds it on the device
+components/                   scheduler, and text encoder and codec when vditc can run them
+report/                       for people; not hashed, for it holds times
 """
 
 from __future__ import annotations
@@ -133,4 +133,6 @@ def _read(path: Path) -> Manifest:
         files = {str(n): FileEntry(int(e["bytes"]), str(e["sha256"])) for n, e in data.pop("files").items()}
         return Manifest(files=files, **data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(found=f"a manifest with wrong keys ({error})", wanted="a whole manifest", where=str(path), fix="compile again") from error
+        raise InputError(
+            found=f"a manifest with wrong keys ({error})", wanted="a whole manifest", where=str(path), fix="compile again"
+        ) from error

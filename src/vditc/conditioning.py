@@ -24,6 +24,7 @@ class Conditioning:
     empty: npt.NDArray[np.float32]  # [1, tokens, dim], the unconditional branch
     seeds: tuple[int, ...]
     latent_shape: tuple[int, int, int, int]  # channels, frames, height, width
+    channels: npt.NDArray[np.float32] | None = None  # [E, frames, height, width], constant, appended to the latents at every step
 
     def __post_init__(self) -> None:
         if not len(self.prompts) == len(self.text) == len(self.seeds) or self.empty.shape[1:] != self.text.shape[1:]:
@@ -32,6 +33,13 @@ class Conditioning:
                 wanted="as many prompts, encodings and seeds; empty like one encoding",
                 where="conditioning",
                 fix="encode every prompt once",
+            )
+        if self.channels is not None and self.channels.shape[1:] != self.latent_shape[1:]:
+            raise InputError(
+                found=f"extra channels {list(self.channels.shape)}",
+                wanted=f"[channels, {', '.join(map(str, self.latent_shape[1:]))}]",
+                where="conditioning",
+                fix="make them as large as the latents",
             )
 
     def __len__(self) -> int:
@@ -44,7 +52,8 @@ class Conditioning:
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
         info = {"prompts": self.prompts, "seeds": self.seeds, "latent_shape": self.latent_shape}
-        write_tensors(path, {"text": self.text, "empty": self.empty}, {"vditc": json.dumps(info)})
+        tensors = {"text": self.text, "empty": self.empty} | ({} if self.channels is None else {"channels": self.channels})
+        write_tensors(path, tensors, {"vditc": json.dumps(info)})
 
     @classmethod
     def load(cls, path: Path) -> Conditioning:
@@ -59,6 +68,7 @@ class Conditioning:
                 empty=np.array(entries["empty"].read(), np.float32),
                 seeds=tuple(info["seeds"]),
                 latent_shape=(c, f, h, w),
+                channels=np.array(entries["channels"].read(), np.float32) if "channels" in entries else None,
             )
         except (KeyError, ValueError) as error:
             raise InputError(

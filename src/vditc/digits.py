@@ -79,7 +79,7 @@ def sample_captions(count: int, seed: int) -> list[Caption]:
 @cache
 def scans() -> tuple[Array, Array]:
     """The scans as float32 [1797, 8, 8] in [0, 1] and their labels int64 [1797]."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # heavy: only where digits are drawn
+    from sklearn.datasets import load_digits  # heavy: only where digits are drawn
 
     bunch = load_digits()
     return (bunch.images / 16.0).astype(np.float32), bunch.target.astype(np.int64)
@@ -136,3 +136,14 @@ def draw(caption: Caption, rng: np.random.Generator, frames: int = FRAMES, indic
     pool = np.arange(len(labels)) if indices is None else indices
     pool = pool[labels[pool] == caption.digit]
     return render(images[rng.choice(pool)], path(caption.direction, frames, rng))
+
+
+def position_channels(frames: int, height: int, width: int) -> Array:
+    """Where each latent is: float32 [3, frames, height, width], frame number, row and column, each from -1 to 1.
+
+    Rotary positions are relative, and attention is an average: without these a transformer cannot tell the first frame from
+    the last, nor left from right, while the clip is still noise, which is when the motion is settled. They are appended to
+    the latents at every step, as image-to-video models append their image.
+    """
+    axes = (2 * np.arange(frames) / (FRAMES - 1) - 1, np.linspace(-1, 1, height), np.linspace(-1, 1, width))
+    return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)

@@ -23,6 +23,7 @@ class SamplingDefaults:
     height: int  # of the latent clip
     width: int
     semantics: str | None = None  # "digits": clips can be read by vditc.metrics
+    extra_channels: str | None = None  # "position": vditc.digits.position_channels are appended to the latents
 
 
 @dataclasses.dataclass(frozen=True)

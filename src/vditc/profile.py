@@ -37,7 +37,7 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str, defaults: Profile) -> Profile:
-        """"frames=1:8:16,height=16" over defaults; one number fixes the axis."""
+        """ "frames=1:8:16,height=16" over defaults; one number fixes the axis."""
         axes = dict(defaults.axes)
         for item in filter(None, text.split(",")):
             name, _, sizes = item.partition("=")

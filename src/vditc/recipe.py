@@ -1,25 +1,25 @@
 """A recipe: which layers get which scheme, with which method, from what calibration data, to what quality. Strict TOML.
 
-    schema = 1
-    name = "w8a8"
-    description = "INT8 weights per channel, INT8 activations per token"
-    method = "rtn"
+schema = 1
+name = "w8a8"
+description = "INT8 weights per channel, INT8 activations per token"
+method = "rtn"
 
-    [calibration]
-    prompts = 4              # sampled trajectories; each feeds every step and both guidance branches
-    seed = 0
+[calibration]
+prompts = 4              # sampled trajectories; each feeds every step and both guidance branches
+seed = 0
 
-    [gate]                   # `compile` exits 3 when a number of `verify` is worse
-    min_psnr_db = 30.0
+[gate]                   # `compile` exits 3 when a number of `verify` is worse
+min_psnr_db = 30.0
 
-    [[rules]]                # the first rule that matches a layer's role (and name) decides
-    match = ["self_attn.*", "ffn.*"]
-    weight = { qtype = "int8", granularity = "per_channel" }
-    activation = { qtype = "int8", granularity = "per_token", dynamic = true }
+[[rules]]                # the first rule that matches a layer's role (and name) decides
+match = ["self_attn.*", "ffn.*"]
+weight = { qtype = "int8", granularity = "per_channel" }
+activation = { qtype = "int8", granularity = "per_token", dynamic = true }
 
-    [[rules]]
-    match = ["*"]
-    keep = "why these layers stay in floating point"
+[[rules]]
+match = ["*"]
+keep = "why these layers stay in floating point"
 """
 
 from __future__ import annotations
@@ -184,5 +184,3 @@ def builtin_recipes() -> dict[str, Path]:
     """Name -> file of the recipes that come with vditc."""
     root = Path(str(files("vditc") / "recipes"))
     return {p.stem: p for p in sorted(root.glob("*.toml"))}
-
-

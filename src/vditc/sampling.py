@@ -26,6 +26,13 @@ def noise(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+def with_channels(latents: Array, channels: Array | None) -> Array:
+    """Append constant channels [E, F, H, W] to latents [B, C, F, H, W]: [B, C + E, F, H, W]."""
+    if channels is None:
+        return latents
+    return np.concatenate([latents, np.broadcast_to(channels, (len(latents), *channels.shape))], 1)
+
+
 def sample(
     denoise: Denoiser,
     scheduler: Scheduler,
@@ -34,17 +41,19 @@ def sample(
     empty: Array,
     guidance_scale: float,
     on_step: Callable[[int, Array], None] | None = None,
+    channels: Array | None = None,
 ) -> npt.NDArray[np.float32]:
     """Denoise `latents` [B, C, F, H, W] under prompts `text` and the empty prompt [B, tokens, dim].
 
     Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): v = v_empty + scale * (v_text - v_empty); both branches run
     as one batch of 2B, prompts first. At scale 1 only the prompts run. `on_step(index, latents after the step)`.
+    `channels` [E, F, H, W]: constant channels that the model sees behind the latents' own.
     """
     guided = guidance_scale != 1.0
     batch = np.concatenate([text, empty]) if guided else text
     for index, timestep in enumerate(scheduler.timesteps):
         both = np.concatenate([latents, latents]) if guided else latents
-        velocity = denoise(both, np.full(len(both), timestep, np.float32), batch, index)
+        velocity = denoise(with_channels(both, channels), np.full(len(both), timestep, np.float32), batch, index)
         if guided:
             with_text, without = np.split(velocity, 2)
             velocity = without + np.float32(guidance_scale) * (with_text - without)

@@ -40,9 +40,7 @@ class Table:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise InputError(
-                found=f"{key} = {value!r}", wanted=f"{kind.__name__}", where=self.where, fix="correct the value"
-            )
+            raise InputError(found=f"{key} = {value!r}", wanted=f"{kind.__name__}", where=self.where, fix="correct the value")
         return value
 
     def need(self, key: str, kind: type[_T]) -> _T:

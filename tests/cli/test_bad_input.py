@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from command import Run, vditc
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -129,7 +128,13 @@ def test_unknown_target(compile_tiny: Callable[..., Run], out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "word"),
-    [("frames=4:2:8", "4:2:8"), ("frames=8:8:4", "min <= opt <= max"), ("depth=1", "'depth=1'"), ("frames=1:2", "'frames=1:2'"), ("frames=x", "'frames=x'")],
+    [
+        ("frames=4:2:8", "4:2:8"),
+        ("frames=8:8:4", "min <= opt <= max"),
+        ("depth=1", "'depth=1'"),
+        ("frames=1:2", "'frames=1:2'"),
+        ("frames=x", "'frames=x'"),
+    ],
 )
 def test_bad_profile(compile_tiny: Callable[..., Run], out: Path, profile: str, word: str) -> None:
     refused(compile_tiny("--profile", profile), out, word, "--profile")

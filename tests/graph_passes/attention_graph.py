@@ -66,7 +66,7 @@ attention (float[batch,text_tokens,64] hidden_states, float[batch] timestep) => 
 
 
 def weights() -> dict[str, tuple[npt.NDArray[Any], ir.DataType | None]]:
-    """Values by name; the second entry is set where numpy has no such type."""
+    """Values by name, more than the graph reads; the second entry is the element type of codes."""
     rng = np.random.default_rng(0)
 
     def floats(*shape: int, scale: float = 1.0, dtype: type = np.float32) -> tuple[npt.NDArray[Any], None]:
@@ -96,6 +96,8 @@ def weights() -> dict[str, tuple[npt.NDArray[Any], ir.DataType | None]]:
         "k_scale": (np.full(WIDTH, 0.001, np.float32), None),
         "v_codes": codes(7, ir.DataType.INT4),
         "v_scale": (np.full((WIDTH // 32, WIDTH), 0.02, np.float16), None),
+        "zero": (np.int8(1), None),  # from here on: only for graphs that break a rule
+        "k_blocks": (np.full((WIDTH // 32, WIDTH), 0.001, np.float32), None),
     }
 
 

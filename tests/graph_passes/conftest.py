@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,10 +20,12 @@ import onnx_ir as ir
 import pytest
 from filecheck.main import main as filecheck_main
 
-import vditc.graph_passes.pipelines  # declares the passes
-from vditc.graph_passes.core import Pass, run_passes
+from vditc.graph_passes.core import run_passes
+from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.text import to_text
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers by plain name
 
 
 def filecheck(checks: Path, prefix: str, text: str) -> tuple[int, str]:
@@ -67,7 +70,7 @@ class PassTest(pytest.Item):
 
     def runtest(self) -> None:
         model = ir.from_onnx_text(self.path.read_text())
-        _, facts = run_passes(model, [Pass.parse(p) for p in self.passes], Spec.canonical())
+        _, facts = run_passes(model, [parse_pass(p) for p in self.passes], Spec.canonical())
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
         text = to_text(model)
         code, said = filecheck(self.path, self.prefix, text)

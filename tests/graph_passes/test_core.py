@@ -15,6 +15,7 @@ from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Pass, Result, run_passes
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.fold_constants import FoldConstants
+from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.spec import Spec
 
 
@@ -27,9 +28,9 @@ def registry() -> Iterator[None]:
 
 
 def test_options_are_fields() -> None:
-    assert Pass.parse("fold-constants{size_limit=7}") == FoldConstants(size_limit=7)
-    assert Pass.parse(" fold-constants ") == FoldConstants()
-    assert Pass.parse(str(ConvertComputeType(to="bf16"))) == ConvertComputeType(to="bf16")
+    assert parse_pass("fold-constants{size_limit=7}") == FoldConstants(size_limit=7)
+    assert parse_pass(" fold-constants ") == FoldConstants()
+    assert parse_pass(str(ConvertComputeType(to="bf16"))) == ConvertComputeType(to="bf16")
     assert str(EliminateDeadNodes()) == "eliminate-dead-nodes"
 
 
@@ -47,7 +48,7 @@ def test_options_are_fields() -> None:
 )
 def test_a_pass_that_cannot_be_read(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Pass.parse(text)
+        parse_pass(text)
 
 
 def test_a_name_is_declared_once(registry: None) -> None:

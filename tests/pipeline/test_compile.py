@@ -59,7 +59,13 @@ def test_bundle_is_complete(job: Job) -> None:
     assert m.targets["cpu"]["graph"]["error"] <= job_module.LOWERED_TOLERANCE
     assert m.quality is not None and len(m.quality["step_error"]) == 3 and len(m.quality["layer_error"]) == 20
     assert 0 < max(m.quality["layer_error"].values()) < 0.2
-    for name in ("calibration.safetensors", "model.onnx", "model.onnx.data", "lowered/cpu.onnx", "components/scheduler/scheduler_config.json"):
+    for name in (
+        "calibration.safetensors",
+        "model.onnx",
+        "model.onnx.data",
+        "lowered/cpu.onnx",
+        "components/scheduler/scheduler_config.json",
+    ):
         assert name in m.files
 
 
@@ -74,7 +80,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stage", ["calibrate", "export_model", "lower", "_lowered_error", "compare", "write_manifest"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_job_resumes_to_the_same_bytes(job: Job, whole: dict[str, bytes], stage: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_job_resumes_to_the_same_bytes(
+    job: Job, whole: dict[str, bytes], stage: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real: Callable[..., Any] = getattr(job_module, stage)
 
     def killed(*args: Any, **kwargs: Any) -> Any:

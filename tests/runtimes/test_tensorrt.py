@@ -25,8 +25,9 @@ from vditc.target import Target
 
 PROFILE = Profile({"batch": Range(1, 2, 2), "frames": Range(8, 8, 16)})
 VDITC = """#!/bin/sh
-echo "$@" > arguments
-[ -f "$2" ] && [ -n "$MAKES" ] && echo engine > model.plan
+printf '%s\\n' "$@" > arguments
+mkdir -p "$8"
+[ -f "$2" ] && [ -n "$MAKES" ] && echo engine > "$8/model.plan"
 exit 0
 """
 
@@ -37,7 +38,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tensorrt, "compute_capability", lambda: None)
     bundle = tmp_path / "wan bundle"
     (bundle / "lowered").mkdir(parents=True)
-    lowered = save_product(bundle / "lowered" / "jetson-orin.onnx", "fp16")
+    lowered = save_product(bundle / "lowered" / "jetson orin.onnx", "fp16")
     out = bundle / "engines" / "jetson-orin"
     target = Target.load("jetson-orin")
     facts = TensorRT().build(lowered=lowered, target=target, profile=PROFILE, inputs=(), out=out, work=tmp_path, progress=SILENT)
@@ -52,9 +53,11 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_script_builds_beside_itself_from_any_folder(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKES", "1")
     subprocess.run([str(script)], cwd="/", check=True)
-    words = "build ../../lowered/jetson-orin.onnx --target jetson-orin --profile batch=1:2:2,frames=8:8:16 -o ."
-    assert (script.parent / "arguments").read_text().strip() == words
-    assert Profile.parse(words.split()[5], PROFILE) == PROFILE
+    words = (script.parent / "arguments").read_text().splitlines()
+    ranges = "batch=1:2:2,frames=8:8:16"
+    assert words == ["build", "../../lowered/jetson orin.onnx", "--target", "jetson-orin", "--profile", ranges, "-o", "built", "--force"]
+    assert sorted(p.name for p in script.parent.iterdir()) == ["arguments", "build.sh", "model.plan"]
+    assert Profile.parse(ranges, PROFILE) == PROFILE
 
 
 def test_script_fails_on_another_device(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,9 @@ def demo_command(
     report_bundles(bundles, root / "report" / "index.html")
     quality = bundles[0].manifest.quality
     assert quality is not None, "compile_bundle verifies"
-    shown = {"full precision": clips_of(bundles[0], "full_precision")} | {b.manifest.recipe["name"]: clips_of(b, "quantized") for b in bundles}
+    shown = {"full precision": clips_of(bundles[0], "full_precision")} | {
+        b.manifest.recipe["name"]: clips_of(b, "quantized") for b in bundles
+    }
     for index, prompt in enumerate(quality["prompts"]):
         frames = side_by_side({name: c[index] for name, c in shown.items() if c is not None})
         for suffix in (".mp4", ".gif"):

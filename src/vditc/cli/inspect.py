@@ -79,9 +79,7 @@ def _show_bundle(bundle: Bundle) -> None:
         engine = target["engine"]
         built = f"{engine['status']}" + (f", {engine['plan_bytes'] / mb:.2f} MB" if "plan_bytes" in engine else "")
         gemms = "\n".join(f"{n} x {kind}" for kind, n in engine.get("gemms", {}).items())
-        targets.add_row(
-            name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), str(engine.get("plugins", "-"))
-        )
+        targets.add_row(name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), str(engine.get("plugins", "-")))
     console.print(targets)
 
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
@@ -100,4 +98,7 @@ def _quality(quality: Any) -> str:
         return "not measured"
     ours = quality["quantized"]
     numbers = {"PSNR dB": "psnr_db", "SSIM": "ssim", "digits read": "digit_accuracy", "directions right": "motion_accuracy"}
-    return ", ".join(f"{label} {ours[key]:.4g}" for label, key in numbers.items() if ours.get(key) is not None) + f" over {quality['clips']} clips"
+    return (
+        ", ".join(f"{label} {ours[key]:.4g}" for label, key in numbers.items() if ours.get(key) is not None)
+        + f" over {quality['clips']} clips"
+    )

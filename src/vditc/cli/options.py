@@ -40,5 +40,7 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
 def fresh(path: Path, force: bool) -> Path:
     """A path that may be written; InputError when something is there and `force` is not given."""
     if path.exists() and not force:
-        raise InputError(found=f"{path} exists", wanted="a path that does not exist", where="-o", fix="choose another, or --force to replace it")
+        raise InputError(
+            found=f"{path} exists", wanted="a path that does not exist", where="-o", fix="choose another, or --force to replace it"
+        )
     return path

@@ -62,7 +62,7 @@ def calibrate_command(
 
     source = ModelDir.open(model)
     adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
-    channels = int(source.config["in_channels"])
+    channels = adapter.latent_channels(source)
     count, seed = chosen.calibration_prompts, chosen.calibration_seed
     work = path.with_name(path.name + ".work")
     result = calibrate(
@@ -141,7 +141,9 @@ def lower_command(
     )
     if explain:
         for done in facts.passes:
-            say(f"{done.name}: {'changed the graph' if done.modified else 'nothing to do'}, {done.nodes_before} -> {done.nodes_after} nodes")
+            say(
+                f"{done.name}: {'changed the graph' if done.modified else 'nothing to do'}, {done.nodes_before} -> {done.nodes_after} nodes"
+            )
             for refusal in done.refusals:
                 say(f"  left {refusal.node}: {refusal.reason}")
     say(f"wrote {path}")
@@ -160,10 +162,10 @@ def build_command(
     chosen, path = Target.load(target), fresh(out, force)
 
     from vditc.profile import Profile, Range
-    from vditc.runtimes.graph_inputs import graph_inputs
+    from vditc.runtimes.graph_inputs import input_specs
     from vditc.runtimes.registry import backend
 
-    inputs = graph_inputs(lowered)
+    inputs = input_specs(lowered)
     axes = sorted({d for i in inputs for d in i.dims if isinstance(d, str)})
     ranges = Profile.parse(profile, Profile({a: Range(1, 1, 1) for a in axes}))
     if missing := [a for a in axes if f"{a}=" not in profile]:

@@ -12,7 +12,17 @@ import typer
 from vditc.bundle import Bundle
 from vditc.cli.app import RichProgress, app
 from vditc.cli.lists import show
-from vditc.cli.options import BundleArg, ConditioningOption, DeviceOption, ForceOption, JsonOption, OutOption, PromptsOption, fresh, read_prompts
+from vditc.cli.options import (
+    BundleArg,
+    ConditioningOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    OutOption,
+    PromptsOption,
+    fresh,
+    read_prompts,
+)
 from vditc.cli.stages import say
 
 AgainstOption = Annotated[Path, typer.Option("--against", metavar="MODEL_DIR", help="the full-precision model")]
@@ -81,6 +91,6 @@ def eval_command(
 
 
 def _numbers(scores: dict[str, Any]) -> dict[str, str]:
-    return {k: f"{v:.4g}" if isinstance(v, float) else "-" if v is None else str(v) for k, v in scores.items() if not isinstance(v, list | dict)}
-
-
+    return {
+        k: f"{v:.4g}" if isinstance(v, float) else "-" if v is None else str(v) for k, v in scores.items() if not isinstance(v, list | dict)
+    }

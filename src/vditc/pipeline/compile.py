@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from vditc.adapter import InputSpec, ModelAdapter
+from vditc.adapter import ModelAdapter
 from vditc.bundle import Bundle, Manifest, list_files, write_manifest
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
@@ -28,9 +28,11 @@ from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sa
 from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.recipe import Recipe
+from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel, layer_errors
 from vditc.runtimes.registry import backend
+from vditc.sampling import with_channels
 from vditc.schedule import FlowMatchEuler
 from vditc.target import Target
 from vditc.workspace import Workspace, digest
@@ -74,7 +76,6 @@ class Plan:
     parts: Components
     sampling: SamplingDefaults
     scheduler: FlowMatchEuler
-    inputs: tuple[InputSpec, ...]
     profile: Profile
     calibration_set: Conditioning
     verify_set: Conditioning
@@ -114,20 +115,16 @@ def prepare(job: Job) -> Plan:
         target.check(job.recipe)
         backend(target.backend).check(target)
     sampling = sampling_of(source, job.steps, job.guidance_scale)
-    inputs = adapter.inputs(source)
     profile = Profile.parse(job.profile, adapter.default_profile(source))
     parts = Components.open(job.model_dir)
-    count, channels = job.recipe.calibration_prompts, inputs[0].dims[1]
-    assert isinstance(channels, int), "the latent's channels are fixed"
+    count, channels = job.recipe.calibration_prompts, adapter.latent_channels(source)
     if job.conditioning is not None:
         given = Conditioning.load(job.conditioning)
         calibration_set = verify_set = given
     else:
         calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
-    return Plan(
-        job, source, adapter, parts, sampling, parts.schedule(sampling.steps), inputs, profile, calibration_set, verify_set
-    )
+    return Plan(job, source, adapter, parts, sampling, parts.schedule(sampling.steps), profile, calibration_set, verify_set)
 
 
 def compile_bundle(job: Job, progress: Progress) -> Bundle:
@@ -165,9 +162,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
     calibration = Calibration.load(root / "calibration.safetensors")
 
     def run_export() -> dict[str, Any]:
-        facts = export_model(
-            source=plan.source, adapter=plan.adapter, calibration=calibration, out=root / "model.onnx", progress=progress
-        )
+        facts = export_model(source=plan.source, adapter=plan.adapter, calibration=calibration, out=root / "model.onnx", progress=progress)
         return dataclasses.asdict(facts)
 
     graph = _timeless(space.stage("export", run_export, ("model.onnx*",)))
@@ -205,11 +200,12 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
             "steps": plan.sampling.steps,
             "guidance_scale": plan.sampling.guidance_scale,
             "semantics": plan.sampling.semantics,
+            "extra_channels": plan.sampling.extra_channels,
             "latent_shape": list(plan.verify_set.latent_shape),
             "sigmas": list(calibration.sigmas),
             "timesteps": list(calibration.timesteps),
         },
-        inputs=[{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in plan.inputs],
+        inputs=[{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(root / "model.onnx")],
         profile=plan.profile.to_json(),
         graph=graph,
         targets=targets,
@@ -249,7 +245,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
             lowered=root / lowered,
             target=target,
             profile=plan.profile,
-            inputs=plan.inputs,
+            inputs=input_specs(root / lowered),
             out=folder,
             work=space.scratch / target.name,
             progress=progress,
@@ -280,7 +276,7 @@ def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
     index = plan.sampling.steps // 2
     latents = plan.verify_set.noise(0)
     timestep = np.array([plan.scheduler.timesteps[index]], np.float32)
-    feeds = (latents, timestep, plan.verify_set.text[:1], index)
+    feeds = (with_channels(latents, plan.verify_set.channels), timestep, plan.verify_set.text[:1], index)
     want, got = (OnnxRuntimeModel(p)(*feeds) for p in (portable, lowered))
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
@@ -327,6 +323,6 @@ def _layer_errors(plan: Plan, calibration: Calibration, reference: Trajectories)
     for index in sorted({0, steps // 2, steps - 1}):
         before = plan.verify_set.noise(0) if index == 0 else reference.latents[:1, index - 1]
         timestep = np.array([plan.scheduler.timesteps[index]], np.float32)
-        feeds.append((before, timestep, plan.verify_set.text[:1], index))
+        feeds.append((with_channels(before, plan.verify_set.channels), timestep, plan.verify_set.text[:1], index))
     found = layer_errors(plan.adapter, plan.source, calibration, feeds, device=plan.job.device)
     return {name: round(error, 6) for name, error in found.items()}

@@ -43,7 +43,9 @@ class Components:
             shutil.copytree(self.path / name, folder / name)
         return tuple(sorted(p.relative_to(folder.parent).as_posix() for p in folder.rglob("*") if p.is_file()))
 
-    def encode(self, prompts: tuple[str, ...], seeds: tuple[int, ...], latent_shape: tuple[int, int, int, int]) -> Conditioning:
+    def encode(
+        self, prompts: tuple[str, ...], seeds: tuple[int, ...], latent_shape: tuple[int, int, int, int], extra_channels: str | None
+    ) -> Conditioning:
         """Encode prompts; InputError for a model whose text encoder vditc does not run."""
         if self.words is None:
             raise InputError(
@@ -58,6 +60,7 @@ class Components:
             empty=self.words.encode([""]),
             seeds=seeds,
             latent_shape=latent_shape,
+            channels=digits.position_channels(*latent_shape[1:]) if extra_channels == "position" else None,
         )
 
 
@@ -75,8 +78,12 @@ def sampling_of(source: ModelDir, steps: int | None, guidance_scale: float | Non
             where=str(source.path),
             fix='write sampling.json, for example {"steps": 50, "guidance_scale": 5.0, "frames": 21, "height": 60, "width": 104}',
         )
-    changes = {"steps": steps, "guidance_scale": guidance_scale}
-    return dataclasses.replace(source.sampling, **{k: v for k, v in changes.items() if v is not None})
+    own = source.sampling
+    return dataclasses.replace(
+        own,
+        steps=own.steps if steps is None else steps,
+        guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
+    )
 
 
 def conditioning_for(
@@ -94,4 +101,4 @@ def conditioning_for(
         prompts = tuple(str(c) for c in digits.sample_captions(count, seed))
     chosen = tuple(prompts[i % len(prompts)] for i in range(count))
     seeds = tuple(seed * 100_000 + i for i in range(count))
-    return parts.encode(chosen, seeds, (channels, sampling.frames, sampling.height, sampling.width))
+    return parts.encode(chosen, seeds, (channels, sampling.frames, sampling.height, sampling.width), sampling.extra_channels)

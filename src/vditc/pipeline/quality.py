@@ -67,6 +67,7 @@ def sample_clips(
                     "empty": conditioning.empty.tolist(),
                     "seed": conditioning.seeds[index],
                     "shape": conditioning.latent_shape,
+                    "channels": None if conditioning.channels is None else conditioning.channels.tolist(),
                     "sigmas": scheduler.sigmas.tolist(),
                     "guidance": guidance_scale,
                 }
@@ -88,6 +89,7 @@ def sample_clips(
                     conditioning.empty,
                     guidance_scale,
                     keep,
+                    conditioning.channels,
                 )
                 with whole_file(file) as temporary:
                     save_file({"latents": np.stack(path)}, temporary)
@@ -151,4 +153,3 @@ def refuse(gate: dict[str, Any], where: str, fix: str) -> None:
         found = ", ".join(f"{n} {gate['measured'][n]:.4g}" for n in gate["failed"])
         wanted = ", ".join(f"{n} {gate['thresholds'][n]:.4g}" for n in gate["failed"])
         raise QualityError(found=found, wanted=wanted, where=where, fix=fix)
-

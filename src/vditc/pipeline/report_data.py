@@ -105,7 +105,11 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
 
 def _engine(target: Mapping[str, Any]) -> dict[str, str]:
     engine = target["engine"]
-    facts = {"status": engine["status"], "backend": target["backend"], "against the portable graph": f"{target['graph']['error']:.2g} relative error"}
+    facts = {
+        "status": engine["status"],
+        "backend": target["backend"],
+        "against the portable graph": f"{target['graph']['error']:.2g} relative error",
+    }
     if "version" in engine:
         facts["builder"] = engine["version"]
     if "compute_capabilities" in engine:

@@ -42,7 +42,9 @@ def open_denoiser(bundle: Bundle, backend: str) -> Iterator[Denoiser]:
     """The portable graph in ONNX Runtime, or the engine of one of the bundle's targets."""
     targets = bundle.manifest.targets
     if backend != PORTABLE and backend not in targets:
-        raise InputError(found=f"--backend {backend}", wanted=", ".join([PORTABLE, *targets]), where=str(bundle.path), fix="choose one of these")
+        raise InputError(
+            found=f"--backend {backend}", wanted=", ".join([PORTABLE, *targets]), where=str(bundle.path), fix="choose one of these"
+        )
     name = PORTABLE if backend == PORTABLE else targets[backend]["backend"]
     with backend_named(name).open(model=bundle.path / "model.onnx", engine=bundle.path / "engines" / backend) as denoiser:
         yield denoiser
@@ -65,7 +67,7 @@ def sample_bundle(
         raise InputError(found=f"-o {out}", wanted=".mp4, .gif or .safetensors", where="vditc run", fix="change the ending")
     parts, info = Components.open(bundle.path / "components"), bundle.manifest.sampling
     c, f, h, w = info["latent_shape"]
-    given = Conditioning.load(conditioning) if conditioning else parts.encode((prompt,), (seed,), (c, f, h, w))
+    given = Conditioning.load(conditioning) if conditioning else parts.encode((prompt,), (seed,), (c, f, h, w), info["extra_channels"])
     if out.suffix != ".safetensors" and (parts.codec is None or len(given) > 1):
         raise InputError(
             found=f"{len(given)} clips{'' if parts.codec else ' and no codec that vditc runs'}",
@@ -79,7 +81,7 @@ def sample_bundle(
         for i in range(len(given)):
             text = given.text[i : i + 1]
             scale = info["guidance_scale"] if guidance is None else guidance
-            latents.append(sample(denoiser, scheduler, given.noise(i), text, given.empty, scale, lambda *_: advance()))
+            latents.append(sample(denoiser, scheduler, given.noise(i), text, given.empty, scale, lambda *_: advance(), given.channels))
     if out.suffix == ".safetensors":
         with whole_file(out) as temporary:
             save_file({"latents": np.concatenate(latents)}, temporary)
@@ -125,7 +127,13 @@ def evaluate_bundle(
     adapter, parts, info = adapter_for(source), Components.open(bundle.path / "components"), bundle.manifest.sampling
     c, f, h, w = info["latent_shape"]
     sampling = SamplingDefaults(
-        steps=info["steps"], guidance_scale=info["guidance_scale"], frames=f, height=h, width=w, semantics=info["semantics"]
+        steps=info["steps"],
+        guidance_scale=info["guidance_scale"],
+        frames=f,
+        height=h,
+        width=w,
+        semantics=info["semantics"],
+        extra_channels=info["extra_channels"],
     )
     fresh, scheduler = conditioning_for(parts, sampling, c, count, seed, prompts), schedule_of(bundle)
     arguments = (fresh, scheduler, sampling.guidance_scale, work)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TABLES: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "data" / "tensorrt_api.json").read_text())
+TABLES: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "runtimes" / "data" / "tensorrt_api.json").read_text())
 ENUMS = ("NetworkDefinitionCreationFlag", "ProfilingVerbosity", "ComputeCapability", "LayerInformationFormat", "TensorIOMode", "DataType")
 RETURNS = {
     "Builder.create_network": "INetworkDefinition",

@@ -1,0 +1,54 @@
+"""What tracing refuses, on models of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from vditc.adapter import InputSpec
+from vditc.errors import VditcError
+from vditc.export.adapters.wan import Wan
+from vditc.export.trace import trace
+from vditc.model_dir import ModelDir
+
+
+class OneLine(Wan):
+    """`line(x, table)` of the latents [batch, 4, frames, height, width] and a buffer of twelve numbers."""
+
+    def __init__(self, line: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self.line = line
+
+    def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
+        return super().inputs(source)[:1]
+
+    def skeleton(self, source: ModelDir) -> Any:
+        model = torch.nn.Module()
+        model.register_buffer("table", torch.arange(12.0))
+        return model
+
+    def patched(self, model: Any) -> Any:
+        return torch.no_grad()
+
+    def forward(self, model: Any, feeds: Mapping[str, Any]) -> Any:
+        return self.line(feeds["hidden_states"], model.table)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (lambda x, table: x + table, "wanted axes of any size; let the adapter"),
+        (lambda x, table: x[..., :2], r"found velocity \[3, 4, 5, 12, 2\]; wanted batch and sizes \[3, 5, 12, 4\] at a second shape"),
+    ],
+    ids=["table of the traced width", "output of a fixed width"],
+)
+def test_a_fixed_size_is_an_error(tiny: ModelDir, line: Any, message: str) -> None:
+    with pytest.raises(VditcError, match=message):
+        trace(tiny, OneLine(line))
+
+
+def test_a_tensor_without_a_value_is_an_error(tiny: ModelDir) -> None:
+    with pytest.raises(VditcError, match="1 tensors without values, first table; wanted every tensor in the checkpoint or computed"):
+        trace(tiny, OneLine(lambda x, table: x * table[0]))
