@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save_file
 
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.observers import Observers
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.files import whole_file
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampling import sample
 from vditc.schedule import FlowMatchEuler
 from vditc.torch_device import exact_float32
@@ -84,8 +82,7 @@ class Trajectories:
                         self.conditioning.channels,
                     )
                     observers.check()
-                    with whole_file(self.state) as temporary:
-                        save_file(observers.state(), temporary, {"vditc": json.dumps({"run": run, "clips": clip + 1})})
+                    write_tensors(self.state, observers.state(), {"vditc": json.dumps({"run": run, "clips": clip + 1})})
         return observers
 
     def _resume(self, fresh: Observers, run: str, progress: Progress) -> tuple[Observers, int]:

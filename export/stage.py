@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections import Counter
@@ -39,6 +40,24 @@ class ExportFacts:
     inputs: dict[str, tuple[int | str, ...]]  # graph input -> dimensions; names are dynamic axes
 
 
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What a trace depends on; the objects themselves are only along for the ride."""
+
+    digest: str
+    family: type[ModelAdapter]
+    source: ModelDir = dataclasses.field(compare=False)
+    adapter: ModelAdapter = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=1)  # tracing takes most of an export: a model compiled with several recipes is traced once
+def _traced(request: _Request) -> ir.Model:
+    """The simplified graph, without weights. Clone it before changing it."""
+    model = trace(request.source, request.adapter)
+    simplify(model)
+    return model
+
+
 def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, out: Path, progress: Progress) -> ExportFacts:
     """Write `out` and `out.name + ".data"`, whole or not at all; same inputs, same bytes.
 
@@ -47,10 +66,8 @@ def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibr
     PrecisionError when a calibrated layer cannot be quantized in the graph.
     """
     check_calibration(source, adapter, calibration)
-    with progress.task("trace the model", 2) as advance:
-        model = trace(source, adapter)
-        advance()
-        simplify(model)
+    with progress.task("trace the model", 1) as advance:
+        model = _traced(_Request(source.digest, type(adapter), source, adapter)).clone()
         advance()
     insert_weights(model, source, calibration)
     with progress.task("write weights", len(external_tensors(model.graph))) as advance:

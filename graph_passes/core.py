@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from vditc.errors import DialectError, InputError
+from vditc.errors import DialectError
 from vditc.graph_passes.spec import Spec
 from vditc.progress import SILENT, Progress
 

@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from command import vditc
 from tiny_model import SAMPLING, save_tiny_model
 

@@ -11,6 +11,7 @@ they teach the digits), later as full ones. Everything is written to WORK and a 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import time
@@ -42,23 +43,36 @@ CONFIG: dict[str, Any] = {
 }
 VOCABULARY = (PAD, "a", "moving", *map(str, range(10)), *digits.DIRECTIONS)
 TEXT_LENGTH = 8
-SHIFT = 3.0  # of the noise levels at first
-# Where the digit is and which way it moves is settled while a clip is almost pure noise: a digit has some 100 bright pixels of
-# about 3 standard deviations, so 100**0.5 * 3 * (1-s)/s, its signal to noise in one frame, falls below 1 at s = 0.97. A
-# logit-normal level with shift 3 lies above that once in 60 clips, so later HIGH_SHARE of the levels are shifted by HIGH_SHIFT.
-HIGH_SHIFT = 30.0
-HIGH_SHARE = 0.6
-HIGH_FROM = 0.6  # share of the steps after which this begins
+SHIFT = 3.0  # of the noise levels
 SAMPLING_SHIFT = 8.0  # of the stored scheduler: half of its steps are spent above s = 0.89
 SAMPLING = {"steps": 16, "guidance_scale": 3.0, "frames": 8, "height": 16, "width": 16, "semantics": "digits", "extra_channels": "position"}
 TOKENS = 4096  # per step
 DROP_PROMPT = 0.1  # share of prompts replaced by "" for classifier-free guidance
 EMA = 0.995
-COOLDOWN = 0.2  # share of the steps at the end over which the learning rate falls to zero
-MIX = (  # (until this share of the steps, {frames: probability})
-    (0.26, {1: 0.5, 2: 0.25, 4: 0.25}),
-    (0.35, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
-    (1.00, {4: 0.3, 8: 0.7}),
+COOLDOWN = 0.12  # share of the steps at the end over which the learning rate falls to zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of the training. `high_share` of the noise levels is shifted by `high_shift` instead of SHIFT.
+
+    Where the digit is and which way it moves is settled while a clip is almost pure noise: a digit has some 100 bright pixels
+    of about 3 standard deviations, so 100**0.5 * 3 * (1-s)/s, its signal to noise in one frame, falls below 1 at s = 0.97. A
+    logit-normal level with shift 3 lies above that once in 60 clips; with shift 100 two times in three.
+    """
+
+    until: float  # share of the steps
+    frames: dict[int, float]  # frames of a clip -> probability
+    high_share: float = 0.0
+    high_shift: float = SHIFT
+
+
+PHASES = (
+    Phase(0.24, {1: 0.5, 2: 0.25, 4: 0.25}),  # digits, from single frames that cost little
+    Phase(0.33, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
+    Phase(0.48, {4: 0.15, 8: 0.85}),  # smooth motion
+    Phase(0.74, {4: 0.3, 8: 0.7}, 0.6, 30.0),  # the axis of the motion
+    Phase(1.00, {1: 0.45, 8: 0.55}, 0.6, 100.0),  # its sense: which side a frame's digit is on, single frames teach that too
 )
 
 
@@ -117,18 +131,11 @@ class Data:
         return torch.from_numpy(self.codec.encode(np.stack(clips))), torch.tensor(ids), torch.from_numpy(np.stack(places))
 
 
-def noise_levels(count: int, progress: float) -> torch.Tensor:
+def noise_levels(count: int, phase: Phase) -> torch.Tensor:
     """float32 [count] in (0, 1), logit-normal, shifted towards noise."""
     level = torch.sigmoid(torch.randn(count))
-    high = torch.rand(count) < (HIGH_SHARE if progress > HIGH_FROM else 0.0)
-    shift = torch.where(high, HIGH_SHIFT, SHIFT)
+    shift = torch.where(torch.rand(count) < phase.high_share, phase.high_shift, SHIFT)
     return shift * level / (1 + (shift - 1) * level)
-
-
-def frames_at(progress: float, rng: np.random.Generator) -> int:
-    """How many frames this step's clips have."""
-    mix = next(m for until, m in MIX if progress <= until)
-    return int(rng.choice(list(mix), p=list(mix.values())))
 
 
 def learning_rate(step: int, steps: int, warmup: int = 50) -> float:
@@ -191,7 +198,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--out", type=Path, required=True, help="diffusers directory to write")
     ask.add_argument("--work", type=Path, required=True, help="checkpoint and log; an interrupted run goes on from here")
-    ask.add_argument("--steps", type=int, default=3300)
+    ask.add_argument("--steps", type=int, default=3500)
     ask.add_argument("--lr", type=float, default=2e-3)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -217,9 +224,10 @@ def main() -> None:
     data, began, window = Data(codec, words, args.seed + first), time.monotonic(), []
     for step in range(first, args.steps):
         torch.manual_seed(args.seed + step)
-        frames = frames_at((step + 1) / args.steps, data.rng)
+        phase = next(p for p in PHASES if (step + 1) / args.steps <= p.until)
+        frames = int(data.rng.choice(list(phase.frames), p=list(phase.frames.values())))
         latents, ids, places = (t.to(device) for t in data.batch(frames))
-        level, noise = noise_levels(len(latents), (step + 1) / args.steps).to(device), torch.randn(latents.shape).to(device)
+        level, noise = noise_levels(len(latents), phase).to(device), torch.randn(latents.shape).to(device)
         mixed = torch.lerp(latents, noise, level[:, None, None, None, None])
         out = model(torch.cat([mixed, places], 1), level * 1000, embedding[ids], return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(out, noise - latents)

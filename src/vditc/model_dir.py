@@ -119,4 +119,7 @@ def _sampling(path: Path) -> SamplingDefaults:
             raise InputError(found=f"{name} = {value!r}", wanted="a whole number above 0", where=str(path), fix="correct the file")
     if type(defaults.guidance_scale) not in (int, float):
         raise InputError(found=f"guidance_scale = {defaults.guidance_scale!r}", wanted="a number", where=str(path), fix="correct the file")
+    for name, known in (("semantics", "digits"), ("extra_channels", "position")):
+        if (word := getattr(defaults, name)) not in (None, known):
+            raise InputError(found=f"{name} = {word!r}", wanted=f"{known!r}, or leave it out", where=str(path), fix="correct the file")
     return defaults

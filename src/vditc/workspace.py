@@ -76,7 +76,7 @@ class Workspace:
         if name in self.stages and all(self._intact(n, d) for n, d in self.stages[name]["files"].items()):
             return self.stages[name]["facts"]
         began = time.monotonic()
-        facts = run()
+        facts = json.loads(json.dumps(run()))  # as a resumed run would read them
         written = sorted({p for pattern in outputs for p in self.path.glob(pattern) if p.is_file()})
         files = {p.relative_to(self.path).as_posix(): sha256(p) for p in written}
         self.stages[name] = {"facts": facts, "files": files, "seconds": round(time.monotonic() - began, 2)}

@@ -92,7 +92,14 @@ def test_passes_can_be_chosen_and_watched(canonical: Path) -> None:
         seen.append(f"{previous} > {done}: {len(model.graph)}")
 
     out = canonical.parent / "x.onnx"
-    lower(model=canonical, target=CPU, out=out, progress=SILENT, passes=["fold-constants{size_limit=9}", "eliminate-dead-nodes"], on_pass=watch)
+    lower(
+        model=canonical,
+        target=CPU,
+        out=out,
+        progress=SILENT,
+        passes=["fold-constants{size_limit=9}", "eliminate-dead-nodes"],
+        on_pass=watch,
+    )
     nodes = len(attention_model().graph)
     assert seen == [f"None > fold-constants{{size_limit=9}}: {nodes}", f"fold-constants{{size_limit=9}} > eliminate-dead-nodes: {nodes}"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from vditc.adapter import ModelAdapter
 from vditc.bundle import Bundle, Manifest, list_files, write_manifest
@@ -20,7 +19,7 @@ from vditc.conditioning import Conditioning
 from vditc.errors import InputError, PrecisionError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.stage import export_model
-from vditc.files import whole_file, write_text
+from vditc.files import write_text
 from vditc.graph_passes.stage import lower
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, conditioning_for, sampling_of
@@ -32,6 +31,7 @@ from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel, layer_errors
 from vditc.runtimes.registry import backend
+from vditc.safetensors_file import write_tensors
 from vditc.sampling import with_channels
 from vditc.schedule import FlowMatchEuler
 from vditc.target import Target
@@ -312,8 +312,7 @@ def _verify(plan: Plan, space: Workspace, calibration: Calibration, progress: Pr
     quality = compare(reference, ours, plan.verify_set, plan.parts, plan.sampling.semantics)
     quality["layer_error"] = _layer_errors(plan, calibration, reference)
     clips = {"full_precision": reference.clips(plan.parts), "quantized": ours.clips(plan.parts)}
-    with whole_file(space.path / CLIPS) as temporary:
-        save_file(clips, temporary)
+    write_tensors(space.path / CLIPS, clips)
     return quality
 
 

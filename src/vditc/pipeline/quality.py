@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 from vditc import metrics
 from vditc.conditioning import Conditioning
 from vditc.digits import Caption
 from vditc.errors import QualityError
-from vditc.files import whole_file
 from vditc.pipeline.components import Components
 from vditc.progress import Progress
 from vditc.recipe import Gate
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampling import Denoiser, sample
 from vditc.schedule import FlowMatchEuler
 from vditc.workspace import digest
@@ -91,8 +89,7 @@ def sample_clips(
                     keep,
                     conditioning.channels,
                 )
-                with whole_file(file) as temporary:
-                    save_file({"latents": np.stack(path)}, temporary)
+                write_tensors(file, {"latents": np.stack(path)})
             else:
                 for _ in range(steps):
                     advance()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from vditc.bundle import Bundle
 from vditc.calibration import Calibration
@@ -17,7 +16,6 @@ from vditc.conditioning import Conditioning
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.check import check_codes
-from vditc.files import whole_file
 from vditc.graph_passes.facts import check_graph
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, conditioning_for
@@ -25,6 +23,7 @@ from vditc.pipeline.quality import compare, refuse, sample_clips
 from vditc.progress import Progress
 from vditc.runtimes.reference import ReferenceModel
 from vditc.runtimes.registry import backend as backend_named
+from vditc.safetensors_file import write_tensors
 from vditc.sampling import Denoiser, sample
 from vditc.schedule import FlowMatchEuler
 
@@ -83,8 +82,7 @@ def sample_bundle(
             scale = info["guidance_scale"] if guidance is None else guidance
             latents.append(sample(denoiser, scheduler, given.noise(i), text, given.empty, scale, lambda *_: advance(), given.channels))
     if out.suffix == ".safetensors":
-        with whole_file(out) as temporary:
-            save_file({"latents": np.concatenate(latents)}, temporary)
+        write_tensors(out, {"latents": np.concatenate(latents)})
     else:
         assert parts.codec is not None
         write_clip(out, parts.codec.decode(latents[0])[0])
