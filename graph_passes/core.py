@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from vditc.errors import DialectError
 from vditc.graph_passes.spec import Spec
 from vditc.progress import SILENT, Progress
 
@@ -101,6 +100,3 @@ def run_passes(
             previous = one
             advance()
     return spec, tuple(facts)
-
-
-__all__ = ["PASSES", "DialectError", "OnPass", "Pass", "PassFacts", "Refusal", "Result", "run_passes"]

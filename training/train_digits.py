@@ -68,10 +68,10 @@ class Phase:
 
 
 PHASES = (
-    Phase(0.24, {1: 0.5, 2: 0.25, 4: 0.25}),  # digits, from single frames that cost little
-    Phase(0.33, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
-    Phase(0.48, {4: 0.15, 8: 0.85}),  # smooth motion
-    Phase(0.74, {4: 0.3, 8: 0.7}, 0.6, 30.0),  # the axis of the motion
+    Phase(0.27, {1: 0.5, 2: 0.25, 4: 0.25}),  # digits, from single frames that cost little
+    Phase(0.36, {1: 0.15, 2: 0.15, 4: 0.35, 8: 0.35}),
+    Phase(0.53, {4: 0.15, 8: 0.85}),  # smooth motion
+    Phase(0.81, {4: 0.3, 8: 0.7}, 0.6, 30.0),  # the axis of the motion
     Phase(1.00, {1: 0.45, 8: 0.55}, 0.6, 100.0),  # its sense: which side a frame's digit is on, single frames teach that too
 )
 
@@ -198,7 +198,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--out", type=Path, required=True, help="diffusers directory to write")
     ask.add_argument("--work", type=Path, required=True, help="checkpoint and log; an interrupted run goes on from here")
-    ask.add_argument("--steps", type=int, default=3500)
+    ask.add_argument("--steps", type=int, default=3200)
     ask.add_argument("--lr", type=float, default=2e-3)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

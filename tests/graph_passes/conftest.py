@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,8 +23,6 @@ from vditc.graph_passes.core import run_passes
 from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.text import to_text
-
-sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers by plain name
 
 
 def filecheck(checks: Path, prefix: str, text: str) -> tuple[int, str]:

@@ -89,7 +89,7 @@ def test_step_only_selects(old: str, new: str, message: str) -> None:
 
 def test_a_lowered_graph_computes_in_one_type() -> None:
     Spec.lowered("fp16").verify(lowered(), where="test")
-    with pytest.raises(DialectError, match="rule computes-in-one-type of the lowered to fp16 dialect.*found .* in float; wanted float16"):
+    with pytest.raises(DialectError, match=r"rule computes-in-one-type of the lowered to fp16 dialect.*found .* in float; wanted float16"):
         Spec.lowered("fp16").verify(attention_model(), where="test")
     with pytest.raises(DialectError, match="wanted bfloat16"):
         Spec.lowered("bf16").verify(lowered(), where="test")

@@ -83,12 +83,12 @@ def weights() -> dict[str, tuple[npt.NDArray[Any], ir.DataType | None]]:
         "frequencies": (np.geomspace(1e-4, 1, 16, dtype=np.float32), None),
         "table": floats(16, WIDTH, dtype=np.float16),
         "ones": (np.ones(WIDTH, np.float32), None),
-        "qmax": (np.float32(127), None),
-        "floor": (np.float32(1e-8), None),
-        "one": (np.float32(1), None),
-        "two": (np.float32(2), None),
-        "eps": (np.float32(1e-6), None),
-        "softmax_scale": (np.float32((WIDTH / HEADS) ** -0.5), None),
+        "qmax": (np.array(127, np.float32), None),
+        "floor": (np.array(1e-8, np.float32), None),
+        "one": (np.array(1, np.float32), None),
+        "two": (np.array(2, np.float32), None),
+        "eps": (np.array(1e-6, np.float32), None),
+        "softmax_scale": (np.array((WIDTH / HEADS) ** -0.5, np.float32), None),
         "q_codes": codes(127, ir.DataType.INT8),
         "q_scale": (np.full(WIDTH, 0.001, np.float32), None),
         "bias": floats(WIDTH, scale=0.1, dtype=np.float16),
@@ -96,7 +96,7 @@ def weights() -> dict[str, tuple[npt.NDArray[Any], ir.DataType | None]]:
         "k_scale": (np.full(WIDTH, 0.001, np.float32), None),
         "v_codes": codes(7, ir.DataType.INT4),
         "v_scale": (np.full((WIDTH // 32, WIDTH), 0.02, np.float16), None),
-        "zero": (np.int8(1), None),  # from here on: only for graphs that break a rule
+        "zero": (np.array(1, np.int8), None),  # from here on: only for graphs that break a rule
         "k_blocks": (np.full((WIDTH // 32, WIDTH), 0.001, np.float32), None),
     }
 
