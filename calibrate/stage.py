@@ -56,7 +56,9 @@ def calibrate(
     for layer, scheme in schemes.items():
         check_layer(method, scheme, shapes[layer], f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
 
-    observed = {layer: shapes[layer][1] for layer, scheme in schemes.items() if method.needs_statistics(scheme)}
+    # Dynamic scales need no range, but the file records it all the same: it tells what a static scale would cost a layer.
+    wanted = {layer for layer, scheme in schemes.items() if scheme.activation is not None or method.needs_statistics(scheme)}
+    observed = {layer: shapes[layer][1] for layer in schemes if layer in wanted}
     statistics: Mapping[str, InputStatistics] = {}
     state = work / STATE
     if observed:

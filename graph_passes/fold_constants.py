@@ -30,11 +30,10 @@ class FoldConstants(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
-
-        def should_fold(node: ir.Node) -> bool | None:
-            read = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
-            small = all(t.size <= self.size_limit for t in read)
-            return None if small and node.op_type not in _STORED_SMALL else False
-
-        done = fold_constants(model, input_size_limit=self.size_limit, output_size_limit=self.size_limit, should_fold=should_fold)
+        done = fold_constants(model, input_size_limit=self.size_limit, output_size_limit=self.size_limit, should_fold=_should_fold)
         return Result(model, modified=done.modified)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """None leaves the decision to the sizes."""
+    return False if node.op_type in _STORED_SMALL else None

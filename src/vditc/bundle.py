@@ -40,7 +40,7 @@ class Manifest:
     vditc: str  # version that wrote it
     model: Mapping[str, Any]  # class, adapter, digest, weights (count), checkpoint_bytes, config
     recipe: Mapping[str, Any]  # name, digest, description, method
-    layers: Mapping[str, Any]  # layer -> role, weight, activation (spec in words), bits (stored bits per weight)
+    layers: Mapping[str, Any]  # layer -> role, weight, activation (in words), bits (stored, per weight), input (range, if observed)
     kept: Mapping[str, Any]  # layer left in floating point -> role, reason
     mean_bits: float
     sampling: Mapping[str, Any]  # steps, guidance_scale, sigmas, timesteps, latent_shape

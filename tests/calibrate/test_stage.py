@@ -195,15 +195,22 @@ def test_damaged_state_is_said_and_not_used(run: Callable[..., Calibration], tmp
     assert "cannot be read" in again.notes[0] and again.notes[0].endswith("sampling starts anew")
 
 
-@pytest.mark.parametrize("name", ["w4a16", "w8a8", "fp16"])
-def test_recipes_without_static_activations_never_run_the_model(run: Callable[..., Calibration], name: str) -> None:
+@pytest.mark.parametrize("name", ["w4a16", "fp16"])
+def test_recipes_without_quantized_activations_never_run_the_model(run: Callable[..., Calibration], name: str) -> None:
     watcher = Watcher()
     calibration = run(recipe=Recipe.load(name), adapter=CannotRun(), progress=watcher)
     assert watcher.notes == [f"recipe {name} needs no calibration data: no clip is sampled"]
     assert len(calibration.layers) == (0 if name == "fp16" else 20) and calibration.statistics == {}
 
 
-def test_only_layers_with_static_activations_are_observed(run: Callable[..., Calibration]) -> None:
+def test_dynamic_activations_are_observed_but_get_no_scale(run: Callable[..., Calibration]) -> None:
+    calibration = run(recipe=Recipe.load("w8a8"))
+    assert len(calibration.statistics["layers"]) == 20
+    assert all(len(seen["absmax_per_step"]) == STEPS and seen["channel_spread"] >= 1 for seen in calibration.statistics["layers"].values())
+    assert all(layer.activation_scale is None for layer in calibration.layers.values())
+
+
+def test_only_layers_with_quantized_activations_are_observed(run: Callable[..., Calibration]) -> None:
     mixed = recipe({"match": ["ffn.in"], "weight": INT8, "activation": STATIC}, {"match": ["ffn.out"], "weight": INT8})
     calibration = run(recipe=mixed)
     assert sorted(calibration.statistics["layers"]) == ["blocks.0.ffn.net.0.proj", "blocks.1.ffn.net.0.proj"]
@@ -297,4 +304,4 @@ def test_weights_that_are_not_finite_are_named(run: Callable[..., Calibration], 
     source = ModelDir.open(folder)
     adapter: ModelAdapter = CannotRun()
     with pytest.raises(InputError, match=rf"layer {layer}: found weights that are not finite"):
-        run(source=source, adapter=adapter, recipe=Recipe.load("w8a8"))
+        run(source=source, adapter=adapter, recipe=Recipe.load("w4a16"))

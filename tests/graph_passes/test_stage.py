@@ -151,6 +151,15 @@ def test_nothing_is_written_when_a_pass_fails(canonical: Path) -> None:
     assert not (canonical.parent / "lowered").exists()
 
 
+def test_an_older_graph_does_not_survive_a_failed_write(canonical: Path) -> None:
+    graph, weights = lowered(canonical).files
+    weights.unlink()
+    weights.mkdir()
+    with pytest.raises(IsADirectoryError):
+        lowered(canonical)
+    assert not graph.exists()
+
+
 def test_truncated_data_is_refused(canonical: Path) -> None:
     data = canonical.parent / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:100])

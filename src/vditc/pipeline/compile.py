@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
                 "weight": str(layer.scheme.weight),
                 "activation": str(layer.scheme.activation) if layer.scheme.activation else "float",
                 "bits": round(layer.weight.stored_bits / layer.weight.codes.size, 4),
+                "input": _input_range(calibration.statistics, name),
             }
             for name, layer in calibration.layers.items()
         },
@@ -262,6 +264,12 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "graph": _timeless(facts),
         "engine": _timeless(engine),
     }
+
+
+def _input_range(statistics: Mapping[str, Any], layer: str) -> dict[str, float] | None:
+    """Greatest input of a layer over the calibration's steps, and how far its channels are apart; None if it was not observed."""
+    seen = statistics.get("layers", {}).get(layer)
+    return None if seen is None else {"absmax": max(seen["absmax_per_step"]), "channel_spread": seen["channel_spread"]}
 
 
 def _timeless(facts: Any) -> Any:
