@@ -24,6 +24,19 @@ console = Console()
 complain = Console(stderr=True)
 COMMANDS = ("compile", "stages", "use", "inspect", "lists", "demo")
 
+EXTRAS = {  # package -> the extra of vditc that installs it
+    "torch": "calibrate,export",
+    "diffusers": "calibrate,export",
+    "onnxruntime": "cpu",
+    "polygraphy": "rtx",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "imageio_ffmpeg": "report",
+    "PIL": "report",
+    "sklearn": "report",
+    "skimage": "report",
+}
+
 
 class RichProgress:
     """Bars with the time left, on stderr so that stdout stays for results."""
@@ -50,6 +63,11 @@ def main() -> None:
     except VditcError as error:
         sys.stderr.write(f"vditc: error: {error}\n")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if (extra := EXTRAS.get((error.name or "").partition(".")[0])) is None:
+            raise
+        sys.stderr.write(f"vditc: error: this command needs the package {error.name}: pip install 'vditc[{extra}]'\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("vditc: interrupted; repeat the command with --resume to go on\n")
         sys.exit(130)
