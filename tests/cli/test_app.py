@@ -3,7 +3,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-
 from command import vditc
 
 
@@ -18,7 +17,21 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_help_names_every_command() -> None:
     text = vditc("--help").stdout
-    for name in ("compile", "calibrate", "export", "lower", "build", "verify", "run", "inspect", "eval", "recipes", "targets", "models", "demo"):
+    for name in (
+        "compile",
+        "calibrate",
+        "export",
+        "lower",
+        "build",
+        "verify",
+        "run",
+        "inspect",
+        "eval",
+        "recipes",
+        "targets",
+        "models",
+        "demo",
+    ):
         assert f"  {name} " in text
 
 

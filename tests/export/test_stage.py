@@ -29,8 +29,9 @@ from vditc.progress import SILENT
 
 FLOAT_TOLERANCE = 1e-4  # absolute, on outputs of size 10: float32 sums in another order
 # Relative (L2). Both sides quantize in float32, but their MatMuls sum in another order, so an activation that lies within
-# rounding of a tie gets a code that differs by one. One such code costs 1e-4 here, quantization itself 3e-3 and more.
-FLIP_TOLERANCE = 5e-4
+# rounding of a tie gets a code that differs by one. One such code costs 1e-4 here, a dozen were seen (with two threads);
+# quantization itself costs twice the limit.
+FLIP_TOLERANCE = 1.5e-3
 STEP = 1
 
 
@@ -94,7 +95,7 @@ def test_quantized_export_equals_the_canonical_arithmetic(tiny: ModelDir, tmp_pa
     onnx.checker.check_model(path, full_check=True)
     inputs = feeds(1, *SHAPES[0])
     want, unquantized = run_torch(tiny, inputs, dict(calibrated.layers)), run_torch(tiny, inputs, {})
-    assert relative(want, unquantized) > 4 * FLIP_TOLERANCE  # or else the next line could not fail
+    assert relative(want, unquantized) > 1.5 * FLIP_TOLERANCE  # or else the next line could not fail
     assert relative(run_basic(path, inputs), want) <= FLIP_TOLERANCE
 
 

@@ -17,7 +17,7 @@ from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 # Relative (L2), against plain ORT_ENABLE_BASIC. Weights are dequantized while loading, so MatMuls see a constant factor, pack it
 # and sum in another order: float32 rounding, and codes of activations that differ by one where rounding meets a tie.
 ROUNDING = 1e-5
-FLIPS = 5e-4
+FLIPS = 1.5e-3
 
 
 def velocity(model: OnnxRuntimeModel, inputs: dict[str, Any], step: int) -> Any:
