@@ -21,6 +21,7 @@ def commands() -> list[list[str]]:
     return [words[1:] for words in lines if words and words[0] == "vditc"]
 
 
+@pytest.mark.demo
 def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     model = save_tiny_model(tmp_path / "model")

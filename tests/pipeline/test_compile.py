@@ -75,6 +75,7 @@ def test_equal_jobs_give_equal_bytes(job: Job, whole: dict[str, bytes]) -> None:
     assert contents(job.out) == whole
 
 
+@pytest.mark.demo
 def test_equal_builds_give_equal_plans(job: Job, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     target = (Target.load("rtx-ada"),)
@@ -90,6 +91,7 @@ class Killed(BaseException):
     """Stands for a signal: nothing but a test catches it."""
 
 
+@pytest.mark.demo
 @pytest.mark.parametrize("stage", ["calibrate", "export_model", "lower", "_lowered_error", "compare", "write_manifest"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_job_resumes_to_the_same_bytes(
@@ -114,6 +116,7 @@ def test_killed_job_resumes_to_the_same_bytes(
     assert not job.out.with_name("tiny.bundle.partial").exists()
 
 
+@pytest.mark.demo
 def test_real_kill_in_the_middle_of_calibration(job: Job, tiny_dir: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
