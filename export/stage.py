@@ -44,18 +44,23 @@ class ExportFacts:
 class _Request:
     """What a trace depends on; the objects themselves are only along for the ride."""
 
-    digest: str
+    config: str
     family: type[ModelAdapter]
+    whole: bool
     source: ModelDir = dataclasses.field(compare=False)
     adapter: ModelAdapter = dataclasses.field(compare=False)
 
 
 @functools.lru_cache(maxsize=1)  # tracing takes most of an export: a model compiled with several recipes is traced once
 def _traced(request: _Request) -> ir.Model:
-    """The simplified graph, without weights. Clone it before changing it."""
-    model = trace(request.source, request.adapter)
+    model = trace(request.source, request.adapter, whole=request.whole)
     simplify(model)
     return model
+
+
+def traced_graph(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir.Model:
+    """The simplified graph of the whole model, without weights. `whole` traces every block instead of stamping like ones."""
+    return _traced(_Request(json.dumps(source.config, sort_keys=True), type(adapter), whole, source, adapter)).clone()
 
 
 def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, out: Path, progress: Progress) -> ExportFacts:
@@ -67,7 +72,7 @@ def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibr
     """
     check_calibration(source, adapter, calibration)
     with progress.task("trace the model", 1) as advance:
-        model = _traced(_Request(source.digest, type(adapter), source, adapter)).clone()
+        model = traced_graph(source, adapter)
         advance()
     insert_weights(model, source, calibration)
     with progress.task("write weights", len(external_tensors(model.graph))) as advance:

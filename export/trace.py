@@ -13,52 +13,68 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vditc.adapter import InputSpec, ModelAdapter
 from vditc.errors import VditcError
+from vditc.export.weightless import weightless
 from vditc.model_dir import ModelDir
+from vditc.profile import Axis
 
 OPSET = 21
 OUTPUT = "velocity"
 MODEL = "model"  # the wrapper's attribute, hence the first part of every traced name
-# Every axis has another size and none is 1, so that no two axes can be mistaken for each other; sizes of latents are even.
-_TRACED = {"batch": 2, "frames": 3, "height": 8, "width": 12, "text_tokens": 5}
-_PROOF = {"batch": 3, "frames": 5, "height": 12, "width": 4, "text_tokens": 7}
-
-
 class _Positional(torch.nn.Module):
     """The adapter's forward pass with positional inputs, as the exporter wants it."""
 
-    def __init__(self, adapter: ModelAdapter, model: Any, names: tuple[str, ...]) -> None:
+    def __init__(self, adapter: ModelAdapter, model: Any, specs: tuple[InputSpec, ...], axes: Mapping[str, Axis]) -> None:
         super().__init__()
-        self.adapter, self.names = adapter, names
+        self.adapter, self.specs, self.axes = adapter, specs, axes
         setattr(self, MODEL, model)
 
     def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        velocity: torch.Tensor = self.adapter.forward(getattr(self, MODEL), dict(zip(self.names, values, strict=True)))
+        sizes: dict[str, Any] = {}
+        for spec, value in zip(self.specs, values, strict=True):
+            for axis, size in zip(spec.dims, value.shape, strict=True):
+                if isinstance(axis, str):  # what the tracer may take for granted
+                    first = sizes.setdefault(axis, size)
+                    torch._check(first == size)
+                    torch._check(size % self.axes[axis].multiple == 0)
+        feeds = dict(zip((s.name for s in self.specs), values, strict=True))
+        velocity: torch.Tensor = self.adapter.forward(getattr(self, MODEL), feeds)
         return velocity
 
 
-def trace(source: ModelDir, adapter: ModelAdapter) -> ir.Model:
+def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir.Model:
     """The forward pass as the exporter writes it: opset 21, named inputs and axes, one output `velocity`.
 
-    Runs under FakeTensorMode, so memory does not grow with the model. Parameters become initialisers named as in the
-    checkpoint, with `const_value` None; buffers that the adapter computes keep their values. VditcError when an axis
-    is fixed by the model's code or a tensor is neither in the checkpoint nor computed.
+    Loops over like blocks are cut to the few iterations that `stamp` needs, unless `whole`. Runs under FakeTensorMode, so memory
+    does not grow with the model. Parameters become initialisers named as in the checkpoint, with `const_value` None; buffers that
+    the module computes keep their values. VditcError when an axis is fixed by the model's code or a tensor is neither in the
+    checkpoint nor computed.
     """
-    specs = adapter.inputs(source)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        model = adapter.skeleton(source)
-    wrapper = _Positional(adapter, model, tuple(s.name for s in specs)).eval()
+    specs, axes = adapter.inputs(source), adapter.axes(source)
+    config = source.config
+    if not whole and (loops := adapter.loops(config)):
+        config = adapter.shortened(config, tuple(loop.traced for loop in loops))
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def parameter(shape: torch.Size) -> torch.Tensor:
+        with fake:
+            return torch.empty(shape)
+
+    with weightless(parameter):
+        model = adapter.build(config)
+    wrapper = _Positional(adapter, model, specs, axes).eval()
+    traced, proof = sizes_for(axes)
     dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, d in enumerate(s.dims) if isinstance(d, str)} for s in specs)
     with torch.no_grad(), adapter.patched(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operators that a model may use but this one does not
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         with fake:
-            example = tuple(_zeros(s, _TRACED) for s in specs)
+            example = tuple(_zeros(s, traced) for s in specs)
             try:
                 program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
             except RuntimeError as error:  # torch's own errors about sizes are all of this kind
-                raise _not_dynamic(str(error).strip().splitlines()[0], "axes of any size", source) from error
-            _prove_dynamic(program, specs, source)
-        onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+                raise _not_dynamic(str(error).strip().splitlines()[0], "axes of any size", source, traced) from error
+            _prove_dynamic(program, specs, source, traced, proof)
+    onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
     graph = onnx_program.model.graph
     for value, spec in zip(graph.inputs, specs, strict=True):
@@ -73,45 +89,66 @@ def trace(source: ModelDir, adapter: ModelAdapter) -> ir.Model:
     return onnx_program.model
 
 
+def sizes_for(axes: Mapping[str, Axis]) -> tuple[dict[str, int], dict[str, int]]:
+    """Two sizes for every axis, for the tracer and for the proof that nothing was fixed.
+
+    Every axis has another size and none is 1, in steps and in patches, so that no two axes can be mistaken for each other.
+    """
+    both: tuple[dict[str, int], dict[str, int]] = {}, {}
+    for sizes, counts in zip(both, ((2, 3, 4, 6, 5, 7, 9, 11, 13), (3, 5, 6, 2, 7, 4, 8, 10, 12)), strict=True):
+        taken: set[int] = set()
+        for name, axis in axes.items():
+            fits = [n for n in counts if axis.low <= n * axis.multiple <= (axis.high or n * axis.multiple)]
+            fits = [n for n in fits if n * axis.multiple != both[0].get(name)]
+            free = [n for n in fits if not {n, n * axis.multiple} & taken]
+            if not fits:
+                raise ValueError(f"axis {name} {axis} has no two sizes above 1: give its inputs a fixed size")
+            count = (free or fits)[0]
+            taken |= {count, count * axis.multiple}
+            sizes[name] = count * axis.multiple
+    return both
+
+
 def _zeros(spec: InputSpec, sizes: Mapping[str, int]) -> torch.Tensor:
     return torch.zeros(spec.shape(sizes), dtype=getattr(torch, spec.dtype))
 
 
-def _prove_dynamic(program: Any, specs: tuple[InputSpec, ...], source: ModelDir) -> None:
+def _prove_dynamic(
+    program: Any, specs: tuple[InputSpec, ...], source: ModelDir, traced: Mapping[str, int], proof: Mapping[str, int]
+) -> None:
     """Run the traced program, shapes only, with every axis changed: a baked size shows itself here."""
-    shape = specs[0].shape(_PROOF)
+    shape = specs[0].shape(proof)
     wanted = (shape[0], *shape[2:])
     problem = None
     try:
-        found = tuple(program.module()(*(_zeros(s, _PROOF) for s in specs)).shape)
+        found = tuple(program.module()(*(_zeros(s, proof) for s in specs)).shape)
         if (found[0], *found[2:]) != wanted:
             problem = f"velocity {list(found)}"
     except (RuntimeError, AssertionError) as error:
         problem = str(error).splitlines()[0]
     if problem:
-        raise _not_dynamic(problem, f"batch and sizes {list(wanted)} at a second shape, {_PROOF}", source)
+        raise _not_dynamic(problem, f"batch and sizes {list(wanted)} at a second shape, {dict(proof)}", source, traced)
 
 
-def _not_dynamic(found: str, wanted: str, source: ModelDir) -> VditcError:
+def _not_dynamic(found: str, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> VditcError:
     return VditcError(
         found=found,
         wanted=wanted,
-        where=f"{source.model_class} traced at {_TRACED}",
+        where=f"{source.model_class} traced at {dict(traced)}",
         fix="let the adapter's `patched` rewrite the code that fixes a size",
     )
 
 
 def _empty_parameters(graph: ir.Graph, source: ModelDir) -> None:
-    """Give parameters their checkpoint names and take their (fake) values away."""
+    """Give parameters, and buffers that the checkpoint holds, their checkpoint names and take their values away."""
     lost = []
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
-        if not isinstance(tensor.raw, FakeTensor):
-            continue
         plain = name.removeprefix(f"{MODEL}.")
         if plain not in source.weights:
-            lost.append(plain)
+            if isinstance(tensor.raw, FakeTensor):
+                lost.append(plain)
             continue
         value.const_value = None
         value.name = plain

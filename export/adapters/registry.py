@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 import vditc.export.adapters as package
@@ -17,7 +18,8 @@ def adapters() -> dict[str, ModelAdapter]:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for kind in vars(module).values():
-            if isinstance(kind, type) and issubclass(kind, ModelAdapter) and kind.__module__ == module.__name__:
+            own = isinstance(kind, type) and issubclass(kind, ModelAdapter) and kind.__module__ == module.__name__
+            if own and not inspect.isabstract(kind) and hasattr(kind, "model_class"):
                 found[kind.model_class] = kind()
     return found
 

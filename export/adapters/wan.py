@@ -7,22 +7,21 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from vditc.adapter import InputSpec, ModelAdapter
-from vditc.errors import InputError
+from vditc.adapter import InputSpec
+from vditc.export.diffusers_adapter import DiffusersAdapter
 from vditc.model_dir import ModelDir
-from vditc.profile import Profile, Range
+from vditc.profile import Axis
 
 
-class Wan(ModelAdapter):
+class Wan(DiffusersAdapter):
     """Blocks of self-attention, cross-attention and feed-forward, modulated by the timestep; 3-D rotary positions."""
 
     name: ClassVar[str] = "wan"
     description: ClassVar[str] = "Wan 2.1 text-to-video"
     model_class: ClassVar[str] = "WanTransformer3DModel"
-    blocks: ClassVar[str] = r"blocks\.(\d+)\..*"
+    lists: ClassVar[Mapping[str, str]] = {"blocks": "num_layers"}
+    presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {"480p81": (81, 480, 832), "720p81": (81, 720, 1280)}
     roles: ClassVar[Mapping[str, str]] = {
         r"patch_embedding": "patch_embed",
         r"condition_embedder\.text_embedder\.linear_1": "text_embed.in",
@@ -48,59 +47,21 @@ class Wan(ModelAdapter):
         config = source.config
         return (
             InputSpec("hidden_states", "float32", ("batch", int(config["in_channels"]), "frames", "height", "width")),
-            InputSpec("timestep", "float32", ("batch",)),
+            InputSpec("timestep", "float32", ("batch",), "timestep"),
             InputSpec("encoder_hidden_states", "float32", ("batch", "text_tokens", int(config["text_dim"]))),
         )
 
-    def latent_channels(self, source: ModelDir) -> int:
-        """As many as the model predicts."""
-        return int(source.config["out_channels"])
-
-    def default_profile(self, source: ModelDir) -> Profile:
-        """Around the model's sampling defaults, or Wan's 480p, 81 frames (latent 21 x 60 x 104) without any."""
-        s = source.sampling
-        frames, height, width = (s.frames, s.height, s.width) if s else (21, 60, 104)
-        batch = 1 if s and s.guidance_scale == 1.0 else 2
-        text = 8 if s and s.semantics == "digits" else 512
-        return Profile(
-            {
-                "batch": Range(1, batch, batch),
-                "frames": Range(1, frames, frames),
-                # Fixed: with three or more free sizes TensorRT-RTX numbers size expressions in a random order, and two builds of
-                # one graph differ in some 30 bytes. --profile frees them for who needs that.
-                "height": Range(height, height, height),
-                "width": Range(width, width, width),
-                "text_tokens": Range(text, text, text),
-            }
-        )
-
-    def check(self, source: ModelDir) -> None:
-        """InputError when tensors are missing or do not fit."""
-        with torch.device("meta"):
-            model = WanTransformer3DModel.from_config(source.config)
-        wanted = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        wrong = [n for n, shape in wanted.items() if n not in source.weights or source.weights[n].shape != shape]
-        if wrong:
-            raise InputError(
-                found=f"{len(wrong)} tensors missing or of another shape, first {wrong[0]}",
-                wanted=f"{len(wanted)} tensors as config.json describes",
-                where=str(source.transformer),
-                fix="use the config.json and weights of one checkpoint",
-            )
-
-    def load(self, source: ModelDir) -> WanTransformer3DModel:
-        """float32, eval; InputError when tensors are missing or do not fit."""
-        self.check(source)
-        model = self.skeleton(source)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(torch.from_numpy(source.weights[name].read().astype("float32")))
-        return model
-
-    def skeleton(self, source: ModelDir) -> WanTransformer3DModel:
-        """Random weights, float32, eval, no gradients."""
-        model: WanTransformer3DModel = WanTransformer3DModel.from_config(source.config)
-        return model.eval().requires_grad_(False)
+    def axes(self, source: ModelDir) -> Mapping[str, Axis]:
+        """480p, 81 frames: latent 21 x 60 x 104."""
+        text = 8 if source.sampling and source.sampling.semantics == "digits" else 512
+        _, height, width = source.config["patch_size"]
+        return {
+            "batch": Axis(default=2, unit="clips"),
+            "frames": Axis(default=21, high=int(source.config["rope_max_seq_len"]), unit="frames", stride=4, causal=True),
+            "height": Axis(default=60, multiple=height, low=height, unit="pixels", stride=8),
+            "width": Axis(default=104, multiple=width, low=width, unit="pixels", stride=8),
+            "text_tokens": Axis(default=text),
+        }
 
     @contextmanager
     def patched(self, model: Any) -> Iterator[None]:
@@ -157,10 +118,8 @@ class _RotaryTables(torch.nn.Module):
     width: torch.Tensor
     signs: torch.Tensor
 
-    def __init__(self, rope: Any) -> None:
+    def __init__(self, real: Any) -> None:
         super().__init__()
-        # Computed anew: under a tracer the model's own buffers have no values.
-        real = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
         self.patch_size = real.patch_size
         tables = torch.stack([real.freqs_cos[:, 0::2], real.freqs_sin[:, 1::2]])  # [2, positions, head_dim / 2]
         frames, height, width = torch.split(tables, [real.t_dim // 2, real.h_dim // 2, real.w_dim // 2], -1)

@@ -6,43 +6,99 @@ import abc
 import dataclasses
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
-from vditc.profile import Profile
+from vditc.profile import Axis, Profile, Range
+
+ATTENTION = ("q", "k", "v", "qkv", "kv", "out", "gate")  # qkv, kv: fused projections
+ROLES = frozenset(
+    {
+        "patch_embed",
+        *(f"{what}_embed.{end}" for what in ("text", "image", "time", "other") for end in ("in", "out")),
+        "modulation",
+        *(f"{kind}_attn.{part}" for kind in ("self", "temporal", "cross", "text", "image", "audio", "refiner") for part in ATTENTION),
+        *(f"{stream}ffn.{end}" for stream in ("", "text_", "audio_", "refiner_") for end in ("in", "out", "gate")),
+        "head",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """A graph input. `dims`: an int is a fixed size, a name is a dynamic axis of that name."""
+    """A graph input. `dims`: an int is a fixed size, a name is a dynamic axis of that name.
+
+    `fill` says which values make sense: "normal" (latents, embeddings), "timestep" ([0, 1000)), "mask" (ones, then zeros
+    along the last axis), or a number that nobody needs to choose differently (a guidance scale, frames a second).
+    """
 
     name: str
     dtype: str  # numpy name
     dims: tuple[int | str, ...]
+    fill: str | float = "normal"
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Concrete shape for given axis sizes."""
         return tuple(d if isinstance(d, int) else sizes[d] for d in self.dims)
 
+    def example(self, sizes: Mapping[str, int], random: np.random.Generator) -> npt.NDArray[Any]:
+        """Random values that the model may meet; a mask hides the last quarter (rounded down) of all but the first clip."""
+        shape = self.shape(sizes)
+        match self.fill:
+            case "normal":
+                values = random.standard_normal(shape, np.float32)
+            case "timestep":
+                values = random.integers(1, 1000, shape)
+            case "mask":
+                values = np.ones(shape)
+                values[1:, ..., shape[-1] - shape[-1] // 4 :] = 0
+            case _:
+                values = np.full(shape, float(self.fill))
+        return np.asarray(values, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A loop over like blocks: traced a few times and stamped out for the rest.
+
+    `modules`: list attribute of the model -> how many of its blocks one iteration runs. `count`: iterations of the whole
+    model. `head`, `last`: iterations at either end that differ from those in between.
+    """
+
+    modules: Mapping[str, int]
+    count: int
+    head: int = 1
+    last: int = 0
+
+    @property
+    def traced(self) -> int:
+        """Iterations that the tracer must see: both ends and two alike in between, or all."""
+        return min(self.count, self.head + 2 + self.last)
+
 
 class ModelAdapter(abc.ABC):
     """One model family: its class, its layers' roles, its inputs, how to load and run it.
 
-    Roles: patch_embed, text_embed.in, text_embed.out, time_embed.in, time_embed.out, modulation, head, and per block
-    {self_attn,cross_attn}.{q,k,v,out}, ffn.in, ffn.out.
+    Every family has the same face: latents `hidden_states` [batch, C, frames, height, width] go in first and a prediction
+    with the same axes comes out; packing into tokens and position tables are made of the sizes inside.
+    Roles are those of `ROLES`; layers with a role time_embed.* or modulation are the time path.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     model_class: ClassVar[str]  # diffusers class, `_class_name` of transformer/config.json
     roles: ClassVar[Mapping[str, str]]  # regular expression over a module's name -> role
-    blocks: ClassVar[str]  # regular expression with one group: the block's number, from a layer's name
+    # name -> (frames, height, width) of the clip, in frames and pixels
+    presets: ClassVar[Mapping[str, tuple[int, int, int]]]
 
     def layer_roles(self, source: ModelDir) -> dict[str, str]:
         """Layer name -> role of every linear (and patch convolution) of the checkpoint, in checkpoint order."""
-        layers = [n.removesuffix(".weight") for n, e in source.weights.items() if n.endswith(".weight") and len(e.shape) >= 2]
+        layers = [n.removesuffix(".weight") for n in source.weights if n.endswith(".weight") and self.is_layer(source, n)]
         found: dict[str, str] = {}
         for layer in sorted(layers, key=_natural):
             role = next((r for p, r in self.roles.items() if re.fullmatch(p, layer)), None)
@@ -56,17 +112,46 @@ class ModelAdapter(abc.ABC):
             found[layer] = role
         return found
 
+    def is_layer(self, source: ModelDir, weight: str) -> bool:
+        """Whether this tensor, named `*.weight`, is of a linear or convolution; an embedding table is not."""
+        return len(source.weights[weight].shape) >= 2
+
     @abc.abstractmethod
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
-        """Inputs of the forward pass in call order; axes named batch, frames, height, width, text_tokens."""
+        """Inputs in call order, the latents first; axes named batch, frames, height, width, text_tokens, ..."""
 
     @abc.abstractmethod
+    def axes(self, source: ModelDir) -> Mapping[str, Axis]:
+        """What sizes each named axis of `inputs` may have."""
+
+    @abc.abstractmethod
+    def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
+        """Loops over blocks, in execution order; () when no two blocks are alike."""
+
+    @abc.abstractmethod
+    def shortened(self, config: Mapping[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
+        """The config of the same model with that many iterations of each of `loops`."""
+
     def latent_channels(self, source: ModelDir) -> int:
         """Channels that are denoised. `hidden_states` has more of them when the model also sees constant channels."""
+        return int(source.config["out_channels"])
+
+    def default_profile(self, source: ModelDir) -> Profile:
+        """Ranges for every named axis, around the model's sampling defaults or what the published model was made for.
+
+        Height and width are fixed: with three or more free sizes TensorRT-RTX numbers size expressions in a random order, and
+        two builds of one graph differ in some 30 bytes. --profile frees them for who needs that.
+        """
+        axes = self.axes(source)
+        sizes = {name: axis.default for name, axis in axes.items()}
+        if s := source.sampling:
+            sizes |= {"frames": s.frames, "height": s.height, "width": s.width, "batch": 1 if s.guidance_scale == 1.0 else 2}
+        free = {"batch", "frames"}
+        return Profile({n: Range(axes[n].low if n in free else size, size, size) for n, size in sizes.items()})
 
     @abc.abstractmethod
-    def default_profile(self, source: ModelDir) -> Profile:
-        """Ranges for every named axis."""
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """The torch module of a config, float32, in eval mode; its parameters' values do not matter."""
 
     @abc.abstractmethod
     def check(self, source: ModelDir) -> None:
@@ -76,17 +161,13 @@ class ModelAdapter(abc.ABC):
     def load(self, source: ModelDir) -> Any:
         """The torch module with its weights, float32, in eval mode; InputError if weights are missing."""
 
-    @abc.abstractmethod
-    def skeleton(self, source: ModelDir) -> Any:
-        """The torch module without real weights, for tracing (call it under FakeTensorMode)."""
-
-    @abc.abstractmethod
     def patched(self, model: Any) -> AbstractContextManager[None]:
         """Rewrites what the exporter cannot trace well; every patch leaves the outputs unchanged."""
+        return nullcontext()
 
     @abc.abstractmethod
     def forward(self, model: Any, feeds: Mapping[str, Any]) -> Any:
-        """Run the model on tensors named as `inputs` says; returns the predicted velocity tensor [B, C, F, H, W]."""
+        """Run the model on tensors named as `inputs` says; returns the prediction [B, C, F, H, W]."""
 
 
 def _natural(name: str) -> list[Any]:

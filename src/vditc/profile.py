@@ -29,6 +29,27 @@ class Range:
         return f"{self.min}:{self.opt}:{self.max}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What sizes a dynamic axis may have, in the graph's own steps (latents, tokens), and what they mean to people.
+
+    A step of a latent clip is `stride` frames or pixels. `causal`: the first step stands for one frame alone, so n steps are
+    (n - 1) * stride + 1 frames.
+    """
+
+    default: int  # what the published model was made for
+    low: int = 1
+    high: int | None = None  # None: as much as fits in memory
+    multiple: int = 1  # of which sizes must be: the patch
+    unit: str = "tokens"  # or frames, pixels, clips
+    stride: int = 1
+    causal: bool = False
+
+    def units(self, size: int) -> int:
+        """Frames or pixels of a size."""
+        return (size - 1) * self.stride + 1 if self.causal else size * self.stride
+
+
 @dataclasses.dataclass(frozen=True)
 class Profile:
     """Axis name -> range."""

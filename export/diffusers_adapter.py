@@ -1,0 +1,72 @@
+"""What all families that diffusers has a class for share: building, checking and loading the module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+
+from vditc.adapter import Loop, ModelAdapter
+from vditc.errors import InputError
+from vditc.export.weightless import weightless
+from vditc.model_dir import ModelDir
+
+
+class DiffusersAdapter(ModelAdapter):
+    """A family whose class has `from_config` and whose checkpoint's tensors are named like the module's."""
+
+    # list attribute of the model -> key of config.json that holds its length; one loop each, in execution order
+    lists: ClassVar[Mapping[str, str]]
+
+    def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
+        """One loop for each of `lists`."""
+        return tuple(Loop(modules={name: 1}, count=int(config[key])) for name, key in self.lists.items())
+
+    def shortened(self, config: Mapping[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
+        """The config with other list lengths."""
+        return {**config, **dict(zip(self.lists.values(), counts, strict=True))}
+
+    def class_(self) -> Any:
+        """The torch class; InputError when the installed diffusers is too old to have it."""
+        kind = getattr(diffusers, self.model_class, None)
+        if kind is None:
+            raise InputError(
+                found=f"no class {self.model_class}",
+                wanted="a diffusers that has it",
+                where=f"diffusers {diffusers.__version__}",
+                fix="pip install --upgrade diffusers",
+            )
+        return kind
+
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """float32, eval, no gradients."""
+        model: torch.nn.Module = self.class_().from_config(dict(config))
+        return model.eval().requires_grad_(False)
+
+    def check(self, source: ModelDir) -> None:
+        """InputError when tensors are missing or do not fit."""
+        with weightless(lambda shape: torch.empty(shape, device="meta")):
+            model = self.build(source.config)
+        wanted = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+        missing = [n for n in wanted if n not in source.weights]
+        wrong = [n for n, shape in wanted.items() if n in source.weights and source.weights[n].shape != shape]
+        if missing or wrong:
+            first = missing[0] if missing else f"{wrong[0]} {list(source.weights[wrong[0]].shape)} instead of {list(wanted[wrong[0]])}"
+            raise InputError(
+                found=f"{len(missing) + len(wrong)} tensors missing or of another shape, first {first}",
+                wanted=f"{len(wanted)} tensors as config.json describes",
+                where=str(source.transformer),
+                fix="use the config.json and weights of one checkpoint",
+            )
+
+    def load(self, source: ModelDir) -> Any:
+        """float32, eval; InputError when tensors are missing or do not fit."""
+        self.check(source)
+        with weightless(torch.empty):
+            model = self.build(source.config)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(torch.from_numpy(source.weights[name].read().astype("float32")))
+        return model

@@ -1,0 +1,37 @@
+"""Every family, from a small random model directory to a graph that ONNX Runtime runs at three shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import family_checks as checks
+import pytest
+from family_case import Case, cases
+
+
+@pytest.fixture(scope="module", params=cases(), ids=str)
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[checks.PreparedCase]:
+    case: Case = request.param
+    yield checks.PreparedCase.make(case, tmp_path_factory.mktemp(case.name))
+
+
+def test_roles(prepared: checks.PreparedCase) -> None:
+    checks.check_roles(prepared)
+
+
+def test_patches(prepared: checks.PreparedCase) -> None:
+    checks.check_patches(prepared)
+
+
+def test_float(prepared: checks.PreparedCase) -> None:
+    checks.check_float(prepared)
+
+
+@pytest.mark.parametrize("scheme", [checks.W8A8, checks.W4A16], ids=["w8a8", "w4a16"])
+def test_quantized(prepared: checks.PreparedCase, scheme: checks.Scheme) -> None:
+    checks.check_quantized(prepared, scheme)
+
+
+@pytest.mark.slow
+def test_stamped(prepared: checks.PreparedCase) -> None:
+    checks.check_stamped(prepared)
