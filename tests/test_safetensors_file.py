@@ -76,6 +76,12 @@ def test_file_cut_short(file: Path, cut: int) -> None:
         read_header(file)
 
 
+def test_git_lfs_pointer(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(InputError, match=r"found a git-lfs pointer; .*git lfs pull"):
+        read_header(file)
+
+
 def test_bytes_too_many(file: Path) -> None:
     save_file({"a": torch.ones(3)}, file)
     file.write_bytes(file.read_bytes() + b"x")

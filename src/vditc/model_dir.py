@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vditc.background import begin
+from vditc.checkpoint import read_checkpoint, read_json
 from vditc.errors import InputError
 from vditc.files import sha256
-from vditc.safetensors_file import TensorEntry, read_header
+from vditc.safetensors_file import TensorEntry
+
+PARTS = ("transformer", "transformer_2")  # in sampling order: the second takes over below the boundary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,13 +33,26 @@ class SamplingDefaults:
 
 @dataclasses.dataclass(frozen=True)
 class ModelDir:
-    """A checked model directory."""
+    """A checked model directory, seen from one of its transformers."""
 
     path: Path
-    config: dict[str, Any]  # transformer/config.json
-    weights: dict[str, TensorEntry]  # of the transformer, over all shards
+    config: dict[str, Any]  # <part>/config.json
+    weights: Mapping[str, TensorEntry]  # of this transformer, over all shards
     sampling: SamplingDefaults | None
-    digest: str  # sha256 over the digests of all files of the transformer and sampling.json, in name order
+    hashed: Callable[[], str] = dataclasses.field(repr=False, compare=False)  # waits for `digest`
+    part: str = PARTS[0]
+    parts: tuple[str, ...] = (PARTS[0],)  # all transformers of the model
+    # A model of two experts samples with the second from timestep / training timesteps < boundary_ratio on.
+    boundary_ratio: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the digests of all files of the transformer and sampling.json, in path order.
+
+        Computed once, beside other work, from when the directory was opened: tens of seconds at 14 B weights. InputError when a
+        file has gone since.
+        """
+        return self.hashed()
 
     @property
     def model_class(self) -> str:
@@ -44,71 +62,76 @@ class ModelDir:
     @property
     def transformer(self) -> Path:
         """The folder that holds the transformer."""
-        return self.path / "transformer"
+        return self.path / self.part
 
     @property
     def weight_count(self) -> int:
         """Number of weights of the transformer."""
-        return sum(_count(e.shape) for e in self.weights.values())
+        return sum(math.prod(e.shape) for e in self.weights.values())
 
     @classmethod
-    def open(cls, path: Path) -> ModelDir:
-        """Read and check; InputError for a missing or damaged file."""
-        folder = path / "transformer"
-        config = _json(folder / "config.json")
-        if not isinstance(config.get("_class_name"), str):
+    def open(cls, path: Path, part: str = PARTS[0]) -> ModelDir:
+        """Read and check one transformer; InputError for a missing or damaged file."""
+        index = read_json(path / "model_index.json") if (path / "model_index.json").exists() else {}
+        parts = _parts(path, index, part)
+        folder = path / part
+        config = read_json(folder / "config.json")
+        name = config.get("_class_name")
+        if not isinstance(name, str) or not name.isidentifier():
             raise InputError(
-                found="no _class_name",
+                found="no _class_name" if name is None else f"_class_name = {name!r}",
                 wanted="the diffusers class of the transformer",
                 where=str(folder / "config.json"),
                 fix="save the model with diffusers' save_pretrained",
             )
-        shards = _shards(folder)
-        weights: dict[str, TensorEntry] = {}
-        for shard in shards:
-            weights |= read_header(shard)[0]
+        files, weights = read_checkpoint(folder, name)
         defaults = path / "sampling.json"
         sampling = _sampling(defaults) if defaults.exists() else None
-        parts = [folder / "config.json", *shards, *([defaults] if sampling else [])]
-        joined = "".join(f"{p.name}:{sha256(p)}\n" for p in sorted(parts))
-        return cls(path, config, weights, sampling, hashlib.sha256(joined.encode()).hexdigest())
+        boundary = _boundary(index, path / "model_index.json")
+        hashed = sorted([folder / "config.json", *files, *([defaults] if sampling else [])])
+        return cls(path, config, weights, sampling, begin(lambda: _digest(hashed)), part, parts, boundary)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _digest(files: list[Path]) -> str:
     try:
-        data = json.loads(path.read_text())
+        joined = "".join(f"{p.name}:{sha256(p)}\n" for p in files)
     except OSError as error:
         raise InputError(
-            found=f"no readable file ({error.strerror})", wanted="a diffusers model directory", where=str(path), fix="check MODEL_DIR"
+            found=f"no readable file any more ({error.strerror})",
+            wanted="the model as it was when the command began",
+            where=str(error.filename or files[0].parent),
+            fix="leave the model in place while vditc works",
         ) from error
-    except ValueError as error:
-        raise InputError(found=f"no JSON ({error})", wanted="JSON", where=str(path), fix="restore the file") from error
-    if not isinstance(data, dict):
-        raise InputError(found=type(data).__name__, wanted="a JSON object", where=str(path), fix="restore the file")
-    return data
+    return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "diffusion_pytorch_model.safetensors.index.json"
-    if index.exists():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) and Path(n).name == n for n in shards.values()):
+def _parts(path: Path, index: Mapping[str, Any], part: str) -> tuple[str, ...]:
+    """The transformers whose folders are there; InputError when `part` or one that model_index.json names is not."""
+    # diffusers writes [null, null] for a component that the pipeline knows but the model lacks.
+    named = [p for p in PARTS if isinstance(index.get(p), list) and any(index[p])]
+    there = tuple(p for p in PARTS if (path / p).is_dir())
+    for name in dict.fromkeys([*named, part]):
+        if name not in there and there:
             raise InputError(
-                found=f"weight_map = {str(shards)[:60]}", wanted="tensor name -> file name", where=str(index), fix="restore the file"
+                found=f"no folder {name}",
+                wanted="every transformer that model_index.json names" if name in named else f"one of {', '.join(there)}",
+                where=str(path),
+                fix="copy or download the missing folder" if name in named else "choose a part of this model",
             )
-        return [folder / name for name in sorted(set(shards.values()))]
-    return [folder / "diffusion_pytorch_model.safetensors"]
+    return there
+
+
+def _boundary(index: Mapping[str, Any], where: Path) -> float | None:
+    ratio = index.get("boundary_ratio")
+    if ratio is not None and (type(ratio) not in (int, float) or not 0 <= ratio <= 1):
+        raise InputError(
+            found=f"boundary_ratio = {ratio!r}", wanted="a number from 0 to 1, or null", where=str(where), fix="correct the file"
+        )
+    return None if ratio is None else float(ratio)
 
 
 def _sampling(path: Path) -> SamplingDefaults:
-    data = _json(path)
+    data = read_json(path)
     try:
         defaults = SamplingDefaults(**data)
     except TypeError as error:

@@ -64,7 +64,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as f:
-            length = int.from_bytes(f.read(8), "little")
+            first = f.read(8)
+            if first == b"version ":
+                raise InputError(
+                    found="a git-lfs pointer", wanted="a whole safetensors file", where=str(path), fix="fetch it with git lfs pull"
+                )
+            length = int.from_bytes(first, "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise bad(f"{size} bytes with a header of {length}")
             header: dict[str, Any] = json.loads(f.read(length))
