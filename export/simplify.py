@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
-from vditc.export.trace import MODEL
+from vditc.adapter import Loop
+from vditc.export.scopes import MODEL, module_path
+from vditc.export.stamp import stamp
 
 _FOLD_LIMIT = 1024  # elements; what is larger is a weight or a table and stays as it is
 
 
-def simplify(model: ir.Model) -> None:
-    """Rewrite in place. Values are named like the nodes that make them, `module.path/OpType`, constants `const.0`, ..."""
+def simplify(model: ir.Model, loops: Sequence[Loop] = ()) -> None:
+    """Rewrite in place, and stamp out the iterations of `loops` that were not traced.
+
+    Values are named like the nodes that make them, `module.path/OpType`, constants `const.0`, ...; initialisers come in the order
+    of their first use.
+    """
     common.InlinePass()(model)
     fold_constants(
         model,
@@ -27,6 +33,7 @@ def simplify(model: ir.Model) -> None:
     _make_reshapes_constant(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    stamp(model.graph, loops)
     _share_constants(model.graph)
     ir.passes.Sequential(
         common.CommonSubexpressionEliminationPass(),
@@ -59,11 +66,11 @@ def _make_reshapes_constant(graph: ir.Graph) -> None:
 
 
 def _share_constants(graph: ir.Graph) -> None:
-    """Keep one of equal small constants; parameters, which have no value yet, are left alone."""
+    """Keep one of equal constants and tables; parameters, which have no value yet, are left alone."""
     first: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.size > _FOLD_LIMIT:
+        if tensor is None:
             continue
         same = first.setdefault((tensor.dtype, tuple(tensor.numpy().shape), tensor.tobytes()), value)
         if same is not value:
@@ -75,15 +82,18 @@ def _rename(graph: ir.Graph) -> None:
     kept = {id(v) for v in (*graph.inputs, *graph.outputs)}
     seen: Counter[str] = Counter()
     for node in graph:
-        scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        modules = [s for s in scopes if s == MODEL or s.startswith(f"{MODEL}.")]
-        path = modules[-1].removeprefix(MODEL).removeprefix(".") if modules else ""
+        path = module_path(node)
         name = f"{path}/{node.op_type}" if path else node.op_type
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
         for i, value in enumerate(node.outputs):
             if id(value) not in kept:
                 value.name = node.name if i == 0 else f"{node.name}:{i}"
+    order = {id(node): i for i, node in enumerate(graph)}
+    values = sorted(graph.initializers.values(), key=lambda v: min((order[id(u.node)], u.idx) for u in v.uses()))
+    graph.initializers.clear()
+    for value in values:  # in the order of their first use
+        graph.initializers.add(value)
     constants = 0
     for name, value in list(graph.initializers.items()):
         if name.startswith(f"{MODEL}."):  # a table that the adapter computed

@@ -54,7 +54,7 @@ class _Request:
 @functools.lru_cache(maxsize=1)  # tracing takes most of an export: a model compiled with several recipes is traced once
 def _traced(request: _Request) -> ir.Model:
     model = trace(request.source, request.adapter, whole=request.whole)
-    simplify(model)
+    simplify(model, () if request.whole else request.adapter.loops(request.source.config))
     return model
 
 

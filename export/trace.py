@@ -13,13 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vditc.adapter import InputSpec, ModelAdapter
 from vditc.errors import VditcError
+from vditc.export.scopes import MODEL
 from vditc.export.weightless import weightless
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
 
 OPSET = 21
 OUTPUT = "velocity"
-MODEL = "model"  # the wrapper's attribute, hence the first part of every traced name
+
+
 class _Positional(torch.nn.Module):
     """The adapter's forward pass with positional inputs, as the exporter wants it."""
 
@@ -34,8 +36,8 @@ class _Positional(torch.nn.Module):
             for axis, size in zip(spec.dims, value.shape, strict=True):
                 if isinstance(axis, str):  # what the tracer may take for granted
                     first = sizes.setdefault(axis, size)
-                    torch._check(first == size)
-                    torch._check(size % self.axes[axis].multiple == 0)
+                    torch._check(first == size)  # type: ignore[no-untyped-call]
+                    torch._check(size % self.axes[axis].multiple == 0)  # type: ignore[no-untyped-call]
         feeds = dict(zip((s.name for s in self.specs), values, strict=True))
         velocity: torch.Tensor = self.adapter.forward(getattr(self, MODEL), feeds)
         return velocity
