@@ -10,6 +10,7 @@ import torch
 
 from vditc.adapter import Loop, ModelAdapter
 from vditc.errors import InputError
+from vditc.export.block_streaming import float32_bytes, memory_for_weights, read_float32, stream_blocks
 from vditc.export.weightless import weightless
 from vditc.model_dir import ModelDir
 
@@ -61,12 +62,20 @@ class DiffusersAdapter(ModelAdapter):
                 fix="use the config.json and weights of one checkpoint",
             )
 
-    def load(self, source: ModelDir) -> Any:
-        """float32, eval; InputError when tensors are missing or do not fit."""
+    def load(self, source: ModelDir, memory: int | None = None) -> Any:
+        """float32, eval; InputError when tensors are missing or do not fit.
+
+        `memory`: bytes that weights may take, by default half of what is free. Above it, blocks read their matrices when they run.
+        """
         self.check(source)
         with weightless(torch.empty):
             model = self.build(source.config)
+        streamed: tuple[str, ...] = ()
+        if float32_bytes(source) > (memory_for_weights() if memory is None else memory):
+            streamed = tuple(f"{name}." for loop in self.loops(source.config) for name in loop.modules)
+            stream_blocks(model, source, (name.removesuffix(".") for name in streamed))
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
-                tensor.copy_(torch.from_numpy(source.weights[name].read().astype("float32")))
+                if tensor.numel() or not name.startswith(streamed):
+                    tensor.copy_(read_float32(source, name))
         return model

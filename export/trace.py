@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vditc.adapter import InputSpec, ModelAdapter
-from vditc.errors import VditcError
+from vditc.errors import InputError, VditcError
 from vditc.export.scopes import MODEL
 from vditc.export.weightless import weightless
 from vditc.model_dir import ModelDir
@@ -73,8 +74,8 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
             example = tuple(_zeros(s, traced) for s in specs)
             try:
                 program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
-            except RuntimeError as error:  # torch's own errors about sizes are all of this kind
-                raise _not_dynamic(str(error).strip().splitlines()[0], "axes of any size", source, traced) from error
+            except Exception as error:  # whatever a model's own code raises when its sizes are symbols
+                raise _not_exportable(error, "code that torch.export can trace at axes of any size", source, traced) from error
             _prove_dynamic(program, specs, source, traced, proof)
     onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
@@ -121,23 +122,25 @@ def _prove_dynamic(
     """Run the traced program, shapes only, with every axis changed: a baked size shows itself here."""
     shape = specs[0].shape(proof)
     wanted = (shape[0], *shape[2:])
-    problem = None
     try:
         found = tuple(program.module()(*(_zeros(s, proof) for s in specs)).shape)
-        if (found[0], *found[2:]) != wanted:
-            problem = f"velocity {list(found)}"
     except (RuntimeError, AssertionError) as error:
-        problem = str(error).splitlines()[0]
-    if problem:
-        raise _not_dynamic(problem, f"batch and sizes {list(wanted)} at a second shape, {dict(proof)}", source, traced)
+        raise _not_exportable(error, f"a second shape, {dict(proof)}", source, traced) from error
+    if (found[0], *found[2:]) != wanted:
+        problem = RuntimeError(f"velocity {list(found)}")
+        raise _not_exportable(problem, f"batch and sizes {list(wanted)} at a second shape, {dict(proof)}", source, traced)
 
 
-def _not_dynamic(found: str, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> VditcError:
-    return VditcError(
-        found=found,
+def _not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> InputError:
+    """One line of what torch says, whose errors go on for pages, and the line of the model's code that it says it of."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
+    code = f"{source.model_class} at {frames[-1].filename}:{frames[-1].lineno}" if frames else source.model_class
+    return InputError(
+        found=said[0].split(" For more information")[0],
         wanted=wanted,
-        where=f"{source.model_class} traced at {dict(traced)}",
-        fix="let the adapter's `patched` rewrite the code that fixes a size",
+        where=f"{code}, traced at {dict(traced)}",
+        fix="let the adapter's `patched` rewrite that code (docs/adding_a_model.md)",
     )
 
 

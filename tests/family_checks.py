@@ -137,6 +137,18 @@ def check_patches(p: PreparedCase) -> None:
         assert relative_l2(patched, before) <= p.case.patch_tolerance
 
 
+def check_streamed(p: PreparedCase) -> None:
+    """A module that may hold no matrix of a block computes the same, and holds none afterwards."""
+    model = p.adapter.load(p.source, memory=0)
+    held = sum(t.numel() for t in model.parameters())
+    blocks = [name for loop in p.adapter.loops(p.source.config) for name in loop.modules]
+    matrices = [n for n, t in p.model.named_parameters() if n.startswith(tuple(f"{b}." for b in blocks)) and t.ndim >= 2]
+    assert matrices and held == sum(t.numel() for t in p.model.parameters()) - sum(p.model.get_parameter(n).numel() for n in matrices)
+    shape = p.case.shapes[0]
+    assert np.array_equal(p.wanted(shape, model), p.wanted(shape))
+    assert held == sum(t.numel() for t in model.parameters())
+
+
 def check_float(p: PreparedCase) -> None:
     """The unquantized graph equals the module at every shape, in its axes and its numbers."""
     graph = p.export(None)

@@ -158,8 +158,11 @@ class ModelAdapter(abc.ABC):
         """InputError when the checkpoint lacks tensors that config.json asks for, or they have other shapes. Cheap."""
 
     @abc.abstractmethod
-    def load(self, source: ModelDir) -> Any:
-        """The torch module with its weights, float32, in eval mode; InputError if weights are missing."""
+    def load(self, source: ModelDir, memory: int | None = None) -> Any:
+        """The torch module with its weights, float32, in eval mode; InputError if weights are missing.
+
+        `memory`: bytes that weights may take, by default half of what is free; a larger model reads each block when it runs.
+        """
 
     def patched(self, model: Any) -> AbstractContextManager[None]:
         """Rewrites what the exporter cannot trace well; every patch leaves the outputs unchanged."""

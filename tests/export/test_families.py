@@ -23,6 +23,10 @@ def test_patches(prepared: checks.PreparedCase) -> None:
     checks.check_patches(prepared)
 
 
+def test_streamed(prepared: checks.PreparedCase) -> None:
+    checks.check_streamed(prepared)
+
+
 def test_float(prepared: checks.PreparedCase) -> None:
     checks.check_float(prepared)
 

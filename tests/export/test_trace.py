@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from vditc.adapter import InputSpec, Loop
-from vditc.errors import VditcError
+from vditc.errors import InputError, VditcError
 from vditc.export.adapters.wan import Wan
 from vditc.export.trace import trace
 from vditc.model_dir import ModelDir
@@ -43,13 +44,24 @@ class OneLine(Wan):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (lambda x, table, parameter: x + table, "wanted axes of any size; let the adapter"),
-        (lambda x, table, parameter: x[..., :2], r"found velocity \[3, 4, 5, 12, 2\]; wanted batch and sizes \[3, 5, 12, 4\] at a second shape"),
+        (
+            lambda x, table, parameter: x + table,
+            r"found Constraints violated .*; wanted code that torch.export can trace at axes of any size; let the adapter",
+        ),
+        (
+            lambda x, table, parameter: x if x.sum() > 0 else -x,
+            r"at .*test_trace\.py:\d+, traced at .*found Could not guard on data-dependent expression .*; wanted code that torch.export",
+        ),
+        (lambda x, table, parameter: x * np.sqrt(x.shape[2]), r"at .*test_trace\.py:\d+, traced at .*found .*; wanted code that"),
+        (
+            lambda x, table, parameter: x[..., :2],
+            r"found velocity \[3, 4, 5, 12, 2\]; wanted batch and sizes \[3, 5, 12, 4\] at a second shape",
+        ),
     ],
-    ids=["table of the traced width", "output of a fixed width"],
+    ids=["table of the traced width", "branch on a value", "code that wants a number", "output of a fixed width"],
 )
 def test_a_fixed_size_is_an_error(tiny: ModelDir, line: Any, message: str) -> None:
-    with pytest.raises(VditcError, match=message):
+    with pytest.raises(InputError, match=message):
         trace(tiny, OneLine(line))
 
 
