@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vditc import model_dir
+from vditc import background
 from vditc.errors import InputError
 from vditc.files import sha256
 from vditc.model_dir import ModelDir, SamplingDefaults
@@ -78,7 +78,7 @@ def test_files_are_hashed_once_and_beside_other_work(folder: Path, monkeypatch: 
         hashed.append(path.name)
         return "0"
 
-    monkeypatch.setattr(model_dir, "sha256", slow)
+    monkeypatch.setattr(background, "sha256", slow)
     model = ModelDir.open(folder)
     assert began.wait(10) and not hashed, "opening waits for no hash, but starts one"
     go.set()
@@ -93,7 +93,7 @@ def test_a_file_that_vanishes_while_it_is_hashed(folder: Path, monkeypatch: pyte
         assert go.wait(10)
         return real(path)
 
-    monkeypatch.setattr(model_dir, "sha256", late)
+    monkeypatch.setattr(background, "sha256", late)
     model = ModelDir.open(folder)
     (folder / "transformer" / WEIGHTS).unlink()
     go.set()

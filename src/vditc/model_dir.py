@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vditc.background import begin
+from vditc.background import hash_later
 from vditc.checkpoint import read_checkpoint, read_json
 from vditc.errors import InputError
-from vditc.files import sha256
 from vditc.safetensors_file import TensorEntry
 
 PARTS = ("transformer", "transformer_2")  # in sampling order: the second takes over below the boundary
@@ -89,19 +88,12 @@ class ModelDir:
         sampling = _sampling(defaults) if defaults.exists() else None
         boundary = _boundary(index, path / "model_index.json")
         hashed = sorted([folder / "config.json", *files, *([defaults] if sampling else [])])
-        return cls(path, config, weights, sampling, begin(lambda: _digest(hashed)), part, parts, boundary)
+        hashes = hash_later(hashed)
+        return cls(path, config, weights, sampling, lambda: _digest(hashed, hashes()), part, parts, boundary)
 
 
-def _digest(files: list[Path]) -> str:
-    try:
-        joined = "".join(f"{p.name}:{sha256(p)}\n" for p in files)
-    except OSError as error:
-        raise InputError(
-            found=f"no readable file any more ({error.strerror})",
-            wanted="the model as it was when the command began",
-            where=str(error.filename or files[0].parent),
-            fix="leave the model in place while vditc works",
-        ) from error
+def _digest(files: list[Path], hashes: list[str]) -> str:
+    joined = "".join(f"{p.name}:{h}\n" for p, h in zip(files, hashes, strict=True))
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
