@@ -38,7 +38,7 @@ class Manifest:
     """What `manifest.json` says; every value is plain JSON data. Holds no times, so that equal runs give equal bytes."""
 
     vditc: str  # version that wrote it
-    model: Mapping[str, Any]  # class, adapter, digest, weights (count), checkpoint_bytes, config
+    model: Mapping[str, Any]  # class, adapter, digest, loras (name, sha256, scale), weights (count), checkpoint_bytes, config
     recipe: Mapping[str, Any]  # name, digest, description, method
     layers: Mapping[str, Any]  # layer -> role, weight, activation (in words), bits (stored, per weight), input (range, if observed)
     kept: Mapping[str, Any]  # layer left in floating point -> role, reason

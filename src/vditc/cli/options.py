@@ -17,6 +17,7 @@ StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="samplin
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classifier-free guidance scale [default: the model's]")]
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="text file, one prompt a line")]
 ConditioningOption = Annotated[Path | None, typer.Option("--conditioning", help="saved conditionings (safetensors)")]
+LoraOption = Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse; repeat for several")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="sizes to serve: frames=1:8:16,height=16 (min:opt:max)")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N]")]
 ForceOption = Annotated[bool, typer.Option("--force", help="replace what is there")]

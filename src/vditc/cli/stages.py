@@ -15,6 +15,7 @@ from vditc.cli.options import (
     ForceOption,
     GuidanceOption,
     JsonOption,
+    LoraOption,
     ModelArg,
     OutOption,
     ProfileOption,
@@ -45,6 +46,7 @@ def calibrate_command(
     guidance: GuidanceOption = None,
     prompts: PromptsOption = None,
     conditioning: ConditioningOption = None,
+    lora: LoraOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
@@ -57,10 +59,11 @@ def calibrate_command(
     from vditc.calibrate.stage import calibrate
     from vditc.conditioning import Conditioning
     from vditc.export.adapters.registry import adapter_for
+    from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
     from vditc.pipeline.components import Components, conditioning_for, sampling_of
 
-    source = ModelDir.open(model)
+    source = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()])
     adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
     channels = adapter.latent_channels(source)
     count, seed = chosen.calibration_prompts, chosen.calibration_seed
@@ -89,6 +92,7 @@ def export_command(
     model: ModelArg,
     calibration: Annotated[Path, typer.Option("--calibration", help="what `vditc calibrate` wrote")],
     out: OutOption,
+    lora: LoraOption = None,
     force: ForceOption = False,
 ) -> None:
     """Write the portable Q/DQ graph: OUT and OUT.data."""
@@ -97,15 +101,16 @@ def export_command(
     from vditc.calibration import Calibration
     from vditc.export.adapters.registry import adapter_for
     from vditc.export.stage import export_model
+    from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
 
-    source, codes = ModelDir.open(model), Calibration.load(calibration)
+    source, codes = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()]), Calibration.load(calibration)
     if codes.model_digest != source.digest:
         raise InputError(
             found=f"a calibration of model {codes.model_digest[:16]}…",
             wanted=f"one of model {source.digest[:16]}…",
             where=str(calibration),
-            fix="calibrate this model",
+            fix="calibrate this model, or give the --lora options that it was calibrated with",
         )
     facts = export_model(source=source, adapter=adapter_for(source), calibration=codes, out=path, progress=RichProgress())
     say(f"wrote {path}: {facts}")

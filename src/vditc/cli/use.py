@@ -18,6 +18,7 @@ from vditc.cli.options import (
     DeviceOption,
     ForceOption,
     JsonOption,
+    LoraOption,
     OutOption,
     PromptsOption,
     fresh,
@@ -69,6 +70,7 @@ def eval_command(
     count: Annotated[int, typer.Option(help="fresh clips", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="of prompts and noise")] = 7,
     prompts: PromptsOption = None,
+    lora: LoraOption = None,
     backend: Annotated[str, typer.Option(help="onnxruntime, reference (quantized PyTorch), or a target of the bundle")] = "onnxruntime",
     work: Annotated[Path | None, typer.Option(help="keeps finished clips here, so that a killed run goes on")] = None,
     device: DeviceOption = "auto",
@@ -81,7 +83,7 @@ def eval_command(
 
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[str, Any] = evaluate_bundle(
-            opened, against, count, seed, read_prompts(prompts), backend, work or Path(scratch), device, RichProgress()
+            opened, against, tuple(lora or ()), count, seed, read_prompts(prompts), backend, work or Path(scratch), device, RichProgress()
         )
     if as_json:
         print(json.dumps(found))

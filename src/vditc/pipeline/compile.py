@@ -22,6 +22,7 @@ from vditc.export.adapters.registry import adapter_for
 from vditc.export.stage import export_model
 from vditc.files import write_text
 from vditc.graph_passes.stage import lower
+from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, conditioning_for, sampling_of
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
@@ -59,6 +60,7 @@ class Job:
     guidance_scale: float | None = None
     prompts: tuple[str, ...] = ()
     conditioning: Path | None = None
+    loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, fused in this order
     clips: int = 8  # sampled with both models for the quality gate
     gate: bool = True
     device: str = "cpu"
@@ -72,7 +74,8 @@ class Plan:
     """A job whose input has been checked."""
 
     job: Job
-    source: ModelDir
+    source: ModelDir  # with the LoRAs fused
+    loras: tuple[Lora, ...]
     adapter: ModelAdapter
     parts: Components
     sampling: SamplingDefaults
@@ -107,7 +110,8 @@ def prepare(job: Job) -> Plan:
         raise InputError(found=f"targets {names}", wanted="at least one, each once", where="--target", fix="see `vditc targets`")
     if job.clips < 1:
         raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
-    source = ModelDir.open(job.model_dir)
+    loras = tuple(Lora.parse(text) for text in job.loras)
+    source = fuse(ModelDir.open(job.model_dir), loras)
     adapter = adapter_for(source)
     adapter.check(source)
     method_for(job.recipe.method, f"recipe {job.recipe.name}")
@@ -125,7 +129,7 @@ def prepare(job: Job) -> Plan:
     else:
         calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
-    return Plan(job, source, adapter, parts, sampling, parts.schedule(sampling.steps), profile, calibration_set, verify_set)
+    return Plan(job, source, loras, adapter, parts, sampling, parts.schedule(sampling.steps), profile, calibration_set, verify_set)
 
 
 def compile_bundle(job: Job, progress: Progress) -> Bundle:
@@ -180,6 +184,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
             "class": plan.source.model_class,
             "adapter": plan.adapter.name,
             "digest": plan.source.digest,
+            "loras": [lora.to_json() for lora in plan.loras],
             "weights": plan.source.weight_count,
             "checkpoint_bytes": sum(e.nbytes for e in plan.source.weights.values()),
             "config": plan.source.config,

@@ -17,6 +17,7 @@ from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.check import check_codes
 from vditc.graph_passes.facts import check_graph
+from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, conditioning_for
 from vditc.pipeline.quality import compare, refuse, sample_clips
@@ -105,6 +106,7 @@ def check_bundle(bundle: Bundle) -> dict[str, Any]:
 def evaluate_bundle(
     bundle: Bundle,
     model_dir: Path,
+    loras: tuple[str, ...],
     count: int,
     seed: int,
     prompts: tuple[str, ...],
@@ -114,13 +116,13 @@ def evaluate_bundle(
     progress: Progress,
 ) -> dict[str, Any]:
     """Fresh clips of the bundle against the full-precision model's, from the same prompts and noise."""
-    source = ModelDir.open(model_dir)
+    source = fuse(ModelDir.open(model_dir), [Lora.parse(text) for text in loras])
     if source.digest != bundle.manifest.model["digest"]:
         raise InputError(
             found=f"model {source.digest[:16]}…",
             wanted=f"the bundle's model {bundle.manifest.model['digest'][:16]}…",
             where=str(model_dir),
-            fix="give the model that the bundle was compiled from",
+            fix="give the model that the bundle was compiled from, and its --lora options",
         )
     adapter, parts, info = adapter_for(source), Components.open(bundle.path / "components"), bundle.manifest.sampling
     c, f, h, w = info["latent_shape"]
