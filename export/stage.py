@@ -9,19 +9,22 @@ import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration
 from vditc.errors import InputError
+from vditc.export.describe import describe_sizes
 from vditc.export.linears import normalise_linears
 from vditc.export.qdq import quantize_linears
+from vditc.export.refit import refit_file, refit_map, to_text
 from vditc.export.simplify import simplify
 from vditc.export.trace import trace
 from vditc.export.weights import attach_weights
 from vditc.export.write import external_tensors, write_model
-from vditc.files import sha256
+from vditc.files import sha256, whole_file
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 
@@ -64,18 +67,20 @@ def traced_graph(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False
 
 
 def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, out: Path, progress: Progress) -> ExportFacts:
-    """Write `out` and `out.name + ".data"`, whole or not at all; same inputs, same bytes.
+    """Write `out`, `out.name + ".data"` and the refit map (`vditc.export.refit`), whole or not at all; same inputs, same bytes.
 
     opset 21, IR 10, float32 compute, standard operators only. Memory holds one weight at a time: weights go from the
     checkpoint's and the calibration's arrays to the file. InputError when the calibration is not of this model;
     PrecisionError when a calibrated layer cannot be quantized in the graph.
     """
-    check_calibration(source, adapter, calibration)
     with progress.task("trace the model", 1) as advance:
         model = traced_graph(source, adapter)
         advance()
-    insert_weights(model, source, calibration)
-    with progress.task("write weights", len(external_tensors(model.graph))) as advance:
+    check_calibration(source, adapter, calibration)  # now, since it waits for the checkpoint's digest
+    refit = insert_weights(model, source, calibration)
+    describe_sizes(model, adapter.sizes(source))
+    with whole_file(refit_file(out)) as refit_map_file, progress.task("write weights", len(external_tensors(model.graph))) as advance:
+        refit_map_file.write_text(to_text(refit), encoding="utf-8")
         graph_bytes, data_bytes = write_model(model, out, advance)
     return ExportFacts(
         nodes=len(model.graph),
@@ -86,8 +91,8 @@ def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibr
     )
 
 
-def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) -> None:
-    """Give a traced, simplified graph its weights, quantized as the calibration says, and its metadata."""
+def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) -> dict[str, Any]:
+    """Give a traced, simplified graph its weights, quantized as the calibration says, and its metadata; returns the refit map."""
     linears = normalise_linears(model.graph, source)
     quantize_linears(model.graph, linears, calibration.layers)
     attach_weights(model.graph, source, linears)
@@ -96,13 +101,19 @@ def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) 
     model.graph.name = source.model_class
     model.metadata_props.clear()
     model.metadata_props["vditc"] = json.dumps(_metadata(calibration), sort_keys=True, separators=(",", ":"))
+    return refit_map(model.graph, source, calibration, linears)
 
 
 def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Calibration) -> None:
     """InputError unless the calibration is of this checkpoint and speaks of each of its layers."""
 
     def bad(found: str, wanted: str) -> InputError:
-        return InputError(found=found, wanted=wanted, where=f"calibration for {source.path}", fix="calibrate this model again")
+        return InputError(
+            found=found,
+            wanted=wanted,
+            where=f"calibration for {source.path}",
+            fix="calibrate this model again, or give the --lora options that it was calibrated with",
+        )
 
     if calibration.model_digest != source.digest:
         raise bad(f"model digest {calibration.model_digest[:12]}", source.digest[:12])

@@ -3,6 +3,7 @@
 manifest.json                 this file's `Manifest`
 calibration.safetensors       codes and scales
 model.onnx  model.onnx.data   portable Q/DQ graph
+model.refit.json              where each of its weights comes from
 lowered/<target>.onnx         graph for one target
 engines/<target>/             engine, or the script that builds it on the device
 components/                   scheduler, and text encoder and codec when vditc can run them

@@ -176,7 +176,8 @@ def test_whole_stage_is_deterministic_and_reports_what_it_wrote(tiny: ModelDir, 
     out = tmp_path / "second" / "model.onnx"
     facts = export_model(source=tiny, adapter=Wan(), calibration=calibrated, out=out, progress=SILENT)  # traces anew
     assert out.read_bytes() == first.read_bytes()
-    assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "model.onnx.data", "model.refit.json"]
+    assert json.loads(out.with_name("model.refit.json").read_text())["model_digest"] == tiny.digest
     data = out.with_name("model.onnx.data")
     assert data.read_bytes() == first.with_name("model.onnx.data").read_bytes()
     assert (facts.graph_bytes, facts.data_bytes) == (out.stat().st_size, data.stat().st_size)
@@ -226,5 +227,5 @@ def test_failure_while_writing_leaves_nothing(tiny: ModelDir, tmp_path: Path) ->
     entry = dataclasses.replace(tiny.weights["proj_out.weight"], path=tmp_path / "gone.safetensors")
     broken = dataclasses.replace(tiny, weights={**tiny.weights, "proj_out.weight": entry})
     with pytest.raises(FileNotFoundError):
-        export(broken, calibrated, tmp_path / "out" / "model.onnx")
+        export_model(source=broken, adapter=Wan(), calibration=calibrated, out=tmp_path / "out" / "model.onnx", progress=SILENT)
     assert list((tmp_path / "out").iterdir()) == []

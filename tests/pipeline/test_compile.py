@@ -64,6 +64,7 @@ def test_bundle_is_complete(job: Job) -> None:
         "calibration.safetensors",
         "model.onnx",
         "model.onnx.data",
+        "model.refit.json",
         "lowered/cpu.onnx",
         "components/scheduler/scheduler_config.json",
     ):

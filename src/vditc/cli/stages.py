@@ -95,7 +95,7 @@ def export_command(
     lora: LoraOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Write the portable Q/DQ graph: OUT and OUT.data."""
+    """Write the portable Q/DQ graph: OUT, OUT.data, and beside them OUT's map of weights for refitting, .refit.json."""
     path = fresh(out, force)
 
     from vditc.calibration import Calibration
@@ -105,13 +105,6 @@ def export_command(
     from vditc.model_dir import ModelDir
 
     source, codes = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()]), Calibration.load(calibration)
-    if codes.model_digest != source.digest:
-        raise InputError(
-            found=f"a calibration of model {codes.model_digest[:16]}…",
-            wanted=f"one of model {source.digest[:16]}…",
-            where=str(calibration),
-            fix="calibrate this model, or give the --lora options that it was calibrated with",
-        )
     facts = export_model(source=source, adapter=adapter_for(source), calibration=codes, out=path, progress=RichProgress())
     say(f"wrote {path}: {facts}")
 

@@ -170,7 +170,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
         facts = export_model(source=plan.source, adapter=plan.adapter, calibration=calibration, out=root / "model.onnx", progress=progress)
         return dataclasses.asdict(facts)
 
-    graph = _timeless(space.stage("export", run_export, ("model.onnx*",)))
+    graph = _timeless(space.stage("export", run_export, ("model.onnx*", "model.refit.json")))
     targets = {t.name: _target(plan, space, t, progress) for t in job.targets}
     components = plan.parts.copy_to(root / "components")
 
