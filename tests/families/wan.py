@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video."""
+"""Wan 2.1 and 2.2."""
 
 from family_case import Case
 
@@ -22,4 +22,19 @@ SHAPES = (
     {"batch": 1, "frames": 5, "height": 12, "width": 6, "text_tokens": 7},
     {"batch": 3, "frames": 1, "height": 2, "width": 14, "text_tokens": 1},
 )
-CASES = [Case(name="wan", config=CONFIG, shapes=SHAPES)]
+IMAGE_SHAPES = tuple({**shape, "image_tokens": tokens} for shape, tokens in zip(SHAPES, (7, 3, 17), strict=True))
+IMAGE = {"in_channels": 12, "image_dim": 20, "added_kv_proj_dim": 48}
+CASES = [
+    Case(name="wan", config=CONFIG, shapes=SHAPES),
+    Case(name="wan-i2v", config={**CONFIG, **IMAGE}, shapes=IMAGE_SHAPES),
+    Case(name="wan-flf2v", config={**CONFIG, **IMAGE, "pos_embed_seq_len": 10}, shapes=SHAPES),
+    Case(
+        name="wan2.2-ti2v",
+        config={**CONFIG, "in_channels": 8, "out_channels": 8},
+        shapes=SHAPES,
+        extra={
+            "model_index.json": {"_class_name": "WanPipeline", "expand_timesteps": True},
+            "vae/config.json": {"scale_factor_temporal": 4, "scale_factor_spatial": 16},
+        },
+    ),
+]
