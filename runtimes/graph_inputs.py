@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx_ir as ir
 
 from vditc.adapter import InputSpec
+from vditc.axis import Sizes
 from vditc.errors import InputError
 
 
@@ -24,3 +26,13 @@ def input_specs(model: Path) -> tuple[InputSpec, ...]:
             )
         specs.append(InputSpec(value.name, str(value.dtype.numpy()), tuple(d for d in dims if d is not None)))
     return tuple(specs)
+
+
+def graph_sizes(model: Path) -> Sizes:
+    """What sizes the graph's named axes may have, as its metadata says; any size where it says nothing. InputError as above."""
+    names = tuple(dict.fromkeys(d for spec in input_specs(model) for d in spec.dims if isinstance(d, str)))
+    about = json.loads(ir.load(model).metadata_props.get("vditc", "{}"))
+    if "axes" not in about:
+        return Sizes.unknown(names)
+    said = Sizes.from_json(about)
+    return Sizes({**Sizes.unknown(names).axes, **{n: a for n, a in said.axes.items() if n in names}}, said.presets)

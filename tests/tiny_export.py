@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.export.adapters.wan import Wan
+from vditc.export.describe import describe_sizes
 from vditc.export.simplify import simplify
 from vditc.export.stage import insert_weights
 from vditc.export.trace import trace
@@ -82,6 +83,7 @@ def export(source: ModelDir, calibrated: Calibration, out: Path) -> Path:
     """What `export_model` writes."""
     model = traced(source)
     insert_weights(model, source, calibrated)
+    describe_sizes(model, Wan().sizes(source))
     write_model(model, out, lambda: None)
     return out
 

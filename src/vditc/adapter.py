@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
-from vditc.profile import Axis, Profile, Range
+from vditc.profile import Axis, Profile, Range, Sizes
+from vditc.vae_stride import vae_stride
 
 ATTENTION = ("q", "k", "v", "qkv", "kv", "out", "gate")  # qkv, kv: fused projections
 ROLES = frozenset(
@@ -122,7 +123,14 @@ class ModelAdapter(abc.ABC):
 
     @abc.abstractmethod
     def axes(self, source: ModelDir) -> Mapping[str, Axis]:
-        """What sizes each named axis of `inputs` may have."""
+        """What sizes each named axis of `inputs` may have, behind the VAE that the published models have."""
+
+    def sizes(self, source: ModelDir) -> Sizes:
+        """`axes` and `presets`, behind the VAE of this model directory: what its vae/config.json says wins."""
+        frames, pixels = vae_stride(source.path / "vae")
+        strides = {"frames": frames, "height": pixels, "width": pixels}
+        axes = {n: a.with_stride(stride) if (stride := strides.get(n)) else a for n, a in self.axes(source).items()}
+        return Sizes(axes, self.presets)
 
     @abc.abstractmethod
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
@@ -142,12 +150,13 @@ class ModelAdapter(abc.ABC):
         Height and width are fixed: with three or more free sizes TensorRT-RTX numbers size expressions in a random order, and
         two builds of one graph differ in some 30 bytes. --profile frees them for who needs that.
         """
-        axes = self.axes(source)
+        axes = self.sizes(source).axes
         sizes = {name: axis.default for name, axis in axes.items()}
         if s := source.sampling:
-            sizes |= {"frames": s.frames, "height": s.height, "width": s.width, "batch": 1 if s.guidance_scale == 1.0 else 2}
+            own = {"frames": s.frames, "height": s.height, "width": s.width, "batch": 1 if s.guidance_scale == 1.0 else 2}
+            sizes |= {n: size for n, size in own.items() if n in axes}
         free = {"batch", "frames"}
-        return Profile({n: Range(axes[n].low if n in free else size, size, size) for n, size in sizes.items()})
+        return Profile({n: Range(axes[n].least if n in free else size, size, size) for n, size in sizes.items()})
 
     @abc.abstractmethod
     def build(self, config: Mapping[str, Any]) -> Any:

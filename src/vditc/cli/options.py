@@ -18,7 +18,7 @@ GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classi
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="text file, one prompt a line")]
 ConditioningOption = Annotated[Path | None, typer.Option("--conditioning", help="saved conditionings (safetensors)")]
 LoraOption = Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse; repeat for several")]
-ProfileOption = Annotated[str, typer.Option("--profile", help="sizes to serve: frames=1:8:16,height=16 (min:opt:max)")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="sizes to serve: 480p81,batch=1:2:2 or frames=1f:41f:81f,height=480px")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N]")]
 ForceOption = Annotated[bool, typer.Option("--force", help="replace what is there")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]

@@ -25,7 +25,6 @@ from vditc.cli.options import (
     fresh,
     read_prompts,
 )
-from vditc.errors import InputError
 from vditc.recipe import Recipe
 from vditc.target import Target
 
@@ -57,22 +56,22 @@ def calibrate_command(
     chosen, path = Recipe.load(recipe), fresh(out, force)
 
     from vditc.calibrate.stage import calibrate
-    from vditc.conditioning import Conditioning
     from vditc.export.adapters.registry import adapter_for
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
-    from vditc.pipeline.components import Components, conditioning_for, sampling_of
+    from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
 
     source = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()])
     adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
-    channels = adapter.latent_channels(source)
+    channels, sizes = adapter.latent_channels(source), adapter.sizes(source)
+    check_clip(sizes, sampling, source)
     count, seed = chosen.calibration_prompts, chosen.calibration_seed
     work = path.with_name(path.name + ".work")
     result = calibrate(
         source=source,
         adapter=adapter,
         recipe=chosen,
-        conditioning=Conditioning.load(conditioning)
+        conditioning=load_conditioning(conditioning, sizes)
         if conditioning
         else conditioning_for(parts, sampling, channels, count, seed, read_prompts(prompts)),
         scheduler=parts.schedule(sampling.steps),
@@ -159,17 +158,12 @@ def build_command(
     """Build the engine of a lowered graph into the folder OUT. Needs no PyTorch."""
     chosen, path = Target.load(target), fresh(out, force)
 
-    from vditc.profile import Profile, Range
-    from vditc.runtimes.graph_inputs import input_specs
+    from vditc.profile import Profile
+    from vditc.runtimes.graph_inputs import graph_sizes, input_specs
     from vditc.runtimes.registry import backend
 
     inputs = input_specs(lowered)
-    axes = sorted({d for i in inputs for d in i.dims if isinstance(d, str)})
-    ranges = Profile.parse(profile, Profile({a: Range(1, 1, 1) for a in axes}))
-    if missing := [a for a in axes if f"{a}=" not in profile]:
-        raise InputError(
-            found=f"no sizes for {', '.join(missing)}", wanted=f"all of {', '.join(axes)}", where="--profile", fix="frames=1:8:16,…"
-        )
+    ranges = Profile.parse(profile, Profile({}), graph_sizes(lowered))
     work = path.with_name(path.name + ".work")
     facts = backend(chosen.backend).build(
         lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress()

@@ -23,8 +23,9 @@ from vditc.export.stage import export_model
 from vditc.files import write_text
 from vditc.graph_passes.stage import lower
 from vditc.lora import Lora, fuse
+from vditc.memory import Memory, model_memory
 from vditc.model_dir import ModelDir, SamplingDefaults
-from vditc.pipeline.components import Components, conditioning_for, sampling_of
+from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
 from vditc.profile import Profile
 from vditc.progress import Progress
@@ -81,6 +82,7 @@ class Plan:
     sampling: SamplingDefaults
     scheduler: FlowMatchEuler
     profile: Profile
+    memory: Mapping[str, Memory]  # target -> estimate
     calibration_set: Conditioning
     verify_set: Conditioning
 
@@ -115,21 +117,24 @@ def prepare(job: Job) -> Plan:
     adapter = adapter_for(source)
     adapter.check(source)
     method_for(job.recipe.method, f"recipe {job.recipe.name}")
-    job.recipe.assign(adapter.layer_roles(source))
+    schemes = {name: rule.scheme for name, rule in job.recipe.assign(adapter.layer_roles(source)).items()}
     for target in job.targets:
         target.check(job.recipe)
         backend(target.backend).check(target)
     sampling = sampling_of(source, job.steps, job.guidance_scale)
-    profile = Profile.parse(job.profile, adapter.default_profile(source))
+    sizes = adapter.sizes(source)
+    check_clip(sizes, sampling, source)
+    profile = Profile.parse(job.profile, adapter.default_profile(source), sizes)
+    memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     parts = Components.open(job.model_dir)
     count, channels = job.recipe.calibration_prompts, adapter.latent_channels(source)
     if job.conditioning is not None:
-        given = Conditioning.load(job.conditioning)
-        calibration_set = verify_set = given
+        calibration_set = verify_set = load_conditioning(job.conditioning, sizes)
     else:
         calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
-    return Plan(job, source, loras, adapter, parts, sampling, parts.schedule(sampling.steps), profile, calibration_set, verify_set)
+    schedule = parts.schedule(sampling.steps)
+    return Plan(job, source, loras, adapter, parts, sampling, schedule, profile, memory, calibration_set, verify_set)
 
 
 def compile_bundle(job: Job, progress: Progress) -> Bundle:
@@ -165,6 +170,8 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
 
     space.stage("calibrate", run_calibrate, ("calibration.safetensors",))
     calibration = Calibration.load(root / "calibration.safetensors")
+    for name, memory in plan.memory.items():
+        progress.note(f"{name} needs {memory}")
 
     def run_export() -> dict[str, Any]:
         facts = export_model(source=plan.source, adapter=plan.adapter, calibration=calibration, out=root / "model.onnx", progress=progress)
@@ -266,6 +273,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "runtime": target.runtime,
         "compute": target.compute,
         "lowered": lowered,
+        "memory": plan.memory[target.name].to_json(),  # estimated, bytes at the profile's largest sizes
         "graph": _timeless(facts),
         "engine": _timeless(engine),
     }

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from vditc import digits
+from vditc.axis import CLIP, Sizes
 from vditc.codec import PixelShuffleCodec
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
@@ -84,6 +85,24 @@ def sampling_of(source: ModelDir, steps: int | None, guidance_scale: float | Non
         steps=own.steps if steps is None else steps,
         guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
     )
+
+
+def check_clip(sizes: Sizes, sampling: SamplingDefaults, source: ModelDir) -> None:
+    """InputError for a clip of sampling.json that the model does not take."""
+    own = {axis: getattr(sampling, axis) for axis in CLIP}
+    sizes.check(own, str(source.path / "sampling.json"))
+
+
+def load_conditioning(path: Path, sizes: Sizes) -> Conditioning:
+    """Saved conditionings; InputError for a clip or a text that the model does not take."""
+    given = Conditioning.load(path)
+    sizes.check(clip_sizes(given), str(path))
+    return given
+
+
+def clip_sizes(given: Conditioning) -> dict[str, int]:
+    """Size of every axis but the batch."""
+    return {**dict(zip(CLIP, given.latent_shape[1:], strict=True)), "text_tokens": given.text.shape[1]}
 
 
 def conditioning_for(

@@ -12,16 +12,17 @@ import numpy as np
 from vditc.bundle import Bundle
 from vditc.calibration import Calibration
 from vditc.clips import write_clip
-from vditc.conditioning import Conditioning
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.check import check_codes
 from vditc.graph_passes.facts import check_graph
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir, SamplingDefaults
-from vditc.pipeline.components import Components, conditioning_for
+from vditc.pipeline.components import Components, clip_sizes, conditioning_for, load_conditioning
 from vditc.pipeline.quality import compare, refuse, sample_clips
+from vditc.profile import Profile
 from vditc.progress import Progress
+from vditc.runtimes.graph_inputs import graph_sizes
 from vditc.runtimes.reference import ReferenceModel
 from vditc.runtimes.registry import backend as backend_named
 from vditc.safetensors_file import write_tensors
@@ -67,7 +68,13 @@ def sample_bundle(
         raise InputError(found=f"-o {out}", wanted=".mp4, .gif or .safetensors", where="vditc run", fix="change the ending")
     parts, info = Components.open(bundle.path / "components"), bundle.manifest.sampling
     c, f, h, w = info["latent_shape"]
-    given = Conditioning.load(conditioning) if conditioning else parts.encode((prompt,), (seed,), (c, f, h, w), info["extra_channels"])
+    if conditioning is None:
+        given = parts.encode((prompt,), (seed,), (c, f, h, w), info["extra_channels"])
+    else:
+        sizes = graph_sizes(bundle.file("model.onnx"))
+        given = load_conditioning(conditioning, sizes)
+        if backend != PORTABLE:
+            Profile.from_json(bundle.manifest.profile).check(clip_sizes(given), sizes, str(conditioning))
     if out.suffix != ".safetensors" and (parts.codec is None or len(given) > 1):
         raise InputError(
             found=f"{len(given)} clips{'' if parts.codec else ' and no codec that vditc runs'}",
