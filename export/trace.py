@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from vditc.adapter import InputSpec, ModelAdapter
+from vditc.adapter import InputSpec, Loop, ModelAdapter
 from vditc.errors import InputError, VditcError
 from vditc.export.scopes import MODEL
 from vditc.export.weightless import weightless
@@ -54,7 +55,8 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
     """
     specs, axes = adapter.inputs(source), adapter.axes(source)
     config = source.config
-    if not whole and (loops := adapter.loops(config)):
+    loops = () if whole else adapter.loops(config)
+    if loops:
         config = adapter.shortened(config, tuple(loop.traced for loop in loops))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -88,7 +90,7 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
     velocity.name = OUTPUT
     # The velocity has the axes of the latents, but maybe another number of channels.
     velocity.shape = ir.Shape([d if isinstance(d, str) else velocity.shape[i] for i, d in enumerate(latents)])
-    _empty_parameters(graph, source)
+    _empty_parameters(graph, source, loops)
     return onnx_program.model
 
 
@@ -144,14 +146,15 @@ def _not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Map
     )
 
 
-def _empty_parameters(graph: ir.Graph, source: ModelDir) -> None:
+def _empty_parameters(graph: ir.Graph, source: ModelDir, loops: Sequence[Loop]) -> None:
     """Give parameters, and buffers that the checkpoint holds, their checkpoint names and take their values away."""
+    held = {*source.weights, *_last_names(source, loops)}
     lost = []
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
         plain = name.removeprefix(f"{MODEL}.")
-        if plain not in source.weights:
+        if plain not in held:
             if isinstance(tensor.raw, FakeTensor):
                 lost.append(plain)
             continue
@@ -164,3 +167,15 @@ def _empty_parameters(graph: ir.Graph, source: ModelDir) -> None:
             where=str(source.transformer),
             fix="let the adapter's `patched` compute buffers that the checkpoint does not hold",
         )
+
+
+def _last_names(source: ModelDir, loops: Sequence[Loop]) -> set[str]:
+    """The checkpoint's tensors of iterations at the end of a loop, under the numbers that these have while the loop is short."""
+    names = set()
+    for loop in loops:
+        for module, period in loop.modules.items():
+            for name in source.weights:
+                found = re.match(rf"{re.escape(module)}\.(\d+)\.", name)
+                if found and int(found[1]) // period >= loop.count - loop.last:
+                    names.add(f"{module}.{int(found[1]) - (loop.count - loop.traced) * period}.{name[found.end() :]}")
+    return names
