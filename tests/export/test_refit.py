@@ -63,6 +63,7 @@ def test_following_the_map_gives_the_stored_bytes(fused: ModelDir, tiny: ModelDi
     assert all(not entries[n]["sources"] and n not in fused.weights for n in computed)
     assert "condition_embedder.timesteps_proj.frequencies" in computed
     assert {s for e in entries.values() if e["lora"] for s in e["sources"]} == set(FUSED)
+    assert all(entries[f"{layer}.weight_scale"]["transform"].startswith("scale") for layer in calibrated.layers)
     for n in entries.keys() - computed:
         tensor, want = stored[n].const_value, replay(entries[n], fused, calibrated)
         assert tensor is not None
