@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,13 +46,12 @@ def other_json(source: ModelDir, file: str) -> dict[str, Any]:
 
 
 def latent_axes(source: ModelDir, frames: int, height: int, width: int) -> dict[str, Axis]:
-    """Axes of a clip made for that many frames and pixels, in steps of the directory's VAE.
+    """Axes of a clip made for that many frames and pixels, in Wan's steps of 4 frames and 8 x 8 pixels.
 
-    Without a VAE, 48 latent channels tell Wan 2.2's, of 16 x 16 pixels; all others are of 4 frames and 8 x 8 pixels.
+    48 latent channels are those of Wan 2.2's VAE of 16 x 16 pixels.
     """
-    config, vae = source.config, other_json(source, "vae/config.json")
-    space = int(vae.get("scale_factor_spatial", 16 if config["out_channels"] == 48 else 8))
-    time = int(vae.get("scale_factor_temporal", 4))
+    config, time = source.config, 4
+    space = 16 if config["out_channels"] == 48 else 8
     _, tall, wide = config["patch_size"]
     return {
         "batch": Axis(default=2, unit="clips"),
@@ -135,13 +134,13 @@ def attend(
     return out
 
 
-def wan_changes(model: Any, *lists: str) -> list[tuple[Any, str, Any]]:
+def wan_changes(model: Any, *lists: str, times: Callable[[Any], torch.nn.Module] = TimeFrequencies) -> list[tuple[Any, str, Any]]:
     """What `replaced` sets in a model with blocks like Wan's: positions, time frequencies, attention, modulation per frame."""
     embedder = model.condition_embedder
     blocks = [b for name in lists for b in model.get_submodule(name)]
     return [
         (model, "rope", RotaryTables(model.rope)),
-        (embedder, "timesteps_proj", TimeFrequencies(embedder.timesteps_proj)),
+        (embedder, "timesteps_proj", times(embedder.timesteps_proj)),
         *((a, "processor", attend) for b in blocks for a in (b.attn1, b.attn2)),
         *((b, "forward", functools.partial(_run_block, b, b.forward)) for b in blocks),
     ]

@@ -32,9 +32,6 @@ CASES = [
         name="wan2.2-ti2v",
         config={**CONFIG, "in_channels": 8, "out_channels": 8},
         shapes=SHAPES,
-        extra={
-            "model_index.json": {"_class_name": "WanPipeline", "expand_timesteps": True},
-            "vae/config.json": {"scale_factor_temporal": 4, "scale_factor_spatial": 16},
-        },
+        extra={"model_index.json": {"_class_name": "WanPipeline", "expand_timesteps": True}},
     ),
 ]
