@@ -89,14 +89,25 @@ class Axis:
 
     @property
     def limits(self) -> str:
-        """Least and greatest size in units: "1 to 93 frames", "16 pixels or more"."""
+        """Least and greatest size in units: "1 to 93 frames", "at least 16 pixels"."""
         least = self.units(self.least)
-        return f"{least} {self.unit} or more" if self.greatest is None else f"{least} to {self.units(self.greatest)} {self.unit}"
+        return f"at least {least} {self.unit}" if self.greatest is None else f"{least} to {self.units(self.greatest)} {self.unit}"
 
     @property
     def words(self) -> str:
-        """Rule and limits: "4n + 1, 1 to 4093 frames"."""
-        return self.limits if self.stride * self.multiple == 1 else f"{self.rule}, {self.limits}"
+        """Rule and limits: "4n + 1 frames, at most 4093"."""
+        unit = f" {self.unit}" if self.unit not in self.rule else ""
+        least = f", at least {self.units(self.least)}" if self.least > self.multiple else ""
+        greatest = "" if self.greatest is None else f", at most {self.units(self.greatest)}"
+        return f"{self.rule}{unit}{least}{greatest}"
+
+    @property
+    def short(self) -> str:
+        """The same for a table: "4n + 1 <= 4093", "16n", "any"."""
+        step = self.stride * self.multiple
+        offset = self.units(self.multiple) % step
+        rule = "any" if step == 1 else f"{step}n{f' + {offset}' if offset else ''}"
+        return f"{rule}{'' if self.greatest is None else f' <= {self.units(self.greatest)}'}"
 
     def check(self, name: str, size: int, where: str) -> None:
         """InputError for a size that the model does not take."""

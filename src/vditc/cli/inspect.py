@@ -1,4 +1,4 @@
-"""`vditc inspect`: what is in a bundle, a graph or an engine. Imports no PyTorch."""
+"""`vditc inspect`: what is in a bundle, a graph or an engine, without PyTorch; what a model directory takes, with it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,26 @@ from rich.table import Table
 
 from vditc.bundle import Bundle
 from vditc.cli.app import app, console
+from vditc.cli.inspect_model import is_model, model_facts, show_model
 from vditc.cli.options import JsonOption
 from vditc.errors import InputError
+from vditc.memory import gigabytes
 
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE | MODEL.onnx | MODEL.plan")],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE | MODEL_DIR | MODEL.onnx | MODEL.plan")],
     hashes: Annotated[bool, typer.Option("--sha256/--no-sha256", help="check the hash of every file of a bundle")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in it, what precision landed, and which plugins it needs."""
+    """Show what is in it, what precision landed, and which plugins it needs; of a model its sizes and what engines need in memory."""
+    if is_model(path):
+        model = model_facts(path)
+        if as_json:
+            print(json.dumps(model))
+        else:
+            show_model(path, model)
+        return
     if path.is_dir():
         bundle = Bundle.open(path, hashes=hashes)
         if as_json:
@@ -32,7 +41,8 @@ def inspect_command(
         return
     readers = {".onnx": _graph, ".plan": _plan}
     if path.suffix not in readers or not path.is_file():
-        raise InputError(found=str(path), wanted="a bundle, a .onnx or a .plan file", where="vditc inspect", fix="check the path")
+        wanted = "a bundle, a model directory, a .onnx or a .plan file"
+        raise InputError(found=str(path), wanted=wanted, where="vditc inspect", fix="check the path")
     facts = readers[path.suffix](path)
     if as_json:
         print(json.dumps(facts))
@@ -74,12 +84,16 @@ def _show_bundle(bundle: Bundle) -> None:
         summary.add_row(name, value)
     console.print(summary)
 
-    targets = Table("target", "backend", "engine", "GEMMs", "fused attentions", "plugins", title="targets", title_justify="left")
+    columns = ("target", "backend", "engine", "GEMMs", "fused attentions", "plugins", "memory (estimate)")
+    targets = Table(*columns, title="targets", title_justify="left")
     for name, target in m.targets.items():
         engine = target["engine"]
+        memory = gigabytes(target["memory"]["total"]) if "memory" in target else "-"
         built = f"{engine['status']}" + (f", {engine['plan_bytes'] / mb:.2f} MB" if "plan_bytes" in engine else "")
         gemms = "\n".join(f"{n} x {kind}" for kind, n in engine.get("gemms", {}).items())
-        targets.add_row(name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), str(engine.get("plugins", "-")))
+        targets.add_row(
+            name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), str(engine.get("plugins", "-")), memory
+        )
     console.print(targets)
 
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")

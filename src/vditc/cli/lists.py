@@ -43,8 +43,26 @@ def targets_command(as_json: JsonOption = False) -> None:
 
 @app.command("models")
 def models_command(as_json: JsonOption = False) -> None:
-    """The model families that can be compiled."""
-    from vditc.export.adapters.registry import adapters
+    """The model families that can be compiled: sizes that they take, named clips, blocks. Sizes are in frames and pixels."""
+    from vditc.export.catalogue import families
 
-    found = adapters().values()
-    show([{"family": a.name, "class": a.model_class, "what": a.description} for a in found], as_json)
+    found = families()
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(show_lines=True)
+    table.add_column("family")
+    table.add_column("sizes", min_width=25)
+    table.add_column("presets (frames, pixels)", no_wrap=True)
+    table.add_column("blocks", no_wrap=True)
+    for row in found:
+        same: dict[str, list[str]] = {}
+        for axis, rule in row["short"].items():
+            same.setdefault(rule, []).append(axis)
+        table.add_row(
+            f"{row['family']}: {row['what']}\n{row['class']}",
+            "\n".join(f"{', '.join(axes)}: {rule}" for rule, axes in same.items()) or f"unknown: {row['missing']}",
+            "\n".join(f"{name}: {'x'.join(map(str, clip))}" for name, clip in row["presets"].items()),
+            "\n".join(f"{count} {name}" for name, count in row["blocks"].items()),
+        )
+    console.print(table)

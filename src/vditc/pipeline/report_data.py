@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.bundle import Bundle
+from vditc.memory import gigabytes
 from vditc.metrics import ClipScores, Summary
 from vditc.pipeline.compile import CLIPS
 from vditc.report import BundleReport, Engine, GateLine, KeptLayer, Layer, ReportData, Variant, write_report
@@ -110,6 +111,8 @@ def _engine(target: Mapping[str, Any]) -> dict[str, str]:
         "backend": target["backend"],
         "against the portable graph": f"{target['graph']['error']:.2g} relative error",
     }
+    if "memory" in target:
+        facts["memory, estimated"] = _memory(target["memory"])
     if "version" in engine:
         facts["builder"] = engine["version"]
     if "compute_capabilities" in engine:
@@ -124,6 +127,11 @@ def _engine(target: Mapping[str, Any]) -> dict[str, str]:
         if key in engine:
             facts[label] = f"{engine[key] / 1e6:.2f} MB"
     return facts
+
+
+def _memory(estimate: Mapping[str, int]) -> str:
+    parts = f"{gigabytes(estimate['weights'])} of weights, {gigabytes(estimate['activations'])} of activations"
+    return f"{gigabytes(estimate['total'])}: {parts} at {estimate['tokens']} tokens a clip"
 
 
 def _seconds(bundle: Bundle) -> dict[str, float]:
