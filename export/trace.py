@@ -78,7 +78,7 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
                 program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
             except Exception as error:  # whatever a model's own code raises when its sizes are symbols
                 raise _not_exportable(error, "code that torch.export can trace at axes of any size", source, traced) from error
-            _prove_dynamic(program, specs, source, traced, proof)
+            channels = _prove_dynamic(program, specs, source, traced, proof)
     onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
     graph = onnx_program.model.graph
@@ -86,10 +86,9 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
         value.name, value.shape = spec.name, ir.Shape(spec.dims)
     (velocity,) = graph.outputs
     latents = specs[0].dims
-    assert velocity.shape is not None
     velocity.name = OUTPUT
-    # The velocity has the axes of the latents, but maybe another number of channels.
-    velocity.shape = ir.Shape([d if isinstance(d, str) else velocity.shape[i] for i, d in enumerate(latents)])
+    # The velocity has the axes of the latents, but maybe another number of channels; the exporter may not see that it is a number.
+    velocity.shape = ir.Shape([channels if i == 1 else d for i, d in enumerate(latents)])
     _empty_parameters(graph, source, loops)
     return onnx_program.model
 
@@ -120,8 +119,8 @@ def _zeros(spec: InputSpec, sizes: Mapping[str, int]) -> torch.Tensor:
 
 def _prove_dynamic(
     program: Any, specs: tuple[InputSpec, ...], source: ModelDir, traced: Mapping[str, int], proof: Mapping[str, int]
-) -> None:
-    """Run the traced program, shapes only, with every axis changed: a baked size shows itself here."""
+) -> int:
+    """Run the traced program, shapes only, with every axis changed: a baked size shows itself here. Returns the channels."""
     shape = specs[0].shape(proof)
     wanted = (shape[0], *shape[2:])
     try:
@@ -131,6 +130,7 @@ def _prove_dynamic(
     if (found[0], *found[2:]) != wanted:
         problem = RuntimeError(f"velocity {list(found)}")
         raise _not_exportable(problem, f"batch and sizes {list(wanted)} at a second shape, {dict(proof)}", source, traced)
+    return int(found[1])
 
 
 def _not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> InputError:
