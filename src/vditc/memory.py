@@ -9,10 +9,10 @@ T = batch x (video tokens + text tokens), D the width of the blocks, c bytes of 
     builder      300 MB + 3 MB a layer + 2.13 x weights
 
 up is the output width of the first feed-forward layers, down the input width of the last, q, k, v, out the widths of the
-attention's layers. p is what is held of an element of a product: c, 4 behind an INT8 product (its sums are float32), 2c behind
-a product with weights alone quantized (the bias is added in a pass of its own). D * (c + 4): the residual stream, and its float32
-copy under a norm. scores: two matrices T x T of every head, only where attention is not fused. How far this is from what was
-measured stands in docs/measurements/memory.json.
+attention's layers. p is what is held of an element of a product: c, 4 behind an INT8 product (its sums are float32), 1.5c behind
+a product with weights alone quantized (it and its sum with the bias are two tensors, of which part overlaps: measured, not derived).
+D * (c + 4): the residual stream, and its float32 copy under a norm. scores: two matrices T x T of every head, only where
+attention is not fused. How far all this is from what was measured stands in docs/measurements/memory.json.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Layer:
         """Bytes held for every element of its output, right behind the product."""
         if self.scheme is None:
             return compute
-        return 2 * compute if self.scheme.activation is None else 4
+        return 3 * compute // 2 if self.scheme.activation is None else 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

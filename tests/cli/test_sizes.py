@@ -109,12 +109,21 @@ def test_build_checks_sizes_without_the_model(lowered: Path, tmp_path: Path) -> 
     assert not (tmp_path / "engine").exists()
 
 
+def test_build_takes_frames_and_pixels(lowered: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    profile = "custom,batch=1,frames=1f:2f:3f,height=16px,width=24px,text_tokens=8"
+    run = vditc("build", str(lowered), "--target", "rtx-ada", "--profile", profile, "-o", str(tmp_path / "engine"))
+    assert run.code == 0, run
+    asked = json.loads((tmp_path / "engine.work" / "request.json").read_text())["shapes"]["hidden_states"]
+    assert asked == [[1, 4, frames, 8, 12] for frames in (1, 2, 3)]
+
+
 def test_inspect_of_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads(vditc("inspect", str(model), "--json").stdout)
     assert (facts["family"], facts["model"]) == ("wan", "WanTransformer3DModel")
     assert facts["axes"]["height"]["takes"] == "a multiple of 16 pixels (VAE stride 8 x patch 2)"
     default = facts["clips"]["default"]
-    assert default["sizes"] == {"batch": "2", "frames": "5f", "height": "64px", "width": "64px", "text_tokens": "8"}
+    assert default["sizes"] == {"batch": "2", "frames": "5f", "height": "64px", "width": "64px", "text_tokens": "512"}
     assert default["tokens"] == 2 * 4 * 4
     fp16, w8a8, w4a16 = (default["memory"][r] for r in ("fp16", "w8a8", "w4a16"))
     assert fp16["weights"] > w8a8["weights"] > w4a16["weights"] > 0
