@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,3 +74,38 @@ class TimeFrequencies(torch.nn.Module):
             angles = self.scale * angles
         parts = [torch.cos(angles), torch.sin(angles)]
         return torch.cat(parts if self.cos_first else parts[::-1], -1)
+
+
+class GridRotary(torch.nn.Module):
+    """Rotary tables (cos, sin), each [tokens, head_dim], of a grid of tokens, for `rotate_neighbours`.
+
+    `dims`: how many channels of a head turn with each axis of the grid, by frequencies 1 / theta^(2 i / dim).
+    """
+
+    signs: torch.Tensor
+
+    def __init__(self, dims: Sequence[int], theta: float) -> None:
+        super().__init__()
+        self.count = len(dims)
+        for i, dim in enumerate(dims):
+            frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+            self.register_buffer(f"frequencies_{i}", frequencies, persistent=False)
+        self.register_buffer("signs", torch.tensor([[1.0, 1.0], [-1.0, 1.0]])[:, None, None], persistent=False)
+
+    def forward(self, *positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions: of each axis of the grid, float32 [its length]."""
+        sizes = [axis.shape[0] for axis in positions]
+        tables = []
+        for i, axis in enumerate(positions):
+            angles = torch.outer(axis, getattr(self, f"frequencies_{i}"))
+            angles = angles.reshape(*(1 if j != i else sizes[i] for j in range(self.count)), angles.shape[1])
+            tables.append(torch.stack([torch.cos(angles), torch.sin(angles)]).expand(-1, *sizes, -1))
+        cos, sin = (torch.cat(tables, -1).flatten(1, self.count).unsqueeze(-1) * self.signs).flatten(2)
+        return cos, sin
+
+
+def still(tokens: int, tables: tuple[torch.Tensor, torch.Tensor], *, behind: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary tables with rows of no rotation in front, or behind, for text tokens beside the grid's."""
+    rows = torch.zeros(tokens, tables[0].shape[1], device=tables[0].device)
+    cos, sin = ([rows + one, table] for one, table in zip((1.0, 0.0), tables, strict=True))
+    return (torch.cat(cos[::-1]), torch.cat(sin[::-1])) if behind else (torch.cat(cos), torch.cat(sin))

@@ -1,0 +1,40 @@
+"""CogVideoX 1.0 and 1.5, and ConsisID, which is made from it."""
+
+from family_case import Case
+
+CONFIG = {
+    "_class_name": "CogVideoXTransformer3DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 16,
+    "text_embed_dim": 24,
+    "num_layers": 5,
+    "sample_width": 10,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "patch_size": 2,
+    "temporal_compression_ratio": 4,
+    "max_text_seq_length": 7,
+    "spatial_interpolation_scale": 1.875,
+    "temporal_interpolation_scale": 1.0,
+    "use_rotary_positional_embeddings": False,
+}
+ROTARY = {**CONFIG, "use_rotary_positional_embeddings": True}
+DEEP = {**ROTARY, "patch_size_t": 2, "sample_width": 40, "sample_height": 40, "patch_bias": False}
+# The first is the size that the model was trained at, the others are wider and taller.
+SHAPES = (
+    {"batch": 2, "frames": 3, "height": 8, "width": 10, "text_tokens": 7},
+    {"batch": 1, "frames": 5, "height": 6, "width": 22, "text_tokens": 16},
+    {"batch": 3, "frames": 1, "height": 14, "width": 2, "text_tokens": 1},
+)
+DEEP_SHAPES = tuple({**shape, "frames": frames} for shape, frames in zip(SHAPES, (4, 6, 2), strict=True))
+TRAINED_SHAPES = tuple({**SHAPES[0], "batch": batch} for batch in (2, 1, 3))
+CASES = [
+    Case(name="cogvideox-2b", config=CONFIG, shapes=SHAPES),
+    Case(name="cogvideox-5b", config=ROTARY, shapes=SHAPES),
+    Case(name="cogvideox-5b-i2v", config={**ROTARY, "in_channels": 8, "use_learned_positional_embeddings": True}, shapes=TRAINED_SHAPES),
+    Case(name="cogvideox-1.5", config=DEEP, shapes=DEEP_SHAPES),
+    Case(name="cogvideox-1.5-i2v", config={**DEEP, "in_channels": 8, "ofs_embed_dim": 16}, shapes=DEEP_SHAPES),
+]
