@@ -51,7 +51,9 @@ def save(case: Case, folder: Path, seed: int = 0) -> ModelDir:
     model = adapter.build(case.config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim < 2 or not parameter.any() or parameter.std() < 0.01:
+            # Initialised weights of wide layers are small too.
+            least = 0.0 if parameter.ndim < 2 else min(0.01, 0.1 * parameter[0].numel() ** -0.5)
+            if parameter.ndim < 2 or not parameter.any() or parameter.std() < least:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     transformer = folder / "transformer"
     transformer.mkdir(parents=True)
