@@ -142,22 +142,28 @@ def wan_changes(model: Any, *lists: str, times: Callable[[Any], torch.nn.Module]
         (model, "rope", RotaryTables(model.rope)),
         (embedder, "timesteps_proj", times(embedder.timesteps_proj)),
         *((a, "processor", attend) for b in blocks for a in (b.attn1, b.attn2)),
-        *((b, "forward", functools.partial(_run_block, b, b.forward)) for b in blocks),
+        *((b, "forward", functools.partial(_dispatch, b, b.forward)) for b in blocks),
     ]
 
 
-def _run_block(
+def _dispatch(
     block: Any, plain: Any, hidden: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rotary: Any, *rest: Any
 ) -> torch.Tensor:
-    """As the class does, or when the clip comes as [B, frames, tokens of a frame, dim], modulated by [B, frames, 6, dim]."""
-    if hidden.ndim == 3:
-        out: torch.Tensor = plain(hidden, text, modulation, rotary, *rest)
-        return out
+    """As the class does, or as `run_block`."""
+    out: torch.Tensor = (plain if hidden.ndim == 3 else functools.partial(run_block, block))(hidden, text, modulation, rotary, *rest)
+    return out
+
+
+def run_block(
+    block: Any, hidden: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rotary: Any, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A block over a clip [B, frames, tokens of a frame, dim], modulated by [B, frames or 1, 6, dim]."""
     parts = torch.split(block.scale_shift_table.unsqueeze(0) + modulation, 1, 2)
     shape = hidden.shape
     normed = block.norm1(hidden) * (1 + parts[1]) + parts[0]
-    hidden = hidden + block.attn1(normed.flatten(1, 2), None, *rest, rotary_emb=rotary).reshape(shape) * parts[2]
-    hidden = hidden + block.attn2(block.norm2(hidden).flatten(1, 2), text).reshape(shape)
+    attended = block.attn1(normed.flatten(1, 2), attention_mask=mask, rotary_emb=rotary)
+    hidden = hidden + attended.reshape(shape) * parts[2]
+    hidden = hidden + block.attn2(block.norm2(hidden).flatten(1, 2), encoder_hidden_states=text).reshape(shape)
     normed = block.norm3(hidden) * (1 + parts[4]) + parts[3]
     out = hidden + block.ffn(normed.flatten(1, 2)).reshape(shape) * parts[5]
     return out
