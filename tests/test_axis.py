@@ -115,6 +115,7 @@ def test_read() -> None:
 def test_another_vae() -> None:
     moved = HEIGHT.with_stride(16)
     assert (moved.stride, moved.default, moved.units(moved.default)) == (16, 30, 480)
+    assert HEIGHT.with_stride(9).default == 54  # 486 pixels; 52 would be 468
     assert FRAMES.with_stride(8).default == 11  # 81 frames
     assert FRAMES.with_stride(1).default == 81
 

@@ -28,6 +28,7 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
     [
         ({"_class_name": "AutoencoderKLWan", "scale_factor_temporal": 4, "scale_factor_spatial": 16, "patch_size": 2}, (4, 16)),
         ({"_class_name": "AutoencoderKLWan", "temperal_downsample": [False, True, True]}, (4, 8)),  # as Wan 2.1 was published
+        ({"_class_name": "AutoencoderKLWan", "temperal_downsample": [False, False, True, True, True], "patch_size": 2}, (8, 64)),
         ({"_class_name": "AutoencoderKLHunyuanVideo", "temporal_compression_ratio": 4, "spatial_compression_ratio": 8}, (4, 8)),
         ({"_class_name": "AutoencoderKLCosmos", "temporal_compression_ratio": 8.0, "spatial_compression_ratio": 8}, (8, 8)),
         ({"_class_name": "AutoencoderKLCogVideoX", "block_out_channels": [128, 256, 256, 512], "temporal_compression_ratio": 4}, (4, 8)),
