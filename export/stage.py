@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vditc.adapter import ModelAdapter
+from vditc.adapter import InputSpec, ModelAdapter
 from vditc.calibration import Calibration
 from vditc.errors import InputError
 from vditc.export.describe import describe_sizes
@@ -49,6 +49,7 @@ class _Request:
 
     config: str
     family: type[ModelAdapter]
+    inputs: tuple[InputSpec, ...]  # some are told by model_index.json, not by the config
     whole: bool
     source: ModelDir = dataclasses.field(compare=False)
     adapter: ModelAdapter = dataclasses.field(compare=False)
@@ -63,7 +64,9 @@ def _traced(request: _Request) -> ir.Model:
 
 def traced_graph(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir.Model:
     """The simplified graph of the whole model, without weights. `whole` traces every block instead of stamping like ones."""
-    return _traced(_Request(json.dumps(source.config, sort_keys=True), type(adapter), whole, source, adapter)).clone()
+    return _traced(
+        _Request(json.dumps(source.config, sort_keys=True), type(adapter), adapter.inputs(source), whole, source, adapter)
+    ).clone()
 
 
 def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, out: Path, progress: Progress) -> ExportFacts:
