@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vditc.bundle import Bundle
+from vditc.conditioning import Conditioning
 from vditc.errors import InputError, QualityError
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import Job, compile_bundle
+from vditc.pipeline.use import sample_bundle
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
 from vditc.target import Target
@@ -57,6 +60,8 @@ def test_bundle_is_complete(job: Job) -> None:
     codes, channels, kept = 393_216, 2_816, 141_312  # of the tiny model: quantized weights, their output channels, other weights
     assert m.mean_bits == pytest.approx((8 * codes + 32 * channels + 16 * kept) / (codes + kept), abs=1e-4)
     assert m.targets["cpu"]["engine"]["status"] == "portable"
+    memory = m.targets["cpu"]["memory"]  # 2 x 4 x 4 tokens
+    assert memory["tokens"] == 32 and memory["total"] == memory["weights"] + memory["activations"]
     assert m.targets["cpu"]["graph"]["error"] <= job_module.LOWERED_TOLERANCE
     assert m.quality is not None and len(m.quality["step_error"]) == 3 and len(m.quality["layer_error"]) == 20
     assert 0 < max(m.quality["layer_error"].values()) < 0.2
@@ -69,6 +74,15 @@ def test_bundle_is_complete(job: Job) -> None:
         "components/scheduler/scheduler_config.json",
     ):
         assert name in m.files
+    text = np.zeros((1, 8, 16), np.float32)
+    for frames, backend, words in (
+        (33, "onnxruntime", "found frames of 33 frames; wanted 1 to 32 frames"),  # more than the model has positions for
+        (3, "cpu", "found frames of 3 frames; wanted 1 to 2 frames, which the engine serves"),
+    ):
+        clip = Conditioning(prompts=("x",), text=text, empty=text, seeds=(1,), latent_shape=(4, frames, 8, 8))
+        clip.save(file := job.out.with_name("clip.safetensors"))
+        with pytest.raises(InputError, match=words):
+            sample_bundle(bundle, job.out.with_name("latents.safetensors"), "", file, 0, backend, None, SILENT)
 
 
 def test_equal_jobs_give_equal_bytes(job: Job, whole: dict[str, bytes]) -> None:
