@@ -165,7 +165,7 @@ def run_block(
     hidden = hidden + attended.reshape(shape) * parts[2]
     hidden = hidden + block.attn2(block.norm2(hidden).flatten(1, 2), encoder_hidden_states=text).reshape(shape)
     normed = block.norm3(hidden) * (1 + parts[4]) + parts[3]
-    out = hidden + block.ffn(normed.flatten(1, 2)).reshape(shape) * parts[5]
+    out: torch.Tensor = hidden + block.ffn(normed.flatten(1, 2)).reshape(shape) * parts[5]
     return out
 
 
