@@ -20,7 +20,7 @@ def replaced(*changes: tuple[Any, str, Any]) -> Iterator[None]:
         yield
     finally:
         for owner, name, value, own in reversed(before):
-            if own or isinstance(value, torch.nn.Module):
+            if own or isinstance(value, torch.nn.Module | torch.Tensor):
                 setattr(owner, name, value)
             else:
                 delattr(owner, name)  # a method, which the class still has
@@ -92,16 +92,22 @@ class GridRotary(torch.nn.Module):
             self.register_buffer(f"frequencies_{i}", frequencies, persistent=False)
         self.register_buffer("signs", torch.tensor([[1.0, 1.0], [-1.0, 1.0]])[:, None, None], persistent=False)
 
+    def axis(self, i: int, positions: torch.Tensor) -> torch.Tensor:
+        """Cosines and sines of one axis of the grid, at positions float32 [n]: [2, n, dims[i] / 2]."""
+        angles = torch.outer(positions, getattr(self, f"frequencies_{i}"))
+        return torch.stack([torch.cos(angles), torch.sin(angles)])
+
+    def grid(self, *tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables of every token from those of each axis."""
+        sizes = [table.shape[1] for table in tables]
+        spread = [t.reshape(2, *(n if j == i else 1 for j, n in enumerate(sizes)), t.shape[2]) for i, t in enumerate(tables)]
+        all_axes = torch.cat([t.expand(-1, *sizes, -1) for t in spread], -1).flatten(1, self.count)
+        cos, sin = (all_axes.unsqueeze(-1) * self.signs).flatten(2)
+        return cos, sin
+
     def forward(self, *positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """positions: of each axis of the grid, float32 [its length]."""
-        sizes = [axis.shape[0] for axis in positions]
-        tables = []
-        for i, axis in enumerate(positions):
-            angles = torch.outer(axis, getattr(self, f"frequencies_{i}"))
-            angles = angles.reshape(*(1 if j != i else sizes[i] for j in range(self.count)), angles.shape[1])
-            tables.append(torch.stack([torch.cos(angles), torch.sin(angles)]).expand(-1, *sizes, -1))
-        cos, sin = (torch.cat(tables, -1).flatten(1, self.count).unsqueeze(-1) * self.signs).flatten(2)
-        return cos, sin
+        return self.grid(*(self.axis(i, p) for i, p in enumerate(positions)))
 
 
 def still(tokens: int, tables: tuple[torch.Tensor, torch.Tensor], *, behind: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

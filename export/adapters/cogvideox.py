@@ -91,7 +91,7 @@ class CogVideoX(DiffusersAdapter):
         frames, height, width = (22, 96, 170) if depth > 1 else (13, int(config["sample_height"]), int(config["sample_width"]))
         # 1.5 has coordinates for so many rows and columns; 1.0 scales any number of them
         high = {n: int(config[f"sample_{n}"]) if depth > 1 else None for n in ("height", "width")}
-        side = {"low": patch, "multiple": patch, "unit": "pixels", "stride": _PIXELS_STEP}
+        side: dict[str, Any] = {"low": patch, "multiple": patch, "unit": "pixels", "stride": _PIXELS_STEP}
         axes = {
             "batch": Axis(default=2, unit="clips"),
             "frames": Axis(default=frames, low=depth, multiple=depth, unit="frames", stride=_FRAMES_STEP, causal=True),
@@ -111,7 +111,7 @@ class CogVideoX(DiffusersAdapter):
         meets ties with the error of its division: another scale at 9 of 40000 grids up to 200 x 200, all beyond 3:1.
         """
         changes = [(model, "patch_embed", _Embed(model)), (model, "time_proj", TimeFrequencies(model.time_proj))]
-        if model.ofs_proj is not None:
+        if getattr(model, "ofs_proj", None) is not None:
             changes.append((model, "ofs_proj", TimeFrequencies(model.ofs_proj)))
         attentions = [block.attn1 for block in model.transformer_blocks]
         with replaced(*changes, *((attn, "forward", functools.partial(attend, attn)) for attn in attentions)):
@@ -123,12 +123,13 @@ class CogVideoX(DiffusersAdapter):
         latents, text = feeds.pop("hidden_states").transpose(1, 2), feeds["encoder_hidden_states"]
         rotary = None
         if model.config.use_rotary_positional_embeddings:
-            config, grid = model.config, grid_of(latents, model.config)
-            base = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
-            own = getattr(model.patch_embed, "rotary", None)
-            scaled = None if config.patch_size_t else base
-            dim = config.attention_head_dim
-            rotary = plain_rotary(dim, grid, scaled, latents.device) if own is None else own.of(grid, scaled, text.shape[1])
+            config, grid, own = model.config, grid_of(latents, model.config), getattr(model.patch_embed, "rotary", None)
+            sizes = config.sample_height // config.patch_size, config.sample_width // config.patch_size
+            base = None if getattr(config, "patch_size_t", None) else sizes
+            if own is None:
+                rotary = plain_rotary(config.attention_head_dim, grid, base, latents.device)
+            else:
+                rotary = still(text.shape[1], own(*own.positions(grid, base)))
         return model(hidden_states=latents, image_rotary_emb=rotary, **feeds, return_dict=False)[0].transpose(1, 2)
 
 
@@ -139,7 +140,7 @@ def _learned(config: Mapping[str, Any]) -> bool:
 def grid_of(latents: torch.Tensor, config: Any) -> Grid:
     """Frames, rows and columns of tokens of latents [B, F, C, H, W]."""
     frames, _, height, width = latents.shape[1:]
-    return frames // (config.patch_size_t or 1), height // config.patch_size, width // config.patch_size
+    return frames // (getattr(config, "patch_size_t", None) or 1), height // config.patch_size, width // config.patch_size
 
 
 def plain_rotary(dim: int, grid: Grid, base: tuple[int, int] | None, device: torch.device) -> Pair:
@@ -156,20 +157,18 @@ def plain_rotary(dim: int, grid: Grid, base: tuple[int, int] | None, device: tor
 
 
 class Rotary(GridRotary):
-    """The same of a grid of any size, with rows of no rotation in front for text."""
+    """The same of a grid of any size, sin with the signs of `rotate_neighbours`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__((dim // 4, dim // 8 * 3, dim // 8 * 3), _THETA)
 
-    def of(self, grid: Grid, base: tuple[int, int] | None, text_tokens: int) -> Pair:
-        """See the class and `plain_rotary`."""
+    def positions(self, grid: Grid, base: tuple[int, ...] | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Coordinates of frames, rows and columns; `base` as in `plain_rotary`."""
         times, rows, columns = (torch.arange(n, dtype=torch.float32) for n in grid)
-        if base is not None:
-            rows, columns = _scaled(rows, columns, grid[1], grid[2], base)
-        return still(text_tokens, self(times, rows, columns))
+        return (times, rows, columns) if base is None else (times, *_scaled(rows, columns, grid[1], grid[2], base))
 
 
-def _scaled(rows: torch.Tensor, columns: torch.Tensor, height: int, width: int, base: tuple[int, int]) -> Pair:
+def _scaled(rows: torch.Tensor, columns: torch.Tensor, height: int, width: int, base: tuple[int, ...]) -> Pair:
     """Coordinates of a grid that is fitted into the middle of the grid `base`, whole patches."""
     tall, wide = (float(n) for n in base)
     h, w = (torch.scalar_tensor(n, dtype=torch.float32) for n in (height, width))
@@ -185,6 +184,10 @@ def _scaled(rows: torch.Tensor, columns: torch.Tensor, height: int, width: int, 
 
 class _Embed(torch.nn.Module):
     """The model's patch embedding with positions of any size, and the rotations of its blocks."""
+
+    pos_embedding: torch.Tensor
+    frames: torch.Tensor
+    sides: torch.Tensor
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -208,10 +211,12 @@ class _Embed(torch.nn.Module):
         batch, frames, _, height, width = latents.shape
         p = self.patch_size
         if self.patch_size_t is None:
-            video = self.proj(latents.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (batch, frames)).flatten(1, 2)
+            video = torch.unflatten(self.proj(latents.flatten(0, 1)).flatten(2).transpose(1, 2), 0, (batch, frames)).flatten(1, 2)
         else:
             t = self.patch_size_t
-            patches = latents.unflatten(4, (width // p, p)).unflatten(3, (height // p, p)).unflatten(1, (frames // t, t))
+            patches = latents
+            for axis, size, part in ((4, width, p), (3, height, p), (1, frames, t)):
+                patches = torch.unflatten(patches, axis, (size // part, part))
             video = self.proj(patches.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3))
         words = self.text_proj(text)
         if self.learned:

@@ -68,7 +68,7 @@ class Joint:
     """
 
     def __init__(self, embedded: torch.Tensor, first_embedded: torch.Tensor | None, rotary: Pair, mask: torch.Tensor, frame: int) -> None:
-        """`mask`: of the text, as `text_mask` makes it. `rotary`: of the video, [tokens, head_dim]."""
+        """`mask`: of the text, as `key_mask` makes it. `rotary`: of the video, [tokens, head_dim]."""
         self.embedded, self.first_embedded, self.rotary = embedded, first_embedded, rotary
         tokens, text = rotary[0].shape[0], mask.shape[-1]
         self.rotary_of_both = still(text, rotary, behind=True)
@@ -96,27 +96,30 @@ def block_changes(model: Any) -> list[Change]:
     return changes
 
 
-def refiner_changes(embedder: Any) -> list[Change]:
-    """Patches of the text refiner."""
+def refiner_changes(embedder: Any, first_seen: bool) -> list[Change]:
+    """Patches of the text refiner; `first_seen`: its first token is never hidden."""
     refiner, time = embedder.token_refiner, embedder.time_text_embed
     changes: list[Change] = [
         (time, "time_proj", TimeFrequencies(time.time_proj)),
-        (refiner, "forward", functools.partial(_refine, refiner)),
+        (refiner, "forward", functools.partial(_refine, refiner, first_seen)),
     ]
     return changes + [(b.attn, "forward", functools.partial(_attend_text, b.attn)) for b in refiner.refiner_blocks]
 
 
-def text_mask(mask: torch.Tensor) -> torch.Tensor:
-    """mask [B, T] of ones and zeros -> what to add to scores, [B, 1, 1, T]; as many tokens from the left are seen as there are ones."""
-    count = mask.to(torch.float32).sum(1, keepdim=True)
-    hidden = torch.arange(mask.shape[1], dtype=torch.float32, device=mask.device) >= count
-    return (hidden.to(torch.float32) * HIDDEN)[:, None, None]
+def key_mask(seen: torch.Tensor) -> torch.Tensor:
+    """seen [B, T], zero or false where a token is hidden -> what to add to scores, [B, 1, 1, T]."""
+    return ((1 - seen.to(torch.float32)) * HIDDEN)[:, None, None]
+
+
+def counted(mask: torch.Tensor) -> torch.Tensor:
+    """As many tokens from the left as mask [B, T] has ones: [B, T]."""
+    return torch.arange(mask.shape[1], dtype=torch.float32, device=mask.device) < mask.to(torch.float32).sum(1, keepdim=True)
 
 
 def unpatchify(tokens: torch.Tensor, grid: Sequence[int], patch: Sequence[int]) -> torch.Tensor:
     """tokens [B, F' H' W', C and a patch] -> [B, C, F, H, W]."""
-    whole = tokens.unflatten(1, tuple(grid)).unflatten(4, (-1, *patch)).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return whole.flatten(6).flatten(4, 5).flatten(2, 3)
+    blocks = torch.unflatten(torch.unflatten(tokens, 1, tuple(grid)), 4, (-1, *patch)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return blocks.flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def _double(block: Any, video: torch.Tensor, text: torch.Tensor, joint: Joint) -> Pair:
@@ -166,10 +169,12 @@ def _attend_as_one(attn: Any, both: torch.Tensor, joint: Joint) -> torch.Tensor:
     return plain_attention(query, key, value, joint.mask).transpose(1, 2).flatten(2)
 
 
-def _refine(refiner: Any, text: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """text [B, T, dim] attends to what mask [B, T] shows of itself, and to its first token always."""
-    first = torch.arange(mask.shape[1], device=mask.device) == 0
-    hidden = (torch.logical_not(torch.logical_or(mask != 0, first)).to(torch.float32) * HIDDEN)[:, None, None]
+def _refine(refiner: Any, first_seen: bool, text: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """text [B, T, dim] attends to what mask [B, T] shows of itself."""
+    seen = mask != 0
+    if first_seen:
+        seen = torch.logical_or(seen, torch.arange(mask.shape[1], device=mask.device) == 0)
+    hidden = key_mask(seen)
     for block in refiner.refiner_blocks:
         text = block(text, embedded, hidden)
     return text

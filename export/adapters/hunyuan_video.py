@@ -16,8 +16,9 @@ from vditc.export.adapters.hunyuan_blocks import (
     VIDEO_ROLES,
     Joint,
     block_changes,
+    counted,
+    key_mask,
     refiner_changes,
-    text_mask,
     unpatchify,
 )
 from vditc.export.diffusers_adapter import DiffusersAdapter
@@ -80,7 +81,7 @@ class HunyuanVideo(DiffusersAdapter):
             (model, "rope", rotary),
             (model, "forward", functools.partial(_run, model)),
             (embed, "time_proj", TimeFrequencies(embed.time_proj)),
-            *refiner_changes(model.context_embedder),
+            *refiner_changes(model.context_embedder, first_seen=True),
             *block_changes(model),
         ):
             yield
@@ -106,13 +107,13 @@ def _run(
     patch = (config.patch_size_t, config.patch_size, config.patch_size)
     grid = tuple(size // p for size, p in zip(hidden_states.shape[2:], patch, strict=True))
     rotary = model.rope(*(torch.arange(n, dtype=torch.float32, device=hidden_states.device) for n in grid))
-    times = model.time_text_embed(timestep, pooled_projections, guidance)
+    embedded, first_embedded = model.time_text_embed(timestep, pooled_projections, guidance)
     video = model.x_embedder(hidden_states)
     text = model.context_embedder(encoder_hidden_states, timestep, encoder_attention_mask)
-    joint = Joint(*times, rotary, text_mask(encoder_attention_mask), grid[1] * grid[2])
+    joint = Joint(embedded, first_embedded, rotary, key_mask(counted(encoder_attention_mask)), grid[1] * grid[2])
     for block in model.transformer_blocks:
         video, text = block(video, text, joint)
     tokens, both = video.shape[1], torch.cat([video, text], 1)
     for block in model.single_transformer_blocks:
         both = block(both, joint)
-    return (unpatchify(model.proj_out(model.norm_out(both[:, :tokens], times[0])), grid, patch),)
+    return (unpatchify(model.proj_out(model.norm_out(both[:, :tokens], embedded)), grid, patch),)
