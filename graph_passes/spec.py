@@ -23,7 +23,7 @@ from vditc.graph_passes.patterns import (
 )
 
 OPSET, IR_VERSION = 21, 10  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales
-AXES = ("batch", "frames", "height", "width", "text_tokens")
+AXES = ("batch", "frames", "height", "width", "text_tokens", "image_tokens", "history_height", "history_width")
 COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
 _HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu")
