@@ -176,10 +176,10 @@ class PatchPositions(torch.nn.Module):
 
 def head(model: Any, x: torch.Tensor, embedded: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Tokens x [B, F, height * width, dim] and the embedded time [B, dim] -> prediction [B, C, F, H, W]."""
-    shift, scale = (model.scale_shift_table[None] + embedded.unsqueeze(1)).unsqueeze(2).split(1, 1)
+    shift, scale = (model.scale_shift_table[None] + embedded.unsqueeze(1)).unsqueeze(2).chunk(2, 1)
     x = model.proj_out(model.norm_out(x) * (1 + scale) + shift)
     patch = model.config.patch_size
-    x = x.unflatten(3, (patch, patch, model.out_channels)).unflatten(2, (height, width))
+    x = torch.unflatten(torch.unflatten(x, 3, (patch, patch, model.out_channels)), 2, (height, width))
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
 
@@ -214,13 +214,14 @@ def _block(
 
     time is [B, 6 dim], mask [B, 1, 1, text_tokens] is added to the scores of the text.
     """
-    table = (block.scale_shift_table[None] + time.unflatten(1, (6, -1))).unsqueeze(2)
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.split(1, 1)
+    table = (block.scale_shift_table[None] + torch.unflatten(time, 1, (6, -1))).unsqueeze(2)
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = torch.split(table, 1, 1)
     tokens = (block.norm1(x) * (1 + scale) + shift).flatten(0, 1)
-    x = gate * block.attn1(tokens).unflatten(0, x.shape[:2]) + x
+    x = gate * torch.unflatten(block.attn1(tokens), 0, x.shape[:2]) + x
     if block.attn2 is not None:
-        x = block.attn2(x.flatten(1, 2), encoder_hidden_states=text, attention_mask=mask).unflatten(1, x.shape[1:3]) + x
-    return ffn_gate * block.ff(block.norm2(x) * (1 + ffn_scale) + ffn_shift) + x
+        x = torch.unflatten(block.attn2(x.flatten(1, 2), encoder_hidden_states=text, attention_mask=mask), 1, x.shape[1:3]) + x
+    out: torch.Tensor = ffn_gate * block.ff(block.norm2(x) * (1 + ffn_scale) + ffn_shift) + x
+    return out
 
 
 def attend(
@@ -230,7 +231,7 @@ def attend(
     memory = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
     def heads(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, 2, (attn.heads, -1)).transpose(1, 2)
 
     attended = plain_attention(heads(attn.to_q(hidden_states)), heads(attn.to_k(memory)), heads(attn.to_v(memory)), attention_mask)
     out: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
