@@ -31,10 +31,35 @@ SHAPES = (
 )
 DEEP_SHAPES = tuple({**shape, "frames": frames} for shape, frames in zip(SHAPES, (4, 6, 2), strict=True))
 TRAINED_SHAPES = tuple({**SHAPES[0], "batch": batch} for batch in (2, 1, 3))
+FACE = {
+    **ROTARY,
+    "_class_name": "ConsisIDTransformer3DModel",
+    "in_channels": 8,
+    "num_attention_heads": 3,  # the face's tokens are two thirds as wide
+    "attention_head_dim": 16,
+    "num_layers": 8,
+    "is_train_face": True,
+    "cross_attn_interval": 2,
+    "cross_attn_dim_head": 8,
+    "cross_attn_num_heads": 2,
+    "LFE_id_dim": 12,
+    "LFE_vit_dim": 16,
+    "LFE_depth": 4,
+    "LFE_dim_head": 8,
+    "LFE_num_heads": 2,
+    "LFE_num_id_token": 3,
+    "LFE_num_querie": 5,
+    "LFE_output_dim": 32,
+    "LFE_ff_mult": 2,
+    "LFE_num_scale": 2,
+    "local_face_scale": 0.7,
+}
+FACE_SHAPES = tuple({**shape, "image_tokens": tokens} for shape, tokens in zip(SHAPES, (10, 3, 1), strict=True))
 CASES = [
     Case(name="cogvideox-2b", config=CONFIG, shapes=SHAPES),
     Case(name="cogvideox-5b", config=ROTARY, shapes=SHAPES),
     Case(name="cogvideox-5b-i2v", config={**ROTARY, "in_channels": 8, "use_learned_positional_embeddings": True}, shapes=TRAINED_SHAPES),
     Case(name="cogvideox-1.5", config=DEEP, shapes=DEEP_SHAPES),
     Case(name="cogvideox-1.5-i2v", config={**DEEP, "in_channels": 8, "ofs_embed_dim": 16}, shapes=DEEP_SHAPES),
+    Case(name="consisid", config=FACE, shapes=FACE_SHAPES),
 ]
