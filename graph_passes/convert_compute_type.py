@@ -173,9 +173,15 @@ class _Conversion:
 
 
 def _holds(value: ir.Value, wanted: ir.DataType) -> bool:
-    """Whether a small constant survives the conversion; anything else is taken to."""
+    """Whether a small constant survives the conversion; anything else is taken to.
+
+    A lone epsilon must not vanish. Among greater numbers (biases, gains) one may: the rounding of the greatest is as large.
+    """
     array = small_constant(value)
-    return array is None or value.dtype is not ir.DataType.FLOAT or _fits(array, wanted)
+    if array is None or value.dtype is not ir.DataType.FLOAT or not array.size:
+        return True
+    size = np.abs(array)
+    return _fits(np.asarray([size.max(), size.max(where=np.isfinite(size), initial=0)]), wanted)
 
 
 def _fits(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], wanted: ir.DataType) -> bool:

@@ -6,6 +6,7 @@ A rule yields a `Violation` for every node that breaks it; its docstring is the 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -23,7 +24,7 @@ from vditc.graph_passes.patterns import (
 )
 
 OPSET, IR_VERSION = 21, 10  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales
-AXES = ("batch", "frames", "height", "width", "text_tokens", "image_tokens", "history_height", "history_width")
+AXES = ("batch", "frames", "height", "width", "text_tokens")  # of every family; a graph's metadata names the axes that it adds
 COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
 _HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu")
@@ -166,13 +167,14 @@ def step_gathers_tables(c: Checked) -> Iterator[Violation]:
 
 def named_axes(c: Checked) -> Iterator[Violation]:
     """Profiles name axes; an axis without a known name has no range."""
+    known = {**dict.fromkeys(AXES), **json.loads(c.model.metadata_props.get("vditc", "{}")).get("axes", {})}
     for value in (*c.graph.inputs, *c.graph.outputs):
         for dim in value.shape.dims if value.shape is not None else ("without shape",):
             if isinstance(dim, int):
                 continue
             names = re.findall(r"[A-Za-z_]\w*", str(dim.value if isinstance(dim, ir.SymbolicDim) else dim))
-            if not names or any(n not in AXES for n in names):
-                yield Violation(str(value.name), f"axis {dim}", f"axes named {', '.join(AXES)}")
+            if not names or any(n not in known for n in names):
+                yield Violation(str(value.name), f"axis {dim}", f"axes named {', '.join(known)}")
 
 
 def float32_border(c: Checked) -> Iterator[Violation]:
