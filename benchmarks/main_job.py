@@ -30,7 +30,7 @@ VDITC = Path(sys.executable).with_name("vditc")
 
 
 def measured(command: list[str], cwd: Path = REPOSITORY) -> dict[str, Any]:
-    """Run a command; wall seconds, and peak RSS in bytes of the largest process in its tree."""
+    """Run a command; wall and CPU seconds, and peak RSS in bytes of the largest process in its tree."""
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -38,7 +38,8 @@ def measured(command: list[str], cwd: Path = REPOSITORY) -> dict[str, Any]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
-    return {"seconds": time.monotonic() - began, "peak_rss_bytes": usage.ru_maxrss * 1024}
+    seconds = time.monotonic() - began
+    return {"seconds": seconds, "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2), "peak_rss_bytes": usage.ru_maxrss * 1024}
 
 
 def compile_case(recipe: str) -> Callable[[Path], dict[str, Any]]:

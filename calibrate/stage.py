@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.base import InputStatistics, Method
@@ -16,9 +15,10 @@ from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
+from vditc.float_weight import FloatWeight
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
-from vditc.recipe import Recipe
+from vditc.recipe import Recipe, Rule
 from vditc.schedule import FlowMatchEuler
 from vditc.scheme import Scheme, scale_shape
 from vditc.torch_device import torch_device
@@ -42,23 +42,17 @@ def calibrate(
     """Quantize the layers that `recipe` names and write the calibration file `out`; also returns it.
 
     Every rule is checked against every layer before any work. The model is sampled (on `device`: auto, cpu or cuda[:N]) only
-    if a layer needs statistics: one copy of it in float32 is held, and one clip's activations. Weights are then read one layer
-    at a time. A killed run resumes from `work/observers.safetensors`; the same inputs give the same bytes.
+    if a layer needs statistics: one copy of it in float32 is held, and one clip's activations. Weights are quantized as they are
+    written, two in memory at a time. A killed run resumes from `work/observers.safetensors`; the same inputs give the same bytes.
 
     Raises InputError when the recipe does not fit the model, the clips do not fit it, or the device is not there.
     """
     chosen = torch_device(device)
-    method = method_for(recipe.method, f"recipe {recipe.name}")
-    roles = adapter.layer_roles(source)
-    rules = recipe.assign(roles)
-    shapes = {layer: source.weights[f"{layer}.weight"].shape for layer in roles}
-    schemes = {layer: rule.scheme for layer, rule in rules.items() if rule.scheme is not None}
-    for layer, scheme in schemes.items():
-        check_layer(method, scheme, shapes[layer], f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
+    method, roles, rules, schemes = _schemes(source, adapter, recipe)
 
     # Dynamic scales need no range, but the file records it all the same: it tells what a static scale would cost a layer.
     wanted = {layer for layer, scheme in schemes.items() if scheme.activation is not None or method.needs_statistics(scheme)}
-    observed = {layer: shapes[layer][1] for layer in schemes if layer in wanted}
+    observed = {layer: source.weights[f"{layer}.weight"].shape[1] for layer in schemes if layer in wanted}
     statistics: Mapping[str, InputStatistics] = {}
     state = work / STATE
     if observed:
@@ -78,13 +72,11 @@ def calibrate(
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
 
     layers = {}
-    with progress.task("quantize weights", len(schemes)) as advance:
-        for layer, scheme in schemes.items():
-            quantized = method.quantize(_weight(source, layer), statistics.get(layer), scheme)
-            layers[layer] = LayerCalibration(
-                role=roles[layer], scheme=scheme, weight=quantized.weight, activation_scale=quantized.activation_scale
-            )
-            advance()
+    for layer, scheme in schemes.items():
+        quantized = method.quantize(_weight(source, layer), statistics.get(layer), scheme)
+        layers[layer] = LayerCalibration(
+            role=roles[layer], scheme=scheme, weight=quantized.weight, activation_scale=quantized.activation_scale
+        )
     calibration = Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -95,12 +87,66 @@ def calibrate(
         timesteps=tuple(scheduler.timesteps.tolist()),
         guidance_scale=guidance_scale,
         layers=layers,
-        kept={layer: Kept(role=roles[layer], reason=rule.keep, shape=shapes[layer]) for layer, rule in rules.items() if rule.keep},
+        kept=_kept(source, roles, rules),
         statistics=_report(statistics, len(conditioning)) if observed else {},
     )
-    calibration.save(out)
+    with progress.task("quantize weights", len(layers)) as advance:
+        calibration.save(out, advance)
     state.unlink(missing_ok=True)
-    return calibration
+    return Calibration.load(out)
+
+
+def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> Callable[[], Calibration]:
+    """The calibration of a recipe that needs no data, in no file: weights are quantized when they are read. No model is run.
+
+    Everything is checked now; the call of the result waits for the checkpoint's digest. InputError when the recipe does not fit
+    the model, or has static activations. There is no schedule in it, and no statistics.
+    """
+    method, roles, rules, schemes = _schemes(source, adapter, recipe)
+    if needy := [layer for layer, scheme in schemes.items() if method.needs_statistics(scheme)]:
+        raise InputError(
+            found=f"{len(needy)} layers that need calibration data, first {needy[0]}",
+            wanted="a recipe with dynamic activations or none",
+            where=f"recipe {recipe.name}",
+            fix=f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration",
+        )
+    layers = {}
+    for layer, scheme in schemes.items():
+        weight = method.quantize(_weight(source, layer), None, scheme).weight
+        layers[layer] = LayerCalibration(role=roles[layer], scheme=scheme, weight=weight)
+    return lambda: Calibration(
+        model_class=source.model_class,
+        model_digest=source.digest,
+        recipe=recipe.name,
+        recipe_digest=recipe.digest,
+        method=recipe.method,
+        sigmas=(),
+        timesteps=(),
+        guidance_scale=None,
+        layers=layers,
+        kept=_kept(source, roles, rules),
+        statistics={},
+    )
+
+
+def _schemes(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> tuple[Method, dict[str, str], dict[str, Rule], dict[str, Scheme]]:
+    """Method, and by layer: role, rule and, where it is quantized, scheme. InputError for a rule that does not fit a layer."""
+    method = method_for(recipe.method, f"recipe {recipe.name}")
+    roles = adapter.layer_roles(source)
+    rules = recipe.assign(roles)
+    schemes = {layer: rule.scheme for layer, rule in rules.items() if rule.scheme is not None}
+    for layer, scheme in schemes.items():
+        shape = source.weights[f"{layer}.weight"].shape
+        check_layer(method, scheme, shape, f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
+    return method, roles, rules, schemes
+
+
+def _kept(source: ModelDir, roles: Mapping[str, str], rules: Mapping[str, Rule]) -> dict[str, Kept]:
+    return {
+        layer: Kept(role=roles[layer], reason=rule.keep, shape=source.weights[f"{layer}.weight"].shape)
+        for layer, rule in rules.items()
+        if rule.keep
+    }
 
 
 def check_layer(method: Method, scheme: Scheme, shape: tuple[int, ...], where: str) -> None:
@@ -126,18 +172,9 @@ def check_layer(method: Method, scheme: Scheme, shape: tuple[int, ...], where: s
         raise InputError(found=error.found, wanted=error.wanted, where=f"{where}: {error.where}", fix=error.fix) from error
 
 
-def _weight(source: ModelDir, layer: str) -> npt.NDArray[np.float32]:
-    """A linear's weight [N, K] in float32; InputError when it is not finite."""
+def _weight(source: ModelDir, layer: str) -> FloatWeight:
     entry = source.weights[f"{layer}.weight"]
-    weight = np.asarray(entry.read(), np.float32)
-    if not np.isfinite(weight).all():
-        raise InputError(
-            found="weights that are not finite",
-            wanted="finite weights",
-            where=f"{entry.path}, layer {layer}",
-            fix="use an undamaged checkpoint",
-        )
-    return weight
+    return FloatWeight(entry, f"{entry.path}, layer {layer}")
 
 
 def _report(statistics: Mapping[str, InputStatistics], clips: int) -> dict[str, Any]:

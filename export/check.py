@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from vditc.calibration import Calibration
+from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import PrecisionError
 
 
@@ -17,18 +15,23 @@ def check_codes(model: Path, calibration: Calibration) -> None:
     """PrecisionError naming the layers whose initialisers `L.weight` ([K, N]) or `L.weight_scale` differ from the calibration."""
     stored = ir.load(model).graph.initializers
 
-    def holds(name: str, wanted: npt.NDArray[Any]) -> bool:
-        value = stored.get(name)
-        if value is None or value.const_value is None:
-            return False
-        found = value.const_value.numpy()
-        return found.shape == wanted.shape and np.array_equal(found.astype(np.float32), wanted.astype(np.float32))
+    def tensor(name: str) -> ir.TensorProtocol | None:
+        return stored[name].const_value if name in stored else None
 
-    wrong = [
-        name
-        for name, layer in calibration.layers.items()
-        if not (holds(f"{name}.weight", layer.weight.codes.T) and holds(f"{name}.weight_scale", layer.weight.scale.T))
-    ]
+    def holds(name: str, layer: LayerCalibration) -> bool:
+        codes, scale = tensor(f"{name}.weight"), tensor(f"{name}.weight_scale")
+        if codes is None or scale is None:
+            return False
+        dtype = ir.DataType.INT4 if layer.weight.spec.qtype.bits <= 4 else ir.DataType.INT8
+        wanted = layer.weight.stored(transposed=True)
+        return (
+            (codes.dtype, tuple(codes.shape)) == (dtype, layer.weight.shape[::-1])
+            and np.array_equal(np.frombuffer(codes.tobytes(), np.uint8), wanted[0].reshape(-1).view(np.uint8))
+            and tuple(scale.shape) == wanted[1].shape
+            and np.array_equal(scale.numpy().astype(np.float32), wanted[1].astype(np.float32))
+        )
+
+    wrong = [name for name, layer in calibration.layers.items() if not holds(name, layer)]
     if wrong:
         raise PrecisionError(
             found=f"other codes or scales in {len(wrong)} layers, first {', '.join(wrong[:3])}",

@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from vditc.calibration import LayerCalibration
 from vditc.errors import PrecisionError
-from vditc.export.weights import add_initializer, lazy
+from vditc.export.weights import StreamedTensor, add_initializer
 from vditc.numerics import EPS, Granularity, QType
-from vditc.scheme import QuantSpec, pack_int4
+from vditc.scheme import QuantSpec, scale_shape
 
 STEP = "step"
 _Quantized = tuple[ir.Value, ir.Value | None]  # the dequantized codes, and the scale to multiply the product with
@@ -81,20 +81,15 @@ class _Rewriter:
         weight, name = layer.weight, f"{self.layer}.weight"
         packed = weight.spec.qtype.bits <= 4
         dtype = ir.DataType.INT4 if packed else ir.DataType.INT8
-        scale_dtype = np.float32 if layer.scheme.activation is not None else weight.scale.dtype
+        scale_dtype = np.dtype(np.float32) if layer.scheme.activation is not None else weight.scale_dtype
 
-        def codes() -> npt.NDArray[Any]:
-            transposed = np.ascontiguousarray(weight.codes.T)
-            return pack_int4(transposed) if packed else transposed
+        def arrays() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+            codes, scale = weight.stored(transposed=True)
+            return codes, scale.astype(scale_dtype, copy=False)
 
         inputs = [
-            lazy(name, dtype, weight.codes.shape[::-1], codes),
-            lazy(
-                f"{name}_scale",
-                ir.DataType.from_numpy(np.dtype(scale_dtype)),
-                weight.scale.shape[::-1],
-                lambda: weight.scale.T.astype(scale_dtype),
-            ),
+            StreamedTensor(name, dtype, weight.shape[::-1], arrays, 0),
+            StreamedTensor(f"{name}_scale", ir.DataType.from_numpy(scale_dtype), scale_shape(weight.shape, weight.spec)[::-1], arrays, 1),
         ]
         attributes: dict[str, Any] = {}
         match weight.spec.granularity:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import tempfile
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vditc.export.simplify import simplify
 from vditc.export.trace import trace
 from vditc.export.weights import attach_weights
 from vditc.export.write import external_tensors, write_model
-from vditc.files import sha256, whole_file
+from vditc.files import whole_file
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 
@@ -69,16 +69,20 @@ def traced_graph(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False
     ).clone()
 
 
-def export_model(*, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, out: Path, progress: Progress) -> ExportFacts:
+def export_model(
+    *, source: ModelDir, adapter: ModelAdapter, calibration: Calibration | Callable[[], Calibration], out: Path, progress: Progress
+) -> ExportFacts:
     """Write `out`, `out.name + ".data"` and the refit map (`vditc.export.refit`), whole or not at all; same inputs, same bytes.
 
-    opset 21, IR 10, float32 compute, standard operators only. Memory holds one weight at a time: weights go from the
-    checkpoint's and the calibration's arrays to the file. InputError when the calibration is not of this model;
+    opset 21, IR 10, float32 compute, standard operators only. Memory holds two weights at a time: they go from the checkpoint or
+    the calibration file to the data file. A calibration may be a function that makes it when the graph has been traced: one that
+    waits for the checkpoint's digest. InputError when the calibration is not of this model, or a weight is not finite;
     PrecisionError when a calibrated layer cannot be quantized in the graph.
     """
     with progress.task("trace the model", 1) as advance:
         model = traced_graph(source, adapter)
         advance()
+    calibration = calibration if isinstance(calibration, Calibration) else calibration()
     check_calibration(source, adapter, calibration)  # now, since it waits for the checkpoint's digest
     refit = insert_weights(model, source, calibration)
     describe_sizes(model, adapter.sizes(source))
@@ -125,8 +129,8 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
         raise bad(f"{len(wrong)} layers of only one of them, first {wrong[0]}", "the model's layers, each quantized or kept")
     for name, layer in calibration.layers.items():
         shape = source.weights[f"{name}.weight"].shape
-        if layer.weight.codes.shape != shape:
-            raise bad(f"codes {list(layer.weight.codes.shape)} of layer {name}", f"{list(shape)}")
+        if layer.weight.shape != shape:
+            raise bad(f"codes {list(layer.weight.shape)} of layer {name}", f"{list(shape)}")
         if not layer.weight.spec.qtype.integer:
             raise bad(f"{layer.weight.spec.qtype.value} weight of layer {name}", "an integer type")
         scale, activation = layer.activation_scale, layer.scheme.activation
@@ -140,17 +144,13 @@ def _metadata(calibration: Calibration) -> dict[str, object]:
     schemes: dict[str, list[str]] = {}
     for name, layer in calibration.layers.items():
         schemes.setdefault(str(layer.scheme), []).append(name)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "calibration.safetensors"
-        calibration.save(file)
-        digest = sha256(file)
     return {
         "schema": SCHEMA,
         "model_class": calibration.model_class,
         "model_digest": calibration.model_digest,
         "recipe": calibration.recipe,
         "recipe_digest": calibration.recipe_digest,
-        "calibration_digest": digest,  # of the calibration file
+        "calibration_digest": calibration.digest,  # of the calibration file; null when the recipe needed none
         "timesteps": list(calibration.timesteps),
         "layers": schemes,
     }

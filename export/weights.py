@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from vditc.float_weight import Tensor, open_rows, own_bytes
 from vditc.model_dir import ModelDir
 from vditc.safetensors_file import TensorEntry
+from vditc.threads import for_each
+
+Array = npt.NDArray[Any]
+_BLOCK = 256 << 10  # bytes of a block that is transposed at once: it stays in a core's cache
 
 
-def lazy(name: str, dtype: ir.DataType, shape: tuple[int, ...], read: Callable[[], npt.NDArray[Any]]) -> ir.LazyTensor:
-    """A tensor whose bytes `read` makes anew each time; INT4 codes come packed, two a byte."""
+class StreamedTensor(ir.LazyTensor):
+    """A tensor that is made when it is written. Nothing is kept: each use of its value makes it anew.
 
-    def tensor() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(read())
-        if dtype is ir.DataType.INT4:
-            return ir.PackedTensor(array, dtype, shape=shape, name=name)
-        return ir.Tensor(array, dtype=dtype, name=name)
+    `arrays` makes it, and maybe others: it is number `index`. Neighbours in the data file with the same `arrays` are made in one
+    go. `copied`: the file has these very bytes.
+    """
 
-    return ir.LazyTensor(tensor, dtype, ir.Shape(shape), cache=False, name=name)
+    def __init__(
+        self,
+        name: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        arrays: Callable[[], Sequence[Array]],
+        index: int = 0,
+        copied: TensorEntry | None = None,
+    ) -> None:
+        """INT4 arrays come packed, two a byte; all are in C order."""
+
+        def tensor() -> ir.TensorProtocol:
+            array = arrays()[index]
+            if dtype is ir.DataType.INT4:
+                return ir.PackedTensor(array, dtype, shape=shape, name=name)
+            return ir.Tensor(array, dtype=dtype, name=name)
+
+        super().__init__(tensor, dtype, ir.Shape(shape), cache=False, name=name)
+        self.arrays, self.index, self.copied = arrays, index, copied
 
 
 def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
@@ -56,8 +76,28 @@ def attach_weights(graph: ir.Graph, source: ModelDir, linears: Collection[str]) 
             cast.replace_input_with(0, value)
             graph.insert_before(first, cast)
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
-        value.const_value = lazy(name, dtype, shape, partial(_transposed, entry) if name in transposed else entry.read)
+        value.const_value = _transposed(name, dtype, entry) if name in transposed else _plain(name, dtype, entry)
 
 
-def _transposed(entry: TensorEntry) -> npt.NDArray[Any]:
-    return entry.read().T
+def _plain(name: str, dtype: ir.DataType, entry: Tensor) -> StreamedTensor:
+    return StreamedTensor(name, dtype, entry.shape, lambda: [np.asarray(entry.read(), order="C")], copied=own_bytes(entry))
+
+
+def _transposed(name: str, dtype: ir.DataType, entry: Tensor) -> StreamedTensor:
+    return StreamedTensor(name, dtype, entry.shape[::-1], lambda: [transpose(entry)])
+
+
+def transpose(tensor: Tensor) -> Array:
+    """A stored tensor [N, K] as [K, N], in blocks of rows on all cores."""
+    n, k = tensor.shape
+    # Plain integers of the same size: the copying of ml_dtypes' types holds the interpreter's lock.
+    out = np.empty((k, n), f"u{tensor.dtype.itemsize}")
+    step = max(1, min(_BLOCK // max(1, k * out.itemsize), n))
+    with open_rows(tensor) as rows:
+
+        def one(start: int) -> None:
+            stop = min(start + step, n)
+            out[:, start:stop] = rows(start, stop).view(out.dtype).T
+
+        for_each(one, range(0, n, step))
+    return out.view(tensor.dtype)

@@ -77,7 +77,7 @@ class QuantizedLinear(torch.nn.Module):
     def __init__(self, layer: LayerCalibration, bias: torch.nn.Parameter | None) -> None:
         super().__init__()
         # DequantizeLinear's result has the type of its scale: with float16 scales the product is rounded to float16.
-        weight = layer.weight.dequantize().astype(layer.weight.scale.dtype).astype(np.float32)
+        weight = layer.weight.read().dequantize().astype(layer.weight.scale_dtype).astype(np.float32)
         self.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
         self.bias = bias
         self.activation = layer.scheme.activation

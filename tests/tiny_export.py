@@ -29,6 +29,10 @@ SCHEMES: dict[str, Scheme | None] = {
     "w8a8-static": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)),
     "w8a8-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)),
     "w8a6": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT6, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "w4a8": Scheme(
+        weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL),
+        activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
+    ),
     "w4a16": Scheme(weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=64)),
     "w3a8": Scheme(
         weight=QuantSpec(qtype=QType.INT3, granularity=Granularity.PER_CHANNEL),

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vditc.scheme import QTensor, Scheme
+from vditc.float_weight import FloatWeight
+from vditc.scheme import QWeight, Scheme
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +26,7 @@ class InputStatistics:
 class Quantized(NamedTuple):
     """A quantized layer's arrays."""
 
-    weight: QTensor
+    weight: QWeight  # may be computed when it is read
     activation_scale: npt.NDArray[np.float32] | None  # [] or [steps], only for static activations
 
 
@@ -44,5 +45,8 @@ class Method(abc.ABC):
         """Whether `quantize` must be given the statistics of a layer of this scheme."""
 
     @abc.abstractmethod
-    def quantize(self, weight: Array, statistics: InputStatistics | None, scheme: Scheme) -> Quantized:
-        """Quantize a finite float32 weight [N, K]; `statistics` is there if `needs_statistics` asked for it."""
+    def quantize(self, weight: FloatWeight, statistics: InputStatistics | None, scheme: Scheme) -> Quantized:
+        """Quantize a weight [N, K]; `statistics` is there if `needs_statistics` asked for it.
+
+        A weight that is not finite is an InputError, at the latest when the result is read.
+        """

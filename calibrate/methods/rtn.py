@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from vditc.calibrate.methods.base import Array, InputStatistics, Method, Quantized
 from vditc.errors import InputError
+from vditc.float_weight import FloatWeight
 from vditc.numerics import EPS, Granularity
-from vditc.scheme import QuantSpec, Scheme, quantize_weight
+from vditc.qweight import RoundedWeight
+from vditc.scheme import QuantSpec, Scheme
 
 
 def static_scale(absmax: Array, spec: QuantSpec) -> npt.NDArray[np.float32]:
@@ -52,13 +54,13 @@ class RoundToNearest(Method):
         """Only static activations have a range to be found."""
         return scheme.activation is not None and not scheme.activation.dynamic
 
-    def quantize(self, weight: Array, statistics: InputStatistics | None, scheme: Scheme) -> Quantized:
+    def quantize(self, weight: FloatWeight, statistics: InputStatistics | None, scheme: Scheme) -> Quantized:
         """Weight scales are float16 where activations stay in floating point, float32 where they are quantized.
 
         A float16 scale halves what a group costs; next to integer activations the scale multiplies an accumulator, and is kept in the
         type of that product.
         """
-        codes = quantize_weight(weight, scheme.weight, scale_dtype=np.float16 if scheme.activation is None else np.float32)
+        codes = RoundedWeight(weight, scheme.weight, np.float16 if scheme.activation is None else np.float32)
         if scheme.activation is None or scheme.activation.dynamic:
             return Quantized(codes, None)
         if statistics is None:

@@ -10,8 +10,10 @@ Metadata key "vditc": JSON of `Calibration` without the tensors.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.errors import InputError
-from vditc.safetensors_file import read_header, write_tensors
-from vditc.scheme import QTensor, Scheme, pack_int4, unpack_int4
+from vditc.files import sha256
+from vditc.qweight import StoredWeight
+from vditc.safetensors_file import read_header
+from vditc.safetensors_writer import tensor_file
+from vditc.scheme import QWeight, Scheme, scale_shape
+from vditc.threads import ahead
 
 SCHEMA = 1
 
@@ -31,7 +37,7 @@ class LayerCalibration:
 
     role: str
     scheme: Scheme
-    weight: QTensor
+    weight: QWeight  # read or computed whenever it is asked for
     activation_scale: npt.NDArray[np.float32] | None = None  # [] or [steps]
 
     def __post_init__(self) -> None:
@@ -63,41 +69,57 @@ class Calibration:
     method: str
     sigmas: tuple[float, ...]  # [steps + 1], the schedule of the per-step tables
     timesteps: tuple[float, ...]  # [steps]
-    guidance_scale: float
+    guidance_scale: float | None  # None, with an empty schedule, where nothing depends on how the model is sampled
     layers: Mapping[str, LayerCalibration]
     kept: Mapping[str, Kept]
     statistics: Mapping[str, Any]  # what the observers saw, plain data
+    file: Path | None = dataclasses.field(default=None, compare=False)  # where it was read from
+
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """sha256 of the file, read in pieces; None for a calibration that is in no file."""
+        return None if self.file is None else sha256(self.file)
 
     @property
     def mean_bits(self) -> float:
         """Mean bits per weight over all layers, scales included; a kept layer counts 16 (its stored type)."""
         stored = sum(layer.weight.stored_bits for layer in self.layers.values())
-        kept = sum(int(np.prod(k.shape)) for k in self.kept.values())
-        total = kept + sum(layer.weight.codes.size for layer in self.layers.values())
+        kept = sum(math.prod(k.shape) for k in self.kept.values())
+        total = kept + sum(layer.weight.count for layer in self.layers.values())
         return (stored + 16 * kept) / total
 
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all; the same calibration gives the same bytes."""
-        tensors: dict[str, npt.NDArray[Any]] = {}
+    def save(self, path: Path, advance: Callable[[], None] = lambda: None) -> None:
+        """Write the file, whole or not at all; the same calibration gives the same bytes. Calls `advance` after each layer.
+
+        Layers are computed as they are written; two weights are in memory at a time. VditcError when the disk is full.
+        """
+        tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         for name, layer in self.layers.items():
-            packed = layer.weight.spec.qtype.bits <= 4
-            tensors[f"{name}.codes"] = pack_int4(layer.weight.codes) if packed else layer.weight.codes
-            tensors[f"{name}.scale"] = layer.weight.scale
-            if layer.activation_scale is not None:
-                tensors[f"{name}.activation_scale"] = layer.activation_scale
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept")}
+            weight, act = layer.weight, layer.activation_scale
+            packed = weight.spec.qtype.bits <= 4
+            tensors[f"{name}.codes"] = (np.dtype(np.uint8), (weight.count // 2,)) if packed else (np.dtype(np.int8), weight.shape)
+            tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
+            if act is not None:
+                tensors[f"{name}.activation_scale"] = act.dtype, act.shape
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file")}
         data |= {
             "schema": SCHEMA,
-            "layers": {
-                n: {"role": c.role, "scheme": c.scheme.to_json(), "shape": list(c.weight.codes.shape)} for n, c in self.layers.items()
-            },
+            "layers": {n: {"role": c.role, "scheme": c.scheme.to_json(), "shape": list(c.weight.shape)} for n, c in self.layers.items()},
             "kept": {n: dataclasses.asdict(k) for n, k in self.kept.items()},
         }
-        write_tensors(path, tensors, {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))})
+        metadata = {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))}
+        with tensor_file(path, tensors, metadata) as put:
+            weights = ahead(layer.weight.stored for layer in self.layers.values())
+            for (name, layer), (codes, scale) in zip(self.layers.items(), weights, strict=True):
+                put(f"{name}.codes", codes)
+                put(f"{name}.scale", scale)
+                if layer.activation_scale is not None:
+                    put(f"{name}.activation_scale", layer.activation_scale)
+                advance()
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read and check a file; codes are memory-mapped until they are unpacked."""
+        """Read and check a file, but for codes and scales: those are read when they are asked for."""
         entries, metadata = read_header(path)
         try:
             data = json.loads(metadata["vditc"])
@@ -110,17 +132,16 @@ class Calibration:
         layers = {}
         for name, info in data.pop("layers").items():
             scheme, shape = Scheme.from_json(info["scheme"]), tuple(info["shape"])
-            codes = entries[f"{name}.codes"].read()
-            if scheme.weight.qtype.bits <= 4:
-                codes = unpack_int4(codes, shape)
             act = entries.get(f"{name}.activation_scale")
+            if f"{name}.codes" not in entries or f"{name}.scale" not in entries:
+                raise InputError(found="no codes", wanted="codes and scale", where=f"{path}, layer {name}", fix="calibrate again")
             layers[name] = LayerCalibration(
                 role=info["role"],
                 scheme=scheme,
-                weight=QTensor(codes, entries[f"{name}.scale"].read(), scheme.weight),
-                activation_scale=None if act is None else act.read(),
+                weight=StoredWeight(name, entries[f"{name}.codes"], entries[f"{name}.scale"], scheme.weight, shape),
+                activation_scale=None if act is None else np.array(act.read()),
             )
         kept = {n: Kept(role=k["role"], reason=k["reason"], shape=tuple(k["shape"])) for n, k in data.pop("kept").items()}
         for key in ("sigmas", "timesteps"):
             data[key] = tuple(data[key])
-        return cls(layers=layers, kept=kept, **data)
+        return cls(layers=layers, kept=kept, file=path, **data)

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vditc.errors import VditcError
+
+_PIECE = 16 << 20  # bytes of one system call
 
 
 @contextlib.contextmanager
@@ -18,6 +29,59 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """VditcError when the disk that `path` is to lie on has no `needed` bytes free, now or while the block runs."""
+    free = shutil.disk_usage(path.parent).free
+
+    def full(found: str) -> VditcError:
+        return VditcError(
+            found=found,
+            wanted=f"{needed:,} bytes free",
+            where=str(path),
+            fix="free some space, or write to another disk; nothing of this file was left behind",
+        )
+
+    if free < needed:
+        raise full(f"{free:,} bytes free")
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise full(f"a full disk ({free:,} bytes were free at the start)") from error
+
+
+def write_at(file: int, data: bytes | npt.NDArray[np.uint8], offset: int) -> None:
+    """Write all of it into an open file, at a place."""
+    view: memoryview[Any] = memoryview(data)  # type: ignore[arg-type] # numpy's arrays are buffers before Python 3.12 too
+    done = 0
+    while done < len(view):
+        done += os.pwrite(file, view[done : done + _PIECE], offset + done)
+
+
+def copy_range(source: int, begin: int, file: int, offset: int, count: int) -> None:
+    """Copy bytes from one open file to a place in another, within the kernel where it can. EOFError when the source ends before."""
+    done, native = 0, hasattr(os, "copy_file_range")
+    while done < count:
+        piece = min(count - done, _PIECE)
+        if native:
+            try:
+                copied = os.copy_file_range(source, file, piece, begin + done, offset + done)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                    raise
+                native = False  # another file system, or one that cannot
+                continue
+        else:
+            data = os.pread(source, piece, begin + done)
+            write_at(file, data, offset + done)
+            copied = len(data)
+        if not copied:
+            raise EOFError(f"the file ends {count - done} bytes early")
+        done += copied
 
 
 def write_text(path: Path, text: str) -> None:

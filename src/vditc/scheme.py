@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -102,9 +104,50 @@ class Scheme:
         return cls(weight=QuantSpec.from_json(data["weight"]), activation=QuantSpec.from_json(act) if act else None)
 
 
+class QWeight(abc.ABC):
+    """A quantized weight [N, K], in memory or somewhere that it can be had from: a file, or a weight that is rounded when asked for.
+
+    Every access reads and computes anew; nothing is kept.
+    """
+
+    spec: QuantSpec
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+
+    @property
+    @abc.abstractmethod
+    def scale_dtype(self) -> np.dtype[Any]:
+        """Type of the scale: float16 or float32."""
+
+    @abc.abstractmethod
+    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+        """Codes and scale as files hold them, C order.
+
+        Codes int8 [N, K], or `transposed` [K, N]; of up to four bits uint8 [N * K / 2], packed as `pack_int4` does. The scale is
+        [] | [N] | [N, K / group_size], `transposed` [] | [N] | [K / group_size, N].
+        """
+
+    @abc.abstractmethod
+    def read(self) -> QTensor:
+        """The whole tensor, checked."""
+
+    @property
+    def count(self) -> int:
+        """Number of codes."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that codes and scales take in an artefact."""
+        return self.count * self.spec.qtype.bits + math.prod(scale_shape(self.shape, self.spec)) * self.scale_dtype.itemsize * 8
+
+
 @dataclasses.dataclass(frozen=True)
-class QTensor:
-    """A quantized weight: `weight ≈ codes * scale`, scale broadcast over its group.
+class QTensor(QWeight):
+    """A quantized weight in memory: `weight ≈ codes * scale`, scale broadcast over its group.
 
     codes: int8 [N, K], every code within the qtype's range. scale: positive float, shape [] | [N] | [N, K / group_size].
     """
@@ -133,9 +176,24 @@ class QTensor:
         return np.asarray(self.codes * _spread(self.scale.astype(np.float32), self.codes.shape), np.float32)
 
     @property
-    def stored_bits(self) -> int:
-        """Bits that codes and scales take in an artefact."""
-        return self.codes.size * self.spec.qtype.bits + self.scale.size * self.scale.dtype.itemsize * 8
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        n, k = self.codes.shape
+        return n, k
+
+    @property
+    def scale_dtype(self) -> np.dtype[Any]:
+        """Type of the scale."""
+        return self.scale.dtype
+
+    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+        """See `QWeight.stored`."""
+        codes, scale = (np.asarray(a.T if transposed else a, order="C") for a in (self.codes, self.scale))
+        return (pack_int4(codes) if self.spec.qtype.bits <= 4 else codes), scale
+
+    def read(self) -> QTensor:
+        """Itself."""
+        return self
 
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
@@ -165,6 +223,16 @@ def _spread(scale: Array, shape: tuple[int, ...]) -> Array:
     return scale[:, None] if scale.ndim == 1 else scale
 
 
+def weight_scale(absmax: Array, spec: QuantSpec, scale_dtype: Any) -> Array:
+    """`max(absmax / high, EPS)` in float32, rounded to `scale_dtype`; absmax float32, of each group."""
+    return _rounded(np.maximum(absmax / np.float32(spec.qtype.high), np.float32(EPS)), scale_dtype)
+
+
+def _rounded(scale: Array, dtype: Any) -> Array:
+    # A float16 scale has no value between 0 and 6e-8: the smallest normal one stands for "all zero" then.
+    return np.asarray(np.maximum(np.asarray(scale), np.finfo(dtype).tiny).astype(dtype))
+
+
 def quantize_weight(weight: Array, spec: QuantSpec, scale: Array | None = None, scale_dtype: Any = np.float32) -> QTensor:
     """Round an [N, K] weight to nearest, ties to even, in float32: `codes = clip(rint(weight / scale))`.
 
@@ -175,9 +243,9 @@ def quantize_weight(weight: Array, spec: QuantSpec, scale: Array | None = None, 
     shape = scale_shape(weight.shape, spec)
     if scale is None:
         groups = weight.reshape(*shape, -1) if shape else weight.reshape(-1)
-        scale = np.maximum(np.abs(groups).max(-1) / np.float32(spec.qtype.high), EPS)
-    # A float16 scale has no value between 0 and 6e-8: the smallest normal one stands for "all zero" then.
-    scale = np.maximum(np.asarray(scale), np.finfo(scale_dtype).tiny).astype(scale_dtype)
+        scale = weight_scale(np.asarray(np.abs(groups).max(-1)), spec, scale_dtype)
+    else:
+        scale = _rounded(scale, scale_dtype)
     spread = _spread(scale.astype(np.float32), weight.shape)
     codes = np.clip(np.rint(weight / spread), spec.qtype.low, spec.qtype.high).astype(np.int8)
     return QTensor(codes, scale, spec)

@@ -9,6 +9,7 @@ from vditc.calibrate.methods.base import InputStatistics
 from vditc.calibrate.methods.registry import method_for, methods
 from vditc.calibrate.methods.rtn import RoundToNearest, static_scale
 from vditc.errors import InputError
+from vditc.float_weight import ArrayTensor, FloatWeight
 from vditc.numerics import EPS, Granularity, QType
 from vditc.scheme import QuantSpec, Scheme
 
@@ -45,10 +46,10 @@ def test_int6_divides_by_31() -> None:
 )
 def test_scale_types_and_need_of_data(scheme: Scheme, dtype: type, needs: bool, rng: np.random.Generator) -> None:
     seen = InputStatistics(np.ones(5, np.float32), np.ones(32, np.float32))
-    weight = rng.standard_normal((8, 32), np.float32)
+    weight = FloatWeight(ArrayTensor(rng.standard_normal((8, 32), np.float32)), "w")
     assert RTN.needs_statistics(scheme) == needs
     quantized = RTN.quantize(weight, seen if needs else None, scheme)
-    assert quantized.weight.scale.dtype == dtype
+    assert quantized.weight.scale_dtype == dtype
     assert (quantized.activation_scale is not None) == needs
 
 

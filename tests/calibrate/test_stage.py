@@ -16,7 +16,7 @@ from tiny_model import save_tiny_model
 
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.rtn import RoundToNearest
-from vditc.calibrate.stage import STATE, calibrate, check_layer
+from vditc.calibrate.stage import STATE, calibrate, check_layer, uncalibrated
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
@@ -140,8 +140,8 @@ def test_file_holds_what_was_returned(run: Callable[..., Calibration], tiny: Mod
     assert back.sigmas[0] == 1.0 and len(back.sigmas) == len(back.timesteps) + 1 == STEPS + 1
     for name, layer in calibration.layers.items():
         stored = tiny.weights[f"{name}.weight"].read().astype(np.float32)
-        np.testing.assert_array_equal(back.layers[name].weight.codes, layer.weight.codes)
-        assert np.abs(back.layers[name].weight.dequantize() - stored).max() <= layer.weight.scale.max() / 2 * 1.001
+        np.testing.assert_array_equal(back.layers[name].weight.read().codes, layer.weight.read().codes)
+        assert np.abs(back.layers[name].weight.read().dequantize() - stored).max() <= layer.weight.read().scale.max() / 2 * 1.001
 
 
 def test_same_inputs_same_bytes(run: Callable[..., Calibration], tmp_path: Path) -> None:
@@ -305,3 +305,21 @@ def test_weights_that_are_not_finite_are_named(run: Callable[..., Calibration], 
     adapter: ModelAdapter = CannotRun()
     with pytest.raises(InputError, match=rf"layer {layer}: found weights that are not finite"):
         run(source=source, adapter=adapter, recipe=Recipe.load("w4a16"))
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize("name", ["w4a8", "w4a16", "w8a8", "fp16"])
+def test_without_data_the_codes_are_the_same(run: Callable[..., Calibration], tiny: ModelDir, name: str) -> None:
+    direct = uncalibrated(source=tiny, adapter=CannotRun(), recipe=Recipe.load(name))()
+    wanted = run(recipe=Recipe.load(name))
+    assert direct.kept == wanted.kept and direct.layers.keys() == wanted.layers.keys() and direct.mean_bits == wanted.mean_bits
+    assert (direct.model_digest, direct.recipe_digest, direct.digest) == (wanted.model_digest, wanted.recipe_digest, None)
+    for layer, other in wanted.layers.items():
+        assert [a.tobytes() for a in direct.layers[layer].weight.stored()] == [a.tobytes() for a in other.weight.stored()]
+
+
+def test_a_recipe_that_needs_data_is_refused_without_it(tiny: ModelDir) -> None:
+    with pytest.raises(
+        InputError, match=r"found 20 layers that need calibration data, first .*run `vditc calibrate .* --recipe w8a8-static"
+    ):
+        uncalibrated(source=tiny, adapter=CannotRun(), recipe=Recipe.load("w8a8-static"))

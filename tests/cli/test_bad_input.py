@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import Run, vditc
+
+from vditc.safetensors_file import read_header
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 W4 = """schema = 1
@@ -161,3 +164,26 @@ def test_no_bundle(tmp_path: Path) -> None:
     for command in (["inspect"], ["verify"], ["run", "-o", str(tmp_path / "x.gif"), "--prompt", "a 7 moving left"]):
         run = vditc(*command, str(tmp_path))
         assert run.code == 2 and "manifest" in run.stderr, run
+
+
+def test_export_wants_one_of_calibration_and_recipe(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    refused(vditc("export", str(model), "-o", str(out)), out, "found neither", "--calibration FILE or --recipe RECIPE")
+    refused(vditc("export", str(model), "--recipe", "w8a8", "--calibration", "c", "-o", str(out)), out, "found both")
+
+
+def test_export_of_a_recipe_that_needs_data(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    refused(
+        vditc("export", str(model), "--recipe", "w8a8-static", "-o", str(out)), out, f"run `vditc calibrate {model} --recipe w8a8-static"
+    )
+
+
+def test_export_of_weights_that_are_not_finite(model: Path, tmp_path: Path) -> None:
+    out, layer = tmp_path / "new" / "m.onnx", "blocks.1.attn2.to_k"
+    entry = read_header(model / WEIGHTS)[0][f"{layer}.weight"]
+    with (model / WEIGHTS).open("r+b") as f:
+        f.seek(entry.offset)
+        f.write(np.array([np.nan], np.float16).tobytes())
+    refused(vditc("export", str(model), "--recipe", "w4a8", "-o", str(out)), out, f"{WEIGHTS}, layer {layer}", "not finite")
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []

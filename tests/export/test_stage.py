@@ -16,9 +16,11 @@ import pytest
 import torch
 from tiny_export import SCHEMES, SHAPES, calibration, export, feeds, traced
 
-from vditc.calibration import LayerCalibration
+from vditc.calibrate.stage import uncalibrated
+from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import InputError, PrecisionError
 from vditc.export.adapters.wan import Wan
+from vditc.export.check import check_codes
 from vditc.export.linears import normalise_linears
 from vditc.export.qdq import quantize_linears
 from vditc.export.stage import check_calibration, export_model
@@ -26,6 +28,7 @@ from vditc.files import sha256
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
 from vditc.progress import SILENT
+from vditc.recipe import Recipe
 
 FLOAT_TOLERANCE = 1e-4  # absolute, on outputs of size 10: float32 sums in another order
 # Relative (L2). Both sides quantize in float32, but their MatMuls sum in another order, so an activation that lies within
@@ -41,7 +44,7 @@ class FakeQuantized(torch.nn.Module):
     def __init__(self, layer: LayerCalibration, bias: torch.Tensor) -> None:
         super().__init__()
         self.layer, self.bias = layer, bias
-        self.weight = torch.from_numpy(layer.weight.dequantize().astype(layer.weight.scale.dtype).astype(np.float32))
+        self.weight = torch.from_numpy(layer.weight.read().dequantize().astype(layer.weight.scale_dtype).astype(np.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         spec = self.layer.scheme.activation
@@ -105,7 +108,7 @@ def test_weights_are_stored_as_integers(tiny: ModelDir, tmp_path: Path, name: st
     path = export(tiny, calibrated, tmp_path / "model.onnx")
     tensors = {t.name: t for t in onnx.load(path, load_external_data=False).graph.initializer}
     for layer, quantized in calibrated.layers.items():
-        tensor, (n, k) = tensors[f"{layer}.weight"], quantized.weight.codes.shape
+        tensor, (n, k) = tensors[f"{layer}.weight"], quantized.weight.shape
         assert tensor.data_type == getattr(onnx.TensorProto, dtype)
         assert list(tensor.dims) == [k, n]
         place = {e.key: e.value for e in tensor.external_data}
@@ -140,7 +143,7 @@ def test_graph_is_portable_and_small(tiny: ModelDir, tmp_path: Path) -> None:
 def test_metadata_says_where_the_graph_came_from(tiny: ModelDir, tmp_path: Path) -> None:
     calibrated = calibration(tiny, SCHEMES["w4a16"])
     calibrated.save(tmp_path / "calibration.safetensors")
-    path = export(tiny, calibrated, tmp_path / "model.onnx")
+    path = export(tiny, Calibration.load(tmp_path / "calibration.safetensors"), tmp_path / "model.onnx")
     (entry,) = onnx.load(path, load_external_data=False).metadata_props
     about = json.loads(entry.value)
     assert entry.key == "vditc"
@@ -229,3 +232,35 @@ def test_failure_while_writing_leaves_nothing(tiny: ModelDir, tmp_path: Path) ->
     with pytest.raises(FileNotFoundError):
         export_model(source=broken, adapter=Wan(), calibration=calibrated, out=tmp_path / "out" / "model.onnx", progress=SILENT)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_a_calibration_file_the_same_graph_is_written(tiny: ModelDir, tmp_path: Path) -> None:
+    recipe = Recipe.load("w4a8")
+    ready = uncalibrated(source=tiny, adapter=Wan(), recipe=recipe)
+    ready().save(tmp_path / "calibration.safetensors")
+    for name, codes in (("a", ready), ("b", Calibration.load(tmp_path / "calibration.safetensors"))):
+        export_model(source=tiny, adapter=Wan(), calibration=codes, out=tmp_path / name / "model.onnx", progress=SILENT)
+    assert (tmp_path / "a" / "model.onnx.data").read_bytes() == (tmp_path / "b" / "model.onnx.data").read_bytes()
+    check_codes(tmp_path / "a" / "model.onnx", ready())
+    about = [json.loads(onnx.load(tmp_path / name / "model.onnx", load_external_data=False).metadata_props[0].value) for name in "ab"]
+    assert about[0].pop("calibration_digest") is None and about[1].pop("calibration_digest") == sha256(tmp_path / "calibration.safetensors")
+    assert about[0] == about[1]
+
+
+def test_a_graph_with_another_code_is_found_out(tiny: ModelDir, tmp_path: Path) -> None:
+    calibrated = calibration(tiny, SCHEMES["w4a16"])
+    path = export(tiny, calibrated, tmp_path / "model.onnx")
+    check_codes(path, calibrated)
+    place = {
+        e.key: e.value
+        for t in onnx.load(path, load_external_data=False).graph.initializer
+        if t.name == "blocks.0.attn1.to_q.weight"
+        for e in t.external_data
+    }
+    with path.with_name("model.onnx.data").open("r+b") as f:
+        f.seek(int(place["offset"]))
+        byte = f.read(1)[0]
+        f.seek(int(place["offset"]))
+        f.write(bytes([byte ^ 1]))
+    with pytest.raises(PrecisionError, match=r"other codes or scales in 1 layers, first blocks\.0\.attn1\.to_q"):
+        check_codes(path, calibrated)

@@ -50,7 +50,7 @@ def test_stages_quantize_and_export_the_fused_weights(tiny: ModelDir, tiny_dir: 
     )
     found, fused = Calibration.load(calibrated), fuse(tiny, [Lora.open(lora, 0.5), Lora.open(lora)])
     assert found.model_digest == fused.digest
-    layer, weight = found.layers[QUANTIZED].weight, fused.weights[f"{QUANTIZED}.weight"].read().astype(np.float32)
+    layer, weight = found.layers[QUANTIZED].weight.read(), fused.weights[f"{QUANTIZED}.weight"].read().astype(np.float32)
     group = layer.spec.group_size
     assert group is not None
     half = np.repeat(layer.scale.astype(np.float32), group, 1) * 0.5

@@ -131,7 +131,7 @@ def test_weight_only_is_the_model_with_dequantized_weights(tiny: ModelDir, feed:
     calibration = calibration_of(tiny, Scheme(weight=W4), ("self_attn", "cross_attn", "ffn"))
     assert len(calibration.layers) == 20
     # DequantizeLinear with a float16 scale gives float16, which the graph then casts.
-    weights = {n: layer.weight.dequantize().astype(np.float16).astype(F32) for n, layer in calibration.layers.items()}
+    weights = {n: layer.weight.read().dequantize().astype(np.float16).astype(F32) for n, layer in calibration.layers.items()}
     velocity = ReferenceModel(adapter_for(tiny), tiny, calibration)(*feed)
     np.testing.assert_array_equal(velocity, plain(tiny, feed, weights))
     assert np.abs(velocity - plain(tiny, feed)).max() > 1e-3  # the weights did change
@@ -179,7 +179,7 @@ def test_layer_errors_are_the_relative_error_of_the_products(tiny: ModelDir, fee
         with torch.inference_mode():
             model(hidden_states=torch.tensor(latents), timestep=torch.tensor(timestep), encoder_hidden_states=torch.tensor(text))
     weight = model.get_submodule(name).weight.numpy().astype(np.float64)
-    quantized = calibration.layers[name].weight.dequantize().astype(np.float64)
+    quantized = calibration.layers[name].weight.read().dequantize().astype(np.float64)
     error = norm = 0.0
     for x, s in zip(inputs, (F32(0.01), F32(0.02)), strict=True):
         codes = np.clip(np.rint(x / s), -128, 127).astype(np.float64)

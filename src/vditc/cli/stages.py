@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from vditc.cli.options import (
     fresh,
     read_prompts,
 )
+from vditc.errors import InputError
 from vditc.recipe import Recipe
 from vditc.target import Target
 
@@ -89,13 +91,24 @@ def calibrate_command(
 @app.command("export")
 def export_command(
     model: ModelArg,
-    calibration: Annotated[Path, typer.Option("--calibration", help="what `vditc calibrate` wrote")],
     out: OutOption,
+    calibration: Annotated[Path | None, typer.Option("--calibration", help="what `vditc calibrate` wrote")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="instead: a recipe that needs no calibration data")] = None,
     lora: LoraOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Write the portable Q/DQ graph: OUT, OUT.data, and beside them OUT's map of weights for refitting, .refit.json."""
-    path = fresh(out, force)
+    """Write the portable Q/DQ graph: OUT, OUT.data, and beside them OUT's map of weights for refitting, .refit.json.
+
+    Give --calibration, or --recipe: weights are then quantized on their way from the checkpoint to OUT.data.
+    """
+    if (calibration is None) == (recipe is None):
+        raise InputError(
+            found="both" if recipe else "neither",
+            wanted="--calibration FILE or --recipe RECIPE",
+            where="vditc export",
+            fix="give one of them; `vditc calibrate` writes the file",
+        )
+    chosen, path = Recipe.load(recipe) if recipe else None, fresh(out, force)
 
     from vditc.calibration import Calibration
     from vditc.export.adapters.registry import adapter_for
@@ -103,8 +116,17 @@ def export_command(
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
 
-    source, codes = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()]), Calibration.load(calibration)
-    facts = export_model(source=source, adapter=adapter_for(source), calibration=codes, out=path, progress=RichProgress())
+    source = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()])
+    adapter = adapter_for(source)
+    codes: Calibration | Callable[[], Calibration]
+    if chosen is not None:
+        from vditc.calibrate.stage import uncalibrated
+
+        codes = uncalibrated(source=source, adapter=adapter, recipe=chosen)
+    else:
+        assert calibration is not None
+        codes = Calibration.load(calibration)
+    facts = export_model(source=source, adapter=adapter, calibration=codes, out=path, progress=RichProgress())
     say(f"wrote {path}: {facts}")
 
 

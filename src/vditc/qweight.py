@@ -1,0 +1,154 @@
+"""Quantized weights that are not in memory: rounded from a checkpoint, or read from a calibration file, whenever they are asked for.
+
+Rows go through in panels on all cores; the memory that one weight takes is that of its codes and a panel for each core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vditc.errors import InputError
+from vditc.float_weight import FloatWeight, Rows, open_rows
+from vditc.numerics import Granularity
+from vditc.quantize import Sheet, absmax, quantize_rows, row_scale, unpack_rows
+from vditc.safetensors_file import TensorEntry
+from vditc.scheme import QTensor, QuantSpec, QWeight, scale_shape, unpack_int4, weight_scale
+from vditc.threads import for_each
+
+Array = npt.NDArray[Any]
+_PANEL = 128  # rows; even, and a transposed panel fills whole cache lines of the result even with four-bit codes
+
+
+def _panels(count: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _PANEL, count)) for start in range(0, count, _PANEL)]
+
+
+class _PanelWeight(QWeight):
+    """A weight that is made panel by panel."""
+
+    def read(self) -> QTensor:
+        """The whole tensor, checked."""
+        codes, scale = self.stored()
+        if self.spec.qtype.bits <= 4:
+            codes = unpack_int4(codes, self.shape)
+        return QTensor(codes, scale, self.spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundedWeight(_PanelWeight):
+    """A checkpoint's weight to the nearest code, as `vditc.scheme.quantize_weight` defines it.
+
+    InputError when an element is not finite.
+    """
+
+    weight: FloatWeight
+    spec: QuantSpec
+    dtype: Any = np.float32  # of the scale
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.weight.shape
+
+    @property
+    def scale_dtype(self) -> np.dtype[Any]:
+        """Type of the scale."""
+        return np.dtype(self.dtype)  # type: ignore[no-any-return]
+
+    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+        """See `QWeight.stored`."""
+        with open_rows(self.weight.tensor) as rows:
+            return self._stored(rows, transposed)
+
+    def _stored(self, rows: Rows, transposed: bool) -> tuple[Array, Array]:
+        spec, sheet = self.spec, Sheet(self.shape, self.spec.qtype.bits, transposed=transposed)
+        per_tensor = spec.granularity is Granularity.PER_TENSOR
+        scale = np.empty(scale_shape(self.shape, spec), self.scale_dtype)
+        if per_tensor:
+            scale[...] = self._tensor_scale(rows)
+
+        def one(panel: tuple[int, int]) -> None:
+            start, stop = panel
+            part = rows(start, stop)
+            if not per_tensor:
+                scale[start:stop], finite = row_scale(part, spec, self.dtype)
+                if not finite:
+                    raise self.weight.not_finite()
+            sheet.put(quantize_rows(part, scale if per_tensor else scale[start:stop], spec), start)
+
+        for_each(one, _panels(self.shape[0]))
+        return sheet.stored(), np.asarray(scale.T if transposed else scale, order="C")
+
+    def _tensor_scale(self, rows: Rows) -> Array:
+        """One scale for all: the checkpoint is read once for it, and once more for the codes."""
+        panels = _panels(self.shape[0])
+        top = np.zeros(len(panels), np.float32)
+
+        def one(index: int) -> None:
+            top[index] = absmax(absmax(rows(*panels[index])))
+
+        for_each(one, range(len(panels)))
+        if not np.isfinite(top).all():
+            raise self.weight.not_finite()
+        return weight_scale(top.max(initial=0), self.spec, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeight(_PanelWeight):
+    """A weight of a calibration file. InputError when the file holds what its scheme does not allow."""
+
+    layer: str
+    codes: TensorEntry  # int8 [N, K], or uint8 [N * K / 2]
+    scale: TensorEntry
+    spec: QuantSpec
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        n, k = self.size
+        packed = self.spec.qtype.bits <= 4
+        wanted = (np.dtype(np.uint8), (n * k // 2,)) if packed else (np.dtype(np.int8), (n, k))
+        if (self.codes.dtype, self.codes.shape) != wanted:
+            raise self._bad(f"codes {self.codes.dtype}{list(self.codes.shape)}", f"{wanted[0]}{list(wanted[1])}")
+        if self.scale.shape != (shape := scale_shape(self.size, self.spec)):
+            raise self._bad(f"scale {list(self.scale.shape)}", f"{list(shape)}")
+
+    def _bad(self, found: str, wanted: str) -> InputError:
+        return InputError(found=found, wanted=wanted, where=f"{self.codes.path}, layer {self.layer}", fix="calibrate again")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.size
+
+    @property
+    def scale_dtype(self) -> np.dtype[Any]:
+        """Type of the scale."""
+        return self.scale.dtype
+
+    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+        """See `QWeight.stored`."""
+        (n, k), qtype = self.size, self.spec.qtype
+        scale = np.array(self.scale.read())
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise self._bad("a scale that is zero, negative or not finite", "positive scales")
+        sheet = Sheet(self.size, qtype.bits, transposed=transposed)
+        packed = qtype.bits <= 4
+        # Rows that do not end with a byte are unpacked together.
+        flat = unpack_int4(self.codes.read(), self.size) if packed and k % 2 else None
+        low, high = int(qtype.low), int(qtype.high)
+
+        with open_rows(dataclasses.replace(self.codes, shape=(n, k // 2)) if packed and flat is None else self.codes) as rows:
+
+            def one(panel: tuple[int, int]) -> None:
+                part: Array = flat[slice(*panel)] if flat is not None else rows(*panel)
+                codes = unpack_rows(part, (len(part), k)) if packed and flat is None else part
+                if codes.size and (codes.min() < low or codes.max() > high):
+                    raise self._bad(f"codes in [{codes.min()}, {codes.max()}]", f"[{low}, {high}]")
+                sheet.put(codes, panel[0])
+
+            for_each(one, _panels(n))
+        return sheet.stored(), np.asarray(scale.T if transposed else scale, order="C")
