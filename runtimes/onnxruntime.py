@@ -34,11 +34,7 @@ class OnnxRuntimeModel:
 
         InputError when the file cannot be loaded, has inputs that no denoiser feeds, or the device is not there.
         """
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 4  # errors are raised, not logged too
+        options = session_options(threads)
         self.path = model_path
         try:
             self.session = ort.InferenceSession(str(model_path), options, providers=_providers(device))
@@ -98,6 +94,16 @@ class OnnxRuntimeModel:
 
     def _bad(self, found: str, wanted: str, fix: str) -> InputError:
         return InputError(found=found, wanted=wanted, where=str(self.path), fix=fix)
+
+
+def session_options(threads: int | None = None) -> ort.SessionOptions:
+    """Options under which ONNX Runtime computes what the graph says; see `OnnxRuntimeModel`."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4  # errors are raised, not logged too
+    return options
 
 
 def _providers(device: str) -> list[Any]:

@@ -74,11 +74,12 @@ class QuantizedLinear(torch.nn.Module):
     codes = clip(rint(x / s)) with IEEE division and ties to even, all in float32.
     """
 
-    def __init__(self, layer: LayerCalibration, bias: torch.nn.Parameter | None) -> None:
+    def __init__(self, layer: LayerCalibration, bias: torch.nn.Parameter | None, *, resident: bool = True) -> None:
+        """Without `resident` the weight is dequantized whenever it is used, and no memory holds it in between."""
         super().__init__()
-        # DequantizeLinear's result has the type of its scale: with float16 scales the product is rounded to float16.
-        weight = layer.weight.read().dequantize().astype(layer.weight.scale_dtype).astype(np.float32)
-        self.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
+        self.layer = layer
+        if resident:
+            self.held = torch.nn.Parameter(self._dequantized(), requires_grad=False)
         self.bias = bias
         self.activation = layer.scheme.activation
         self.per_step = self.activation is not None and self.activation.per_step
@@ -86,6 +87,17 @@ class QuantizedLinear(torch.nn.Module):
         if layer.activation_scale is not None:
             self.table: torch.Tensor
             self.register_buffer("table", torch.from_numpy(np.array(layer.activation_scale, np.float32)))  # [] or [steps]
+
+    def _dequantized(self) -> torch.Tensor:
+        # DequantizeLinear's result has the type of its scale: with float16 scales the product is rounded to float16.
+        weight = self.layer.weight
+        return torch.from_numpy(weight.read().dequantize().astype(weight.scale_dtype).astype(np.float32))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Dequantized [N, K], float32."""
+        held: torch.Tensor | None = getattr(self, "held", None)
+        return self._dequantized() if held is None else held
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The canonical form of the scheme."""

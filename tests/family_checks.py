@@ -23,6 +23,7 @@ from vditc.export.stage import insert_weights, traced_graph
 from vditc.export.write import write_model
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
+from vditc.runtimes.onnxruntime import session_options
 from vditc.runtimes.reference import QuantizedLinear
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
 
@@ -108,11 +109,7 @@ class PreparedCase:
 
 def run(model: Path, feeds: Arrays) -> npt.NDArray[Any]:
     """The graph in ONNX Runtime at ORT_ENABLE_BASIC, Q/DQ as they stand."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.log_severity_level = 4
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(model), session_options(), providers=["CPUExecutionProvider"])
     found: npt.NDArray[Any] = session.run(None, feeds)[0]
     return found
 

@@ -209,7 +209,7 @@ def experts(folder: Path) -> Path:
 
 
 def test_two_experts(experts: Path, tiny: ModelDir) -> None:
-    first, second = ModelDir.open(experts), ModelDir.open(experts, "transformer_2")
+    first, second = ModelDir.open(experts, "transformer"), ModelDir.open(experts, "transformer_2")
     assert (first.part, second.part) == ("transformer", "transformer_2")
     assert first.parts == second.parts == ("transformer", "transformer_2")
     assert first.boundary_ratio == second.boundary_ratio == 0.875
@@ -217,6 +217,8 @@ def test_two_experts(experts: Path, tiny: ModelDir) -> None:
     assert second.transformer == experts / "transformer_2" and second.config["eps"] == 1e-5
     assert {e.path.parent for e in second.weights.values()} == {second.transformer}
     assert (tiny.part, tiny.parts, tiny.boundary_ratio) == ("transformer", ("transformer",), None)
+    with pytest.raises(InputError, match=r"found 2 transformers, .*; wanted --part transformer or --part transformer_2;"):
+        ModelDir.open(experts)
 
 
 def test_second_expert_that_is_not_there(experts: Path, tiny_dir: Path) -> None:
@@ -233,7 +235,7 @@ def test_second_expert_that_is_not_there(experts: Path, tiny_dir: Path) -> None:
 def test_wrong_boundary(experts: Path, ratio: Any) -> None:
     edit(experts / "model_index.json", boundary_ratio=ratio)
     with pytest.raises(InputError, match=r"model_index\.json: found boundary_ratio = .*; wanted a number from 0 to 1"):
-        ModelDir.open(experts)
+        ModelDir.open(experts, "transformer")
 
 
 def test_sampling_defaults_are_optional(folder: Path) -> None:

@@ -69,10 +69,11 @@ class ModelDir:
         return sum(math.prod(e.shape) for e in self.weights.values())
 
     @classmethod
-    def open(cls, path: Path, part: str = PARTS[0]) -> ModelDir:
-        """Read and check one transformer; InputError for a missing or damaged file."""
+    def open(cls, path: Path, part: str | None = None) -> ModelDir:
+        """Read and check one transformer, `part` if there are two; InputError for a missing or damaged file."""
         index = read_json(path / "model_index.json") if (path / "model_index.json").exists() else {}
         parts = _parts(path, index, part)
+        part = part or PARTS[0]
         folder = path / part
         config = read_json(folder / "config.json")
         name = config.get("_class_name")
@@ -97,12 +98,12 @@ def _digest(files: list[Path], hashes: list[str]) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def _parts(path: Path, index: Mapping[str, Any], part: str) -> tuple[str, ...]:
-    """The transformers whose folders are there; InputError when `part` or one that model_index.json names is not."""
+def _parts(path: Path, index: Mapping[str, Any], part: str | None) -> tuple[str, ...]:
+    """The transformers whose folders are there; InputError when `part` or one that model_index.json names is not, or none is chosen."""
     # diffusers writes [null, null] for a component that the pipeline knows but the model lacks.
     named = [p for p in PARTS if isinstance(index.get(p), list) and any(index[p])]
     there = tuple(p for p in PARTS if (path / p).is_dir())
-    for name in dict.fromkeys([*named, part]):
+    for name in dict.fromkeys([*named, part or PARTS[0]]):
         if name not in there and there:
             raise InputError(
                 found=f"no folder {name}",
@@ -110,6 +111,13 @@ def _parts(path: Path, index: Mapping[str, Any], part: str) -> tuple[str, ...]:
                 where=str(path),
                 fix="copy or download the missing folder" if name in named else "choose a part of this model",
             )
+    if part is None and len(there) > 1:
+        raise InputError(
+            found=f"{len(there)} transformers, experts for early and late steps",
+            wanted=f"--part {' or --part '.join(there)}",
+            where=str(path),
+            fix="do each of them by itself",
+        )
     return there
 
 

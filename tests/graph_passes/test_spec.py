@@ -30,6 +30,14 @@ def test_the_hand_built_graph_is_canonical(text: str) -> None:
     Spec.canonical().verify(attention_model(text), where="test")
 
 
+def test_a_graph_may_name_its_own_axes() -> None:
+    model = attention_model(TEXT_FORM.replace("text_tokens", "image_tokens"))
+    with pytest.raises(DialectError, match="found axis image_tokens"):
+        Spec.canonical().verify(model, where="test")
+    model.metadata_props["vditc"] = '{"axes": {"image_tokens": {}}}'
+    Spec.canonical().verify(model, where="test")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -28,7 +28,7 @@ def model_facts(path: Path) -> dict[str, Any]:
     from vditc.export.adapters.registry import adapter_for
     from vditc.model_dir import ModelDir
 
-    source = ModelDir.open(path)
+    source = ModelDir.open(path, "transformer")  # two experts are of one shape
     adapter = adapter_for(source)
     sizes, default = adapter.sizes(source), adapter.default_profile(source)
     roles, target = adapter.layer_roles(source), Target.load(TARGET)

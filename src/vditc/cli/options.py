@@ -12,6 +12,7 @@ from vditc.errors import InputError
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="model in diffusers format")]
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle that `vditc compile` wrote")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="built-in recipe or a .toml file")]
+PartOption = Annotated[str | None, typer.Option("--part", help="expert of a model with two: transformer or transformer_2")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="what to write")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps [default: the model's]")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classifier-free guidance scale [default: the model's]")]

@@ -19,6 +19,7 @@ from vditc.cli.options import (
     LoraOption,
     ModelArg,
     OutOption,
+    PartOption,
     ProfileOption,
     PromptsOption,
     RecipeOption,
@@ -47,6 +48,7 @@ def calibrate_command(
     guidance: GuidanceOption = None,
     prompts: PromptsOption = None,
     conditioning: ConditioningOption = None,
+    part: PartOption = None,
     lora: LoraOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -63,7 +65,7 @@ def calibrate_command(
     from vditc.model_dir import ModelDir
     from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
 
-    source = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()])
+    source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
     adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
     channels, sizes = adapter.latent_channels(source), adapter.sizes(source)
     check_clip(sizes, sampling, source)
@@ -95,6 +97,8 @@ def export_command(
     calibration: Annotated[Path | None, typer.Option("--calibration", help="what `vditc calibrate` wrote")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="instead: a recipe that needs no calibration data")] = None,
     lora: LoraOption = None,
+    part: PartOption = None,
+    check: Annotated[bool, typer.Option("--check", help="compare the graph with the model in ONNX Runtime at three sizes")] = False,
     force: ForceOption = False,
 ) -> None:
     """Write the portable Q/DQ graph: OUT, OUT.data, and beside them OUT's map of weights for refitting, .refit.json.
@@ -116,7 +120,7 @@ def export_command(
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
 
-    source = fuse(ModelDir.open(model), [Lora.parse(text) for text in lora or ()])
+    source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
     adapter = adapter_for(source)
     codes: Calibration | Callable[[], Calibration]
     if chosen is not None:
@@ -128,6 +132,13 @@ def export_command(
         codes = Calibration.load(calibration)
     facts = export_model(source=source, adapter=adapter, calibration=codes, out=path, progress=RichProgress())
     say(f"wrote {path}: {facts}")
+    if check:
+        from vditc.pipeline.check_export import check_export
+
+        known = codes if isinstance(codes, Calibration) else codes()
+        for parity in check_export(path, source=source, adapter=adapter, calibration=known, progress=RichProgress()):
+            sizes = ", ".join(f"{axis} {size}" for axis, size in parity.sizes.items())
+            say(f"checked at {sizes}: relative distance {parity.distance:.1e} of at most {parity.tolerance:g}")
 
 
 @app.command("lower")

@@ -61,6 +61,7 @@ class Job:
     guidance_scale: float | None = None
     prompts: tuple[str, ...] = ()
     conditioning: Path | None = None
+    part: str | None = None  # of a model with two experts
     loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, fused in this order
     clips: int = 8  # sampled with both models for the quality gate
     gate: bool = True
@@ -113,7 +114,7 @@ def prepare(job: Job) -> Plan:
     if job.clips < 1:
         raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
     loras = tuple(Lora.parse(text) for text in job.loras)
-    source = fuse(ModelDir.open(job.model_dir), loras)
+    source = fuse(ModelDir.open(job.model_dir, job.part), loras)
     adapter = adapter_for(source)
     adapter.check(source)
     method_for(job.recipe.method, f"recipe {job.recipe.name}")
@@ -190,6 +191,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
         model={
             "class": plan.source.model_class,
             "adapter": plan.adapter.name,
+            "part": plan.source.part,
             "digest": plan.source.digest,
             "loras": [lora.to_json() for lora in plan.loras],
             "weights": plan.source.weight_count,

@@ -123,7 +123,7 @@ def evaluate_bundle(
     progress: Progress,
 ) -> dict[str, Any]:
     """Fresh clips of the bundle against the full-precision model's, from the same prompts and noise."""
-    source = fuse(ModelDir.open(model_dir), [Lora.parse(text) for text in loras])
+    source = fuse(ModelDir.open(model_dir, bundle.manifest.model["part"]), [Lora.parse(text) for text in loras])
     if source.digest != bundle.manifest.model["digest"]:
         raise InputError(
             found=f"model {source.digest[:16]}…",

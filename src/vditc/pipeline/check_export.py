@@ -1,0 +1,92 @@
+"""`vditc export --check`: is the graph that was written the model that was read?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from vditc.adapter import ModelAdapter
+from vditc.calibration import Calibration
+from vditc.errors import PrecisionError
+from vditc.export.block_streaming import float32_bytes, memory_for_weights
+from vditc.export.trace import sizes_for
+from vditc.graph_passes.spec import Spec
+from vditc.model_dir import ModelDir
+from vditc.progress import Progress
+from vditc.runtimes.graph_slices import SLICE_BYTES, run_in_slices
+from vditc.runtimes.reference import QuantizedLinear
+
+# Relative L2 distance from the module's output, by the type of the activations' codes.
+TOLERANCE: dict[str | None, float] = {
+    # The same float32 sums in another order: 1e-6 a layer, adding up over up to 60 blocks.
+    None: 1e-4,
+    # A float32 rounding next to a tie moves a code by one, 1/127 of a token's greatest value, in a few elements of every layer.
+    "int8": 2e-2,
+    # The same with steps of 1/31.
+    "int6": 8e-2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """The graph against the module at one set of sizes."""
+
+    sizes: Mapping[str, int]
+    distance: float  # relative L2
+    tolerance: float
+
+
+def check_export(
+    model: Path, *, source: ModelDir, adapter: ModelAdapter, calibration: Calibration, progress: Progress, memory: int | None = None
+) -> list[Parity]:
+    """Run ONNX's full checker, the dialect's rules and ONNX Runtime against the module on random inputs at three sets of sizes.
+
+    The first two differ in every axis, the third is the least clip. `memory`: bytes that weights may take, by default half of what is free;
+    a larger model is compared slice by slice, with the weights of a block at a time. PrecisionError when a rule is broken or an
+    output is further away than the tolerance.
+    """
+    with progress.task("check the graph", 2) as advance:
+        onnx.checker.check_model(str(model), full_check=True)
+        advance()
+        Spec.canonical().verify(ir.load(model), where=str(model))
+        advance()
+    axes = adapter.axes(source)
+    first, second = sizes_for(axes)
+    shapes = [first, second, {**first, **{n: axes[n].least for n in ("batch", "frames") if n in axes}}]
+    specs, random = adapter.inputs(source), np.random.default_rng(0)
+    feeds = [{s.name: s.example(sizes, random) for s in specs} for sizes in shapes]
+
+    budget = memory_for_weights() if memory is None else memory
+    module = adapter.load(source, budget)
+    resident = float32_bytes(source) <= budget
+    for name, layer in calibration.layers.items():
+        linear = module.get_submodule(name)
+        module.set_submodule(name, QuantizedLinear(layer, linear.bias, resident=resident))
+    wanted = []
+    with progress.task("run the module", len(feeds)) as advance, torch.no_grad():
+        for arrays in feeds:
+            wanted.append(adapter.forward(module, {n: torch.from_numpy(a) for n, a in arrays.items()}).numpy())
+            advance()
+    del module
+    with_step = [{**arrays, "step": np.zeros(1, np.int64)} for arrays in feeds]
+    found = run_in_slices(model, with_step, min(budget, SLICE_BYTES), progress)
+    qtypes = {layer.scheme.activation and layer.scheme.activation.qtype.value for layer in calibration.layers.values()} or {None}
+    tolerance = max(TOLERANCE[q] for q in qtypes)
+    results = [
+        Parity(sizes, float(np.linalg.norm(f - w) / np.linalg.norm(w)), tolerance)
+        for sizes, f, w in zip(shapes, found, wanted, strict=True)
+    ]
+    if wrong := [r for r in results if not r.distance <= r.tolerance]:
+        raise PrecisionError(
+            found=f"relative distance {wrong[0].distance:.2g} from {source.model_class} at {dict(wrong[0].sizes)}",
+            wanted=f"at most {tolerance:g}",
+            where=str(model),
+            fix="report the model's config.json: its adapter does not fit it",
+        )
+    return results
