@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ SLICE_BYTES = 2 << 30  # of weights as float32: one block of a 14B model takes 1
 
 def run_in_slices(
     model: Path,
-    feeds: list[Mapping[str, Array]],
+    feeds: Sequence[Mapping[str, Array]],
     budget: int = SLICE_BYTES,
     progress: Progress = SILENT,
 ) -> list[Array]:

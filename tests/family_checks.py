@@ -12,20 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 import torch
 from family_case import Case, save
 from tolerances import relative_l2
 
 from vditc.adapter import ROLES, ModelAdapter
 from vditc.calibration import Calibration, Kept, LayerCalibration
+from vditc.errors import VditcError
 from vditc.export.adapters.registry import adapter_for
+from vditc.export.describe import describe_sizes
 from vditc.export.stage import insert_weights, traced_graph
 from vditc.export.write import write_model
+from vditc.graph_passes.stage import lower
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
+from vditc.profile import Profile, Range
+from vditc.progress import SILENT
+from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import session_options
 from vditc.runtimes.reference import QuantizedLinear
+from vditc.runtimes.registry import backend
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
+from vditc.target import Target
 
 Arrays = dict[str, npt.NDArray[Any]]
 W8A8 = Scheme(
@@ -77,6 +86,7 @@ class PreparedCase:
         if not out.exists():
             graph = traced_graph(self.source, self.adapter, whole=whole)
             insert_weights(graph, self.source, self.calibration(scheme))
+            describe_sizes(graph, self.adapter.sizes(self.source))
             write_model(graph, out, lambda: None)
         return out
 
@@ -171,6 +181,36 @@ def check_quantized(p: PreparedCase, scheme: Scheme) -> None:
         wanted = p.wanted(shape, model)
         assert relative_l2(found, wanted) <= (FLIPS if scheme.activation else max(p.case.tolerance, 1e-5))
     assert relative_l2(p.wanted(shape), wanted) > 1e-4
+
+
+def check_engine(p: PreparedCase, scheme: Scheme | None) -> None:
+    """TensorRT-RTX builds an engine for sm_89 that serves all shapes, or fails as the case says: a fix is noticed."""
+    label = {None: "fp16", W8A8: "w8a8", W4A16: "w4a16"}[scheme]
+    target = dataclasses.replace(Target.load("rtx-ada"), arch=("sm_89",))
+    lowered = p.folder / f"{label}.lowered.onnx"
+    axes = {}
+    for name in {d for s in p.adapter.inputs(p.source) for d in s.dims if isinstance(d, str)}:
+        low, opt, high = sorted(shape[name] for shape in p.case.shapes)
+        axes[name] = Range(low, opt, high)
+
+    def build() -> None:
+        lower(model=p.export(scheme), target=target, out=lowered, progress=SILENT)
+        backend(target.backend).build(
+            lowered=lowered,
+            target=target,
+            profile=Profile(axes),
+            inputs=input_specs(lowered),
+            out=p.folder / label,
+            work=p.folder / f"{label}.work",
+            progress=SILENT,
+        )
+
+    if label in p.case.no_engine:
+        with pytest.raises(VditcError, match=p.case.no_engine[label]):
+            build()
+    else:
+        build()
+        assert (p.folder / label / "model.plan").stat().st_size > 0
 
 
 def check_stamped(p: PreparedCase) -> None:

@@ -50,6 +50,7 @@ class InputSpec:
     def example(self, sizes: Mapping[str, int], random: np.random.Generator) -> npt.NDArray[Any]:
         """Random values that the model may meet; a mask hides the last quarter (rounded down) of all but the first clip."""
         shape = self.shape(sizes)
+        values: npt.NDArray[Any]
         match self.fill:
             case "normal":
                 values = random.standard_normal(shape, np.float32)
@@ -96,6 +97,8 @@ class ModelAdapter(abc.ABC):
     roles: ClassVar[Mapping[str, str]]  # regular expression over a module's name -> role
     # name -> (frames, height, width) of the clip, in frames and pixels
     presets: ClassVar[Mapping[str, tuple[int, int, int]]]
+    # graph output -> the input whose axes it has, maybe with other channels; the prediction for the latents first
+    outputs: ClassVar[Mapping[str, str]] = {"velocity": "hidden_states"}
 
     def layer_roles(self, source: ModelDir) -> dict[str, str]:
         """Layer name -> role of every linear (and patch convolution) of the checkpoint, in checkpoint order."""
@@ -180,6 +183,10 @@ class ModelAdapter(abc.ABC):
     @abc.abstractmethod
     def forward(self, model: Any, feeds: Mapping[str, Any]) -> Any:
         """Run the model on tensors named as `inputs` says; returns the prediction [B, C, F, H, W]."""
+
+    def forward_all(self, model: Any, feeds: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The same, for a family that predicts more: all of `outputs`."""
+        return (self.forward(model, feeds),)
 
 
 def _natural(name: str) -> list[Any]:

@@ -60,7 +60,7 @@ class Watcher:
 class CannotRun(Wan):
     """An adapter whose model must not be touched."""
 
-    def load(self, source: ModelDir) -> Any:
+    def load(self, source: ModelDir, memory: int | None = None) -> Any:
         raise AssertionError("the model was loaded")
 
 

@@ -8,6 +8,8 @@ import family_checks as checks
 import pytest
 from family_case import Case, cases
 
+from vditc.scheme import Scheme
+
 
 @pytest.fixture(scope="module", params=cases(), ids=str)
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[checks.PreparedCase]:
@@ -32,8 +34,14 @@ def test_float(prepared: checks.PreparedCase) -> None:
 
 
 @pytest.mark.parametrize("scheme", [checks.W8A8, checks.W4A16], ids=["w8a8", "w4a16"])
-def test_quantized(prepared: checks.PreparedCase, scheme: checks.Scheme) -> None:
+def test_quantized(prepared: checks.PreparedCase, scheme: Scheme) -> None:
     checks.check_quantized(prepared, scheme)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [None, checks.W8A8, checks.W4A16], ids=["fp16", "w8a8", "w4a16"])
+def test_engine(prepared: checks.PreparedCase, scheme: Scheme | None) -> None:
+    checks.check_engine(prepared, scheme)
 
 
 @pytest.mark.slow

@@ -76,7 +76,8 @@ def check_export(
     del module
     with_step = [{**arrays, "step": np.zeros(1, np.int64)} for arrays in feeds]
     found = run_in_slices(model, with_step, min(budget, SLICE_BYTES), progress)
-    qtypes = {layer.scheme.activation and layer.scheme.activation.qtype.value for layer in calibration.layers.values()} or {None}
+    specs_seen = {layer.scheme.activation for layer in calibration.layers.values()}
+    qtypes: set[str | None] = {None if spec is None else spec.qtype.value for spec in specs_seen} or {None}
     tolerance = max(TOLERANCE[q] for q in qtypes)
     results = [
         Parity(sizes, float(np.linalg.norm(f - w) / np.linalg.norm(w)), tolerance)
