@@ -21,7 +21,6 @@ from vditc.model_dir import ModelDir
 from vditc.profile import Axis
 
 OPSET = 21
-OUTPUT = "velocity"
 
 
 class _Positional(torch.nn.Module):
@@ -32,7 +31,7 @@ class _Positional(torch.nn.Module):
         self.adapter, self.specs, self.axes = adapter, specs, axes
         setattr(self, MODEL, model)
 
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         sizes: dict[str, Any] = {}
         for spec, value in zip(self.specs, values, strict=True):
             for axis, size in zip(spec.dims, value.shape, strict=True):
@@ -41,12 +40,11 @@ class _Positional(torch.nn.Module):
                     torch._check(first == size)  # type: ignore[no-untyped-call]
                     torch._check(size % self.axes[axis].multiple == 0)  # type: ignore[no-untyped-call]
         feeds = dict(zip((s.name for s in self.specs), values, strict=True))
-        velocity: torch.Tensor = self.adapter.forward(getattr(self, MODEL), feeds)
-        return velocity
+        return self.adapter.forward_all(getattr(self, MODEL), feeds)
 
 
 def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir.Model:
-    """The forward pass as the exporter writes it: opset 21, named inputs and axes, one output `velocity`.
+    """The forward pass as the exporter writes it: opset 21, named inputs and axes, outputs named as the adapter says.
 
     Loops over like blocks are cut to the few iterations that `stamp` needs, unless `whole`. Runs under FakeTensorMode, so memory
     does not grow with the model. Parameters become initialisers named as in the checkpoint, with `const_value` None; buffers that
@@ -78,17 +76,14 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
                 program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
             except Exception as error:  # whatever a model's own code raises when its sizes are symbols
                 raise _not_exportable(error, "code that torch.export can trace at axes of any size", source, traced) from error
-            channels = _prove_dynamic(program, specs, source, traced, proof)
+            shapes = _prove_dynamic(program, specs, adapter.outputs, source, traced, proof)
     onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
     graph = onnx_program.model.graph
     for value, spec in zip(graph.inputs, specs, strict=True):
         value.name, value.shape = spec.name, ir.Shape(spec.dims)
-    (velocity,) = graph.outputs
-    latents = specs[0].dims
-    velocity.name = OUTPUT
-    # The velocity has the axes of the latents, but maybe another number of channels; the exporter may not see that it is a number.
-    velocity.shape = ir.Shape([channels if i == 1 else d for i, d in enumerate(latents)])
+    for output, (name, dims) in zip(graph.outputs, shapes.items(), strict=True):
+        output.name, output.shape = name, ir.Shape(dims)
     _empty_parameters(graph, source, loops)
     return onnx_program.model
 
@@ -118,19 +113,30 @@ def _zeros(spec: InputSpec, sizes: Mapping[str, int]) -> torch.Tensor:
 
 
 def _prove_dynamic(
-    program: Any, specs: tuple[InputSpec, ...], source: ModelDir, traced: Mapping[str, int], proof: Mapping[str, int]
-) -> int:
-    """Run the traced program, shapes only, with every axis changed: a baked size shows itself here. Returns the channels."""
-    shape = specs[0].shape(proof)
-    wanted = (shape[0], *shape[2:])
+    program: Any,
+    specs: tuple[InputSpec, ...],
+    outputs: Mapping[str, str],
+    source: ModelDir,
+    traced: Mapping[str, int],
+    proof: Mapping[str, int],
+) -> dict[str, tuple[int | str, ...]]:
+    """Run the traced program, shapes only, with every axis changed: a baked size shows itself here.
+
+    Returns the dims of each output: named axes are those of its input, and where that has a fixed size it may have another.
+    """
+    of = {spec.name: spec.dims for spec in specs}
     try:
-        found = tuple(program.module()(*(_zeros(s, proof) for s in specs)).shape)
+        found = [tuple(value.shape) for value in program.module()(*(_zeros(s, proof) for s in specs))]
     except (RuntimeError, AssertionError) as error:
         raise _not_exportable(error, f"a second shape, {dict(proof)}", source, traced) from error
-    if (found[0], *found[2:]) != wanted:
-        problem = RuntimeError(f"velocity {list(found)}")
-        raise _not_exportable(problem, f"batch and sizes {list(wanted)} at a second shape, {dict(proof)}", source, traced)
-    return int(found[1])
+    dims: dict[str, tuple[int | str, ...]] = {}
+    for (name, like), shape in zip(outputs.items(), found, strict=True):
+        wanted = [proof[d] for d in of[like] if isinstance(d, str)]
+        if len(shape) != len(of[like]) or wanted != [size for d, size in zip(of[like], shape, strict=True) if isinstance(d, str)]:
+            problem = RuntimeError(f"{name} {list(shape)}")
+            raise _not_exportable(problem, f"batch and sizes {wanted} at a second shape, {dict(proof)}", source, traced)
+        dims[name] = tuple(d if isinstance(d, str) else int(size) for d, size in zip(of[like], shape, strict=True))
+    return dims
 
 
 def _not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> InputError:

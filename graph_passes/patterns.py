@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-TIME_INPUTS = ("timestep", "r_timestep", "step", "frame_rate", "first_frames", "fps")  # graph inputs that say when, not what
+TIME_INPUTS = ("timestep", "r_timestep", "sigma", "step", "frame_rate", "first_frames", "fps")  # graph inputs that say when, not what
 SMALL = 1024  # elements: constants that may be read, compared and copied without thinking of memory
 
 
