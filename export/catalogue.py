@@ -36,8 +36,8 @@ def _family(adapter: ModelAdapter) -> dict[str, Any]:
 
 
 def _published(adapter: ModelAdapter) -> ModelDir:
-    """A model directory without weights, of the config that the class has by default: diffusers takes it from a published model."""
+    """A model directory without weights, of the published model's config: mostly what the class has by default."""
     kind = adapter.class_() if isinstance(adapter, DiffusersAdapter) else type(adapter)
     parameters = inspect.signature(kind.__init__).parameters.values()
     config = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return ModelDir(Path("-"), {"_class_name": adapter.model_class, **config}, {}, None, lambda: "")
+    return ModelDir(Path("-"), {"_class_name": adapter.model_class, **config, **adapter.published}, {}, None, lambda: "")

@@ -31,6 +31,7 @@ class EasyAnimate(DiffusersAdapter):
     description: ClassVar[str] = "EasyAnimate 5 and 5.1, text-to-video, image-to-video and control"
     model_class: ClassVar[str] = "EasyAnimateTransformer3DModel"
     lists: ClassVar[Mapping[str, str]] = {"transformer_blocks": "num_layers"}
+    published: ClassVar[Mapping[str, Any]] = {"patch_size": 2}
     presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "512p49": (49, 512, 512),
         "384p49": (49, 384, 672),

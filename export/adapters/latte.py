@@ -27,6 +27,7 @@ class Latte(PixArt):
     description: ClassVar[str] = "Latte text-to-video"
     model_class: ClassVar[str] = "LatteTransformer3DModel"
     lists: ClassVar[Mapping[str, str]] = {"transformer_blocks": "num_layers", "temporal_transformer_blocks": "num_layers"}
+    published: ClassVar[Mapping[str, Any]] = {"patch_size": 2, "sample_size": 64, "num_layers": 28, "caption_channels": 4096}
     presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {"512p16": (16, 512, 512)}
     roles: ClassVar[Mapping[str, str]] = {
         **PixArt.roles,

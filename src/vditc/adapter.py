@@ -97,6 +97,8 @@ class ModelAdapter(abc.ABC):
     roles: ClassVar[Mapping[str, str]]  # regular expression over a module's name -> role
     # name -> (frames, height, width) of the clip, in frames and pixels
     presets: ClassVar[Mapping[str, tuple[int, int, int]]]
+    # config.json of the published model, where it says something else than the class's defaults
+    published: ClassVar[Mapping[str, Any]] = {}
     # graph output -> the input whose axes it has, maybe with other channels; the prediction for the latents first
     outputs: ClassVar[Mapping[str, str]] = {"velocity": "hidden_states"}
 
