@@ -29,6 +29,8 @@ class Case:
     # "fp16", "w8a8", "w4a16": part of the message with which no engine can be built, and whose limit that is
     no_engine: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    first: bool = False  # of its family's file
+
     def __str__(self) -> str:
         return self.name
 
@@ -41,7 +43,7 @@ def cases() -> list[Case]:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += module.CASES
+        found += [dataclasses.replace(case, first=case is module.CASES[0]) for case in module.CASES]
     return found
 
 

@@ -10,11 +10,18 @@ from family_case import Case, cases
 
 from vditc.scheme import Scheme
 
+CASES = cases()
+# Tracing takes seconds: `make test` does it for the first case of each family, `make test-all` for its variants too.
+TRACED = [pytest.param(case, marks=() if case.first else pytest.mark.slow) for case in CASES]
 
-@pytest.fixture(scope="module", params=cases(), ids=str)
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[checks.PreparedCase]:
     case: Case = request.param
     yield checks.PreparedCase.make(case, tmp_path_factory.mktemp(case.name))
+
+
+traced = pytest.mark.parametrize("prepared", TRACED, indirect=True, ids=str)
 
 
 def test_roles(prepared: checks.PreparedCase) -> None:
@@ -29,10 +36,12 @@ def test_streamed(prepared: checks.PreparedCase) -> None:
     checks.check_streamed(prepared)
 
 
+@traced
 def test_float(prepared: checks.PreparedCase) -> None:
     checks.check_float(prepared)
 
 
+@traced
 @pytest.mark.parametrize("scheme", [checks.W8A8, checks.W4A16], ids=["w8a8", "w4a16"])
 def test_quantized(prepared: checks.PreparedCase, scheme: Scheme) -> None:
     checks.check_quantized(prepared, scheme)
