@@ -102,6 +102,13 @@ class CogVideoX(DiffusersAdapter):
         named = {d for spec in self.inputs(source) for d in spec.dims}
         return {name: axis for name, axis in axes.items() if name in named}
 
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """See `DiffusersAdapter`; learned positions in float32, where the class starts with float64."""
+        model = super().build(config)
+        if _learned(config):
+            model.patch_embed.pos_embedding = model.patch_embed.pos_embedding.to(torch.float32)
+        return model
+
     @contextmanager
     def patched(self, model: Any) -> Iterator[None]:
         """Positions made of symbolic sizes; rotation without indexed assignment, of the whole sequence, text by zero; plain attention.
@@ -199,7 +206,7 @@ class _Embed(torch.nn.Module):
         self.added = real.use_positional_embeddings
         self.learned = real.use_learned_positional_embeddings
         if self.learned:
-            self.register_buffer("pos_embedding", real.pos_embedding.to(torch.float32))
+            self.register_buffer("pos_embedding", real.pos_embedding)
         elif self.added:
             dim: int = real.embed_dim
             for name, part in (("frames", dim // 4), ("sides", 3 * dim // 8)):
