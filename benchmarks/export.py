@@ -1,10 +1,10 @@
 """Measures the export of models of published sizes: from a checkpoint of random bfloat16 weights to model.onnx.
 
-    python benchmarks/export.py [--case CASE] [--recipe RECIPE] [--whole] [--work FOLDER] [--keep] [--out FILE] [--list]
+    python benchmarks/export.py [--case CASE] [--recipe RECIPE] [--runs N] [--whole] [--work FOLDER] [--keep] [--out FILE] [--list]
 
-Every export is a `vditc export --recipe` in a process of its own. `copy_seconds` is a plain copy of the weights on the same disk in
-the same run, file by file: the least that any export that reads them and writes as much could take. `--whole` runs PyTorch's own
-exporter over the whole model with its weights (float16) instead. Each line is one case, as JSON.
+Every export is a `vditc export --recipe` in a process of its own; figures are medians of `--runs`. `copy_seconds` is a plain copy of
+the weights on the same disk in the same run, file by file: the least that any export that reads them and writes as much could take.
+`--whole` runs PyTorch's own exporter over the whole model with its weights (float16) instead. Each line is one case, as JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,7 +122,7 @@ def export_whole(folder: Path, out: Path) -> None:
         )
 
 
-def run(case: str, recipe: str, whole: bool, work: Path) -> dict[str, Any]:
+def run(case: str, recipe: str, runs: int, whole: bool, work: Path) -> dict[str, Any]:
     """One row."""
     from vditc.export.adapters.registry import adapters
 
@@ -130,24 +131,28 @@ def run(case: str, recipe: str, whole: bool, work: Path) -> dict[str, Any]:
         return {**row, "skipped": "no adapter yet"}
     model, out = work / case, work / "out" / "model.onnx"
     weights = sum(f.stat().st_size for f in model.rglob("*.safetensors")) if model.exists() else write_model(case, model)
-    out.parent.mkdir()
-    try:
-        if whole:
-            measure = measured([sys.executable, __file__, "--whole-child", str(model), str(out)])
-        else:
-            measure = measured([str(VDITC), "export", str(model), "--recipe", recipe, "-o", str(out)])
-        sizes = {p.name: p.stat().st_size for p in out.parent.iterdir()}
-    finally:
-        shutil.rmtree(out.parent)
+    copies, measures = [], []
+    load = os.getloadavg()[0]
+    for _ in range(runs):
+        out.parent.mkdir()
+        try:
+            if whole:
+                measures.append(measured([sys.executable, __file__, "--whole-child", str(model), str(out)]))
+            else:
+                measures.append(measured([str(VDITC), "export", str(model), "--recipe", recipe, "-o", str(out)]))
+            sizes = {p.name: p.stat().st_size for p in out.parent.iterdir()}
+        finally:
+            shutil.rmtree(out.parent)
+        copies.append(copy_seconds(model, work / "copy"))
     return {
         **row,
-        **measure,
-        "seconds": round(measure["seconds"], 2),
+        **{name: round(statistics.median(m[name] for m in measures), 2) for name in measures[0]},
         "weights_bytes": weights,
         "output_bytes": sum(sizes.values()),
         "graph_bytes": sizes["model.onnx"],
-        "copy_seconds": round(copy_seconds(model, work / "copy"), 2),
-        "load_before": round(os.getloadavg()[0], 1),
+        "copy_seconds": round(statistics.median(copies), 2),
+        "runs_seconds": [round(m["seconds"], 2) for m in measures],
+        "load_before": round(load, 1),
     }
 
 
@@ -159,6 +164,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--case", choices=CASES, action="append", help="default: all")
     ask.add_argument("--recipe", action="append", help="w8a8, w4a8, fp16, ... [default: w4a8]")
+    ask.add_argument("--runs", type=int, default=1, help="exports per row [default: 1]")
     ask.add_argument("--whole", action="store_true", help="PyTorch's own exporter instead; only for wan-1.3b")
     ask.add_argument("--work", type=Path, help="folder for models and outputs, on the disk to be measured [default: a temporary one]")
     ask.add_argument("--keep", action="store_true", help="leave the models in --work for the next run")
@@ -176,7 +182,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for case in args.case or CASES:
             for recipe in args.recipe or ["w4a8"]:
-                row = run(case, recipe, args.whole, work)
+                row = run(case, recipe, args.runs, args.whole, work)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
             if not args.keep:
