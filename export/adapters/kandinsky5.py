@@ -145,7 +145,7 @@ def _forward(
     """hidden_states [B, F, H, W, C] -> [B, F, H, W, C]."""
     text = model.text_embeddings(encoder_hidden_states)
     time = model.time_embeddings(timestep) + model.pooled_text_embeddings(pooled_projections)
-    rope = _tables(model.text_rope_embeddings.args[: text.shape[1]])
+    rope = rotary_tables(model.text_rope_embeddings.args[: text.shape[1]])
     for block in model.text_transformer_blocks:
         text = block(text, time, rope)
     x = model.visual_embeddings(hidden_states)
@@ -155,7 +155,7 @@ def _forward(
         (table[:size] if i == 0 else table[:size] / scale_factor[i]).reshape(*(size if j == i else 1 for j in range(3)), -1)
         for i, (table, size) in enumerate(zip((tables.args_0, tables.args_1, tables.args_2), grid, strict=True))
     ]
-    rope = _tables(torch.cat([a.expand(*grid, -1) for a in angles], -1).flatten(0, 2))
+    rope = rotary_tables(torch.cat([a.expand(*grid, -1) for a in angles], -1).flatten(0, 2))
     x = x.flatten(1, 3)
     for block in model.visual_transformer_blocks:
         x = block(x, text, time, rope, None)
@@ -163,7 +163,7 @@ def _forward(
     return out
 
 
-def _tables(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Angles [tokens, head_dim / 2] -> (cos, sin) for `rotate_neighbours`, each [tokens, head_dim]."""
     cos, sin = torch.cos(angles), torch.sin(angles)
     return torch.stack([cos, cos], -1).flatten(1), torch.stack([-sin, sin], -1).flatten(1)

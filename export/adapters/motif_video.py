@@ -115,6 +115,8 @@ class _Given(Joint):
         shown = torch.zeros(mask.shape[0], 1, 1, images, device=mask.device)
         super().__init__(embedded, None, rotary, torch.cat([shown, mask], -1), 0)
         self.images, self.words_mask = images, mask
+        tokens, both = rotary[0].shape[0], self.rotary_of_both[0].shape[0]
+        self.of_video = (torch.arange(both, device=mask.device) < tokens)[None, :, None]
 
 
 class _Decoding(Joint):
@@ -167,35 +169,35 @@ def _double(block: Any, video: torch.Tensor, text: torch.Tensor, given: _Given) 
     attended, text_attended = block.attn(block.norm1.norm(video) * (1 + scale) + shift, words, given)
     video, text = video + attended * gate, text + text_attended * text_gate
     if block.cross_attn is not None:
-        video = video + block.cross_attn(attended, words, given)
+        video = video + block.cross_attn(attended, words, given, given.rotary)
     video = video + ffn_gate * block.ff(block.norm2(video) * (1 + ffn_scale) + ffn_shift)
     text = text + text_ffn_gate * block.ff_context(block.norm2_context(text) * (1 + text_ffn_scale) + text_ffn_shift)
     return video, text
 
 
-def _single(block: Any, both: torch.Tensor, given: Joint) -> torch.Tensor:
+def _single(block: Any, both: torch.Tensor, given: Any) -> torch.Tensor:
     """both [B, tokens + T, dim]: attention and feed-forward side by side, one projection out."""
     shift, scale, gate = given.modulation(block.norm, 3)
     normed = block.norm.norm(both) * (1 + scale) + shift
     attended = block.attn(normed, given)
     if block.cross_attn is not None:
-        tokens = given.rotary[0].shape[0]
-        video = attended[:, :tokens]
-        attended = torch.cat([video + block.cross_attn(video, normed[:, tokens:], given), attended[:, tokens:]], 1)
+        # Text gets nothing added; a part of the queries alone would keep TensorRT from fusing this attention.
+        read = block.cross_attn(attended, normed[:, given.rotary[0].shape[0] :], given, given.rotary_of_both)
+        attended = attended + torch.where(given.of_video, read, 0.0)
     out: torch.Tensor = both + gate * block.proj_out(torch.cat([attended, block.act_mlp(block.proj_mlp(normed))], 2))
     return out
 
 
-def _attend(attn: Any, video: torch.Tensor, text: torch.Tensor, given: _Given) -> torch.Tensor:
-    """video [B, tokens, dim], rotated, attends to the words behind the image's tokens of text [B, T, dim]."""
+def _attend(attn: Any, x: torch.Tensor, text: torch.Tensor, given: _Given, rotary: Pair) -> torch.Tensor:
+    """x [B, tokens, dim], rotated, attends to the words behind the image's tokens of text [B, T, dim]."""
     words = text[:, given.images :]
 
-    def heads(x: torch.Tensor) -> torch.Tensor:
-        return torch.unflatten(x, 2, (attn.heads, -1)).transpose(1, 2)
+    def heads(projected: torch.Tensor) -> torch.Tensor:
+        return torch.unflatten(projected, 2, (attn.heads, -1)).transpose(1, 2)
 
-    query, key, value = heads(attn.to_q(video)), heads(attn.to_k(words)), heads(attn.to_v(words))
+    query, key, value = heads(attn.to_q(x)), heads(attn.to_k(words)), heads(attn.to_v(words))
     query = query if attn.norm_q is None else attn.norm_q(query)
     key = key if attn.norm_k is None else attn.norm_k(key)
-    attended = plain_attention(rotate_neighbours(query, *given.rotary), key, value, given.words_mask)
+    attended = plain_attention(rotate_neighbours(query, *rotary), key, value, given.words_mask)
     out: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
     return out
