@@ -9,6 +9,7 @@ import pkgutil
 import vditc.export.adapters as package
 from vditc.adapter import ModelAdapter
 from vditc.errors import InputError
+from vditc.export.not_exported import NOT_EXPORTED
 from vditc.model_dir import ModelDir
 
 
@@ -28,8 +29,9 @@ def adapter_for(source: ModelDir) -> ModelAdapter:
     """The adapter of a model directory; InputError for an unknown class."""
     known = adapters()
     if source.model_class not in known:
+        reason = NOT_EXPORTED.get(source.model_class)
         raise InputError(
-            found=f"class {source.model_class}",
+            found=f"class {source.model_class}" + (f", which is not exported: {reason}" if reason else ""),
             wanted=f"one of {', '.join(known)}",
             where=str(source.transformer / "config.json"),
             fix="see `vditc models`; docs/adding_a_model.md shows how to add one",

@@ -35,7 +35,8 @@ class InputSpec:
     """A graph input. `dims`: an int is a fixed size, a name is a dynamic axis of that name.
 
     `fill` says which values make sense: "normal" (latents, embeddings), "timestep" ([0, 1000)), "mask" (ones, then zeros
-    along the last axis), or a number that nobody needs to choose differently (a guidance scale, frames a second).
+    along the last axis), "ids" (tokens of a vocabulary, which the model embeds itself), or a number that nobody needs to choose
+    differently (a guidance scale, frames a second).
     """
 
     name: str
@@ -56,6 +57,8 @@ class InputSpec:
                 values = random.standard_normal(shape, np.float32)
             case "timestep":
                 values = random.integers(1, 1000, shape)
+            case "ids":
+                values = random.integers(0, 128, shape)  # every vocabulary has more
             case "mask":
                 values = np.ones(shape)
                 values[1:, ..., shape[-1] - shape[-1] // 4 :] = 0
@@ -185,6 +188,16 @@ class ModelAdapter(abc.ABC):
     @abc.abstractmethod
     def forward(self, model: Any, feeds: Mapping[str, Any]) -> Any:
         """Run the model on tensors named as `inputs` says; returns the prediction [B, C, F, H, W]."""
+
+    def check_sampled(self) -> None:
+        """InputError for a family that is not sampled yet: one that also predicts sound, which would have to be denoised with the video."""
+        if len(self.outputs) > 1:
+            raise InputError(
+                found=f"{self.model_class}, which predicts {' and '.join(self.outputs)}",
+                wanted="a model that predicts the video alone",
+                where=f"family {self.name}",
+                fix="use `vditc export --recipe` with a recipe that needs no calibration data",
+            )
 
     def forward_all(self, model: Any, feeds: Mapping[str, Any]) -> tuple[Any, ...]:
         """The same, for a family that predicts more: all of `outputs`."""

@@ -14,7 +14,7 @@ from lowered_graphs import save_product
 from tiny_export import SCHEMES, calibration, export
 
 from vditc.axis import Sizes
-from vditc.conditioning import Conditioning
+from vditc.conditioning import TEXT, Conditioning
 from vditc.export.adapters.registry import adapters
 from vditc.export.adapters.wan import Wan
 from vditc.graph_passes.stage import lower
@@ -68,7 +68,7 @@ def test_a_clip_of_sampling_json(model: Path, tmp_path: Path) -> None:
 
 def test_saved_conditionings(model: Path, tmp_path: Path) -> None:
     text = np.zeros((1, 8, 16), np.float32)
-    own = Conditioning(prompts=("x",), text=text, empty=text, seeds=(1,), latent_shape=(4, 33, 8, 8))
+    own = Conditioning(prompts=("x",), inputs={TEXT: text}, empty={TEXT: text}, seeds=(1,), latent_shape=(4, 33, 8, 8))
     own.save(tmp_path / "own.safetensors")
     run = compile_refused(model, tmp_path, "--conditioning", str(tmp_path / "own.safetensors"))
     assert "own.safetensors: found frames of 33 steps, which are 129 frames; wanted 1 to 125 frames" in run.stderr
@@ -148,4 +148,5 @@ def test_every_family_is_listed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "width", 120)
     shown = vditc("models").stdout
     assert "WanTransformer3DModel" in shown and "480p81: 81x480x832" in shown and "frames: 4n + 1 <= 4093" in shown
+    assert "SanaWMTransformer3DModel: its linear attention" in shown
     assert max(map(len, shown.splitlines())) <= 120

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
+import diffusers
 import pytest
 import torch
 from tiny_export import SHAPES, feeds
@@ -11,6 +13,7 @@ from tiny_export import SHAPES, feeds
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for, adapters
 from vditc.export.adapters.wan import Wan
+from vditc.export.not_exported import NOT_EXPORTED
 from vditc.model_dir import ModelDir
 
 ATTENTION_TOLERANCE = 2e-5  # absolute, on outputs of size 10: softmax(q k^T) v in another order than PyTorch's kernel
@@ -25,6 +28,17 @@ def test_unknown_class_is_bad_input(tiny: ModelDir) -> None:
     other = dataclasses.replace(tiny, config={**tiny.config, "_class_name": "FooTransformer3DModel"})
     with pytest.raises(InputError, match=r"found class FooTransformer3DModel; wanted one of .*WanTransformer3DModel"):
         adapter_for(other)
+
+
+def test_every_video_class_is_exported_or_says_why_not(tiny: ModelDir) -> None:
+    published = {n for n in dir(diffusers) if n.endswith(("Transformer3DModel", "OmniTransformer"))}
+    assert len(published) > 30
+    assert published == {n for n in adapters() if n in published} | NOT_EXPORTED.keys()
+    assert not adapters().keys() & NOT_EXPORTED.keys()
+    for name, reason in NOT_EXPORTED.items():
+        other = dataclasses.replace(tiny, config={**tiny.config, "_class_name": name})
+        with pytest.raises(InputError, match=f"class {name}, which is not exported: {re.escape(reason)}"):
+            adapter_for(other)
 
 
 def test_weights_of_another_configuration_are_bad_input(tiny: ModelDir) -> None:

@@ -45,6 +45,7 @@ def targets_command(as_json: JsonOption = False) -> None:
 def models_command(as_json: JsonOption = False) -> None:
     """The model families that can be compiled: sizes that they take, named clips, blocks. Sizes are in frames and pixels."""
     from vditc.export.catalogue import families
+    from vditc.export.not_exported import NOT_EXPORTED
 
     found = families()
     if as_json:
@@ -66,3 +67,6 @@ def models_command(as_json: JsonOption = False) -> None:
             "\n".join(f"{count} {name}" for name, count in row["blocks"].items()),
         )
     console.print(table)
+    console.print("Not exported:")
+    for name, reason in NOT_EXPORTED.items():
+        console.print(f"  {name}: {reason}")
