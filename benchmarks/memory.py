@@ -78,9 +78,8 @@ def rounded(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> Calibrat
         recipe=recipe.name,
         recipe_digest=recipe.digest,
         method="rtn",
-        sigmas=(1.0, 0.0),
-        timesteps=(1000.0,),
-        guidance_scale=1.0,
+        schedule=None,
+        guidance_scale=None,
         layers=layers,
         kept=kept,
         statistics={},
@@ -133,7 +132,7 @@ def step(model: Path, sizes: dict[str, int]) -> None:
     runner, random = OnnxRuntimeModel(model), np.random.default_rng(0)
     feeds = {spec.name: spec.example(sizes, random) for spec in input_specs(model)}
     before = peak_rss_bytes()
-    runner(feeds["hidden_states"], feeds["timestep"], feeds["encoder_hidden_states"], 0)
+    runner(feeds, 0)
     print(peak_rss_bytes() - before)
 
 

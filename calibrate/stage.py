@@ -19,7 +19,7 @@ from vditc.float_weight import FloatWeight
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.recipe import Recipe, Rule
-from vditc.schedule import FlowMatchEuler
+from vditc.schedule import Schedule
 from vditc.scheme import Scheme, scale_shape
 from vditc.torch_device import torch_device
 
@@ -32,7 +32,7 @@ def calibrate(
     adapter: ModelAdapter,
     recipe: Recipe,
     conditioning: Conditioning,
-    scheduler: FlowMatchEuler,
+    scheduler: Schedule,
     guidance_scale: float,
     out: Path,
     work: Path,
@@ -48,6 +48,7 @@ def calibrate(
     Raises InputError when the recipe does not fit the model, the clips do not fit it, or the device is not there.
     """
     chosen = torch_device(device)
+    adapter.check(source)
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
 
     # Dynamic scales need no range, but the file records it all the same: it tells what a static scale would cost a layer.
@@ -83,8 +84,7 @@ def calibrate(
         recipe=recipe.name,
         recipe_digest=recipe.digest,
         method=recipe.method,
-        sigmas=tuple(scheduler.sigmas.tolist()),
-        timesteps=tuple(scheduler.timesteps.tolist()),
+        schedule=scheduler,
         guidance_scale=guidance_scale,
         layers=layers,
         kept=_kept(source, roles, rules),
@@ -120,8 +120,7 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
         recipe=recipe.name,
         recipe_digest=recipe.digest,
         method=recipe.method,
-        sigmas=(),
-        timesteps=(),
+        schedule=None,
         guidance_scale=None,
         layers=layers,
         kept=_kept(source, roles, rules),

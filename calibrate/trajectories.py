@@ -23,8 +23,8 @@ from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.safetensors_file import read_header, write_tensors
-from vditc.sampling import sample
-from vditc.schedule import FlowMatchEuler
+from vditc.sampling import Feeds, sample
+from vditc.schedule import Schedule
 from vditc.torch_device import exact_float32
 
 Array = npt.NDArray[Any]
@@ -37,31 +37,20 @@ class Trajectories:
     source: ModelDir
     adapter: ModelAdapter
     conditioning: Conditioning
-    scheduler: FlowMatchEuler
+    scheduler: Schedule
     guidance_scale: float
     recipe_digest: str
     device: torch.device
     state: Path  # safetensors file of the observers between two clips
 
     def check(self) -> None:
-        """InputError when there is no clip, or the clips do not fit the model's inputs."""
-        if not len(self.conditioning):
-            raise InputError(found="no prompt", wanted="at least one", where="conditioning", fix="calibrate with a prompt")
-        c = self.conditioning
-        seen = c.latent_shape[0] + (0 if c.channels is None else len(c.channels))
-        shapes = ((len(c), seen, *c.latent_shape[1:]), (len(c),), c.text.shape)
-        for spec, shape in zip(self.adapter.inputs(self.source), shapes, strict=True):
-            if len(shape) != len(spec.dims) or any(isinstance(d, int) and d != n for d, n in zip(spec.dims, shape, strict=True)):
-                raise InputError(
-                    found=f"{spec.name} {list(shape)}",
-                    wanted=f"[{', '.join(map(str, spec.dims))}]",
-                    where="conditioning",
-                    fix=f"encode the prompts and choose the latent size for {self.source.path}",
-                )
+        """InputError when the model is not sampled, there is no clip, or the clips do not fit the model's inputs."""
+        self.adapter.check_sampled()
+        self.conditioning.check(self.adapter.inputs(self.source))
 
     def observe(self, widths: dict[str, int], progress: Progress) -> Observers:
         """Sample every clip and watch the inputs of the linears named in `widths` (layer -> input channels)."""
-        steps, clips = len(self.scheduler.timesteps), len(self.conditioning)
+        steps, clips, specs = len(self.scheduler.timesteps), len(self.conditioning), self.adapter.inputs(self.source)
         run = self._run(widths)
         observers, done = self._resume(Observers(widths, steps), run, progress)
         with progress.task("sample trajectories", clips * steps) as advance:
@@ -71,16 +60,8 @@ class Trajectories:
                 return observers
             with _Watched(self, observers) as denoise:
                 for clip in range(done, clips):
-                    sample(
-                        denoise,
-                        self.scheduler,
-                        self.conditioning.noise(clip),
-                        self.conditioning.text[clip : clip + 1],
-                        self.conditioning.empty,
-                        self.guidance_scale,
-                        lambda _step, _latents: advance(),
-                        self.conditioning.channels,
-                    )
+                    chosen = self.conditioning.clips([clip], specs)
+                    sample(denoise, self.scheduler, chosen, self.guidance_scale, lambda _step, _latents: advance())
                     observers.check()
                     write_tensors(self.state, observers.state(), {"vditc": json.dumps({"run": run, "clips": clip + 1})})
         return observers
@@ -105,17 +86,13 @@ class Trajectories:
 
     def _run(self, widths: dict[str, int]) -> str:
         """Digest of everything that the statistics depend on."""
-        c = self.conditioning
         facts = {
             "model": self.source.digest,
             "recipe": self.recipe_digest,
             "layers": widths,
-            "sigmas": self.scheduler.sigmas.tolist(),
+            "schedule": self.scheduler.to_json(),
             "guidance_scale": self.guidance_scale,
-            "text": [hashlib.sha256(a.tobytes()).hexdigest() for a in (c.text, c.empty)],
-            "seeds": c.seeds,
-            "latent_shape": c.latent_shape,
-            "channels": None if c.channels is None else hashlib.sha256(c.channels.tobytes()).hexdigest(),
+            "clips": self.conditioning.digest(),
             "device": self.device.type,  # a GPU adds in another order: half a run each would match neither
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -126,7 +103,6 @@ class _Watched:
 
     def __init__(self, of: Trajectories, observers: Observers) -> None:
         self.adapter, self.device, self.observers, self.step = of.adapter, of.device, observers, 0
-        self.names = [spec.name for spec in of.adapter.inputs(of.source)]
         self.model = of.adapter.load(of.source).to(of.device)
         self.context = contextlib.ExitStack()
 
@@ -148,8 +124,8 @@ class _Watched:
 
         return watch
 
-    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
+    def __call__(self, feeds: Feeds, step: int) -> Array:
         self.step = step
-        feeds = {n: torch.tensor(a, device=self.device) for n, a in zip(self.names, (latents, timestep, text), strict=True)}
-        velocity: Array = self.adapter.forward(self.model, feeds).float().cpu().numpy()
+        given = {n: torch.tensor(a, device=self.device) for n, a in feeds.items()}
+        velocity: Array = self.adapter.forward(self.model, given).float().cpu().numpy()
         return velocity

@@ -1,15 +1,20 @@
-"""Puts into a graph what sizes its dynamic axes may have, so that engines can be built without the model directory."""
+"""Puts into a graph what its inputs mean and what sizes they may have, so that nobody has to ask the model directory again."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from vditc.adapter import InputSpec
 from vditc.axis import Sizes
 
 
-def describe_sizes(model: ir.Model, sizes: Sizes) -> None:
-    """Add "axes" and "presets" to the metadata key `vditc`; `vditc.runtimes.graph_inputs.graph_sizes` reads them."""
-    about = json.loads(model.metadata_props["vditc"])
-    model.metadata_props["vditc"] = json.dumps({**about, **sizes.to_json()}, sort_keys=True, separators=(",", ":"))
+def describe_inputs(model: ir.Model, specs: Iterable[InputSpec], sizes: Sizes) -> None:
+    """Add "axes", "presets" and "fills" (input -> `InputSpec.fill`) to the metadata key `vditc`.
+
+    `vditc.runtimes.graph_inputs` reads them.
+    """
+    about = json.loads(model.metadata_props["vditc"]) | sizes.to_json() | {"fills": {spec.name: spec.fill for spec in specs}}
+    model.metadata_props["vditc"] = json.dumps(about, sort_keys=True, separators=(",", ":"))

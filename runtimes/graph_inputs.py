@@ -13,9 +13,10 @@ from vditc.errors import InputError
 
 
 def input_specs(model: Path) -> tuple[InputSpec, ...]:
-    """Name, type and dims of every graph input, in order; InputError for one without type, shape or a name for an axis."""
-    specs = []
-    for value in ir.load(model).graph.inputs:
+    """Name, type, dims and fill of every graph input, in order; InputError for one without type, shape or a name for an axis."""
+    specs, graph = [], ir.load(model)
+    fills = json.loads(graph.metadata_props.get("vditc", "{}")).get("fills", {})
+    for value in graph.graph.inputs:
         dims = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else [None]
         if value.dtype is None or not all(dims) or value.name is None:
             raise InputError(
@@ -24,8 +25,14 @@ def input_specs(model: Path) -> tuple[InputSpec, ...]:
                 where=str(model),
                 fix="export the model with vditc",
             )
-        specs.append(InputSpec(value.name, str(value.dtype.numpy()), tuple(d for d in dims if d is not None)))
+        known = tuple(d for d in dims if d is not None)
+        specs.append(InputSpec(value.name, str(value.dtype.numpy()), known, fills.get(value.name, "normal")))
     return tuple(specs)
+
+
+def model_inputs(model: Path) -> tuple[InputSpec, ...]:
+    """What the model behind the graph takes: `input_specs` without the step of per-step tables."""
+    return tuple(spec for spec in input_specs(model) if spec.name != "step")
 
 
 def graph_sizes(model: Path) -> Sizes:

@@ -13,8 +13,10 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from vditc.errors import InputError, VditcError
+from vditc.sampling import Feeds
 
 Array = npt.NDArray[Any]
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(float16)": np.float16}
 _CUDA = "CUDAExecutionProvider"
 _ERRORS = tuple(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
@@ -32,7 +34,7 @@ class OnnxRuntimeModel:
     def __init__(self, model_path: Path, threads: int | None = None, device: str = "auto") -> None:
         """`threads`: of one operator, None for all cores. `device`: auto (CUDA if installed), cpu or cuda[:N].
 
-        InputError when the file cannot be loaded, has inputs that no denoiser feeds, or the device is not there.
+        InputError when the file cannot be loaded, or the device is not there.
         """
         options = session_options(threads)
         self.path = model_path
@@ -43,29 +45,24 @@ class OnnxRuntimeModel:
                 found=_message(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
             ) from error
         self.dims: dict[str, list[int | str]] = {i.name: i.shape for i in self.session.get_inputs()}
-        feeds = ("hidden_states", "timestep", "encoder_hidden_states", "step")
-        if unknown := sorted(set(self.dims) - set(feeds)):
-            raise InputError(
-                found=f"inputs {', '.join(unknown)}",
-                wanted=f"only {', '.join(feeds)}",
-                where=str(model_path),
-                fix="use a graph that `vditc export` or `vditc lower` wrote",
-            )
+        self.types = {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self.session.get_inputs()}
         about = self.session.get_modelmeta().custom_metadata_map.get("vditc")
         self.steps: int | None = len(json.loads(about)["timesteps"]) if about else None
 
-    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
-        """latents [B, C, F, H, W], timestep [B], text [B, tokens, dim] -> velocity float32 [B, C, F, H, W].
+    def __call__(self, feeds: Feeds, step: int) -> Array:
+        """What the graph's inputs name -> velocity float32 [B, C, F, H, W].
 
-        InputError for shapes that the graph does not take, or a step without a row in its tables.
+        InputError for inputs that are missing, shapes that the graph does not take, or a step without a row in its tables.
         """
-        given = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}
-        feeds = {name: np.asarray(array, np.float32) for name, array in given.items() if name in self.dims}
+        if missing := [name for name in self.dims if name not in feeds and name != "step"]:
+            raise self._bad(f"no {', '.join(missing)}", ", ".join(self.dims), "feed everything that the graph takes")
+        latents = feeds[next(iter(self.dims))]
+        feeds = {name: np.asarray(feeds[name], self.types[name]) for name in self.dims if name != "step"}
         self._check(feeds)
         if "step" in self.dims:
             if self.steps is not None and not 0 <= step < self.steps:
                 raise self._bad(f"step {step}", f"0 to {self.steps - 1}", "sample with the schedule of the calibration")
-            feeds["step"] = np.array([step], np.int64)
+            feeds = {**feeds, "step": np.array([step], np.int64)}
         try:
             velocity: Array = self.session.run(None, feeds)[0]
         except _ERRORS as error:
@@ -79,7 +76,7 @@ class OnnxRuntimeModel:
             raise self._bad(f"latents {list(latents.shape)}", "frames, height and width that the model's patches divide", "change the size")
         return velocity
 
-    def _check(self, feeds: dict[str, Array]) -> None:
+    def _check(self, feeds: Feeds) -> None:
         sizes: dict[str, int] = {}
         for name, array in feeds.items():
             dims = self.dims[name]

@@ -19,11 +19,11 @@ from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
+from vditc.sampling import Feeds
 from vditc.scheme import QuantSpec
 from vditc.torch_device import exact_float32, torch_device
 
 Array = npt.NDArray[Any]
-Feed = tuple[Array, Array, Array, int]  # latents [B, C, F, H, W], timestep [B], text [B, tokens, dim], step
 
 
 class ReferenceModel:
@@ -32,7 +32,6 @@ class ReferenceModel:
     def __init__(self, adapter: ModelAdapter, source: ModelDir, calibration: Calibration | None, device: str = "cpu") -> None:
         """`device`: auto, cpu or cuda[:N]. InputError when the calibration is of another model, or the device is not there."""
         self.adapter, self.device = adapter, torch_device(device)
-        self.names = [spec.name for spec in adapter.inputs(source)]
         self.model = adapter.load(source)
         self.quantized: dict[str, QuantizedLinear] = {}
         self.steps: int | None = None  # of the per-step tables, if any
@@ -45,8 +44,8 @@ class ReferenceModel:
                 self.steps = len(calibration.timesteps)
         self.model.to(self.device)
 
-    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
-        """latents [B, C, F, H, W], timestep [B], text [B, tokens, dim] -> velocity float32 [B, C, F, H, W].
+    def __call__(self, feeds: Feeds, step: int) -> Array:
+        """What the adapter's `inputs` name -> velocity float32 [B, C, F, H, W].
 
         `step` chooses the row of per-step tables; InputError when they have none for it.
         """
@@ -59,12 +58,9 @@ class ReferenceModel:
             )
         for layer in self.quantized.values():
             layer.step = step
-        feeds = {
-            n: torch.tensor(np.asarray(a, np.float32), device=self.device)
-            for n, a in zip(self.names, (latents, timestep, text), strict=True)
-        }
+        given = {n: torch.tensor(a, device=self.device) for n, a in feeds.items()}
         with exact_float32():
-            velocity: Array = self.adapter.forward(self.model, feeds).cpu().numpy()
+            velocity: Array = self.adapter.forward(self.model, given).cpu().numpy()
         return velocity
 
 
@@ -112,7 +108,7 @@ class QuantizedLinear(torch.nn.Module):
 
 
 def layer_errors(
-    adapter: ModelAdapter, source: ModelDir, calibration: Calibration, feeds_by_step: Iterable[Feed], device: str = "cpu"
+    adapter: ModelAdapter, source: ModelDir, calibration: Calibration, feeds_by_step: Iterable[tuple[Feeds, int]], device: str = "cpu"
 ) -> dict[str, float]:
     """Relative output error of every quantized layer on its own full-precision inputs, over all given feeds together.
 
@@ -136,8 +132,8 @@ def layer_errors(
 
     for name, layer in calibration.layers.items():
         _linear(model.model, name).register_forward_hook(measure(name, layer))
-    for latents, timestep, text, step in feeds_by_step:  # the hooks read step
-        model(latents, timestep, text, step)
+    for feeds, step in feeds_by_step:  # the hooks read step
+        model(feeds, step)
     # An output of nothing but zeros comes from zeros, which every scheme keeps.
     return {name: math.sqrt(error / norm) if norm else 0.0 for name, (error, norm) in sums.items()}
 

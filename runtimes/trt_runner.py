@@ -14,7 +14,7 @@ import numpy as np
 
 from vditc.errors import InputError, VditcError
 from vditc.runtimes.gpu import compute_capability
-from vditc.sampling import Array, Denoiser
+from vditc.sampling import Array, Denoiser, Feeds
 
 _NUMPY_TYPES = {"FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "INT64": np.int64, "INT32": np.int32}
 
@@ -53,12 +53,16 @@ class _Engine:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.types = {name: _numpy_type(name, engine.get_tensor_dtype(name).name) for name in names}
         self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        (self.output,) = set(names) - set(self.inputs)
+        self.outputs = [name for name in names if name not in self.inputs]  # the prediction for the latents first
         self.buffers = {name: stack.enter_context(cuda.DeviceArray((1,), self.types[name])) for name in names}
 
-    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
-        """See `vditc.sampling.Denoiser`. InputError for shapes outside the engine's profile."""
-        feeds = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text, "step": np.array([step])}
+    def __call__(self, feeds: Feeds, step: int) -> Array:
+        """See `vditc.sampling.Denoiser`. InputError for inputs that are missing, or shapes outside the engine's profile."""
+        feeds = {**feeds, "step": np.array([step])}
+        if missing := [name for name in self.inputs if name not in feeds]:
+            raise InputError(
+                found=f"no {', '.join(missing)}", wanted=", ".join(self.inputs), where="engine", fix="feed everything that the model takes"
+            )
         for name in self.inputs:
             array = np.ascontiguousarray(feeds[name], self.types[name])
             if not self.context.set_input_shape(name, array.shape):
@@ -69,18 +73,19 @@ class _Engine:
                     fix="build an engine with a wider --profile",
                 )
             self.buffers[name].copy_from(array)
-        self.buffers[self.output].resize(tuple(self.context.get_tensor_shape(self.output)))
+        for name in self.outputs:
+            self.buffers[name].resize(tuple(self.context.get_tensor_shape(name)))
         for name, buffer in self.buffers.items():
             self.context.set_tensor_address(name, buffer.ptr)
         if not self.context.execute_async_v3(self.stream.ptr):
             raise VditcError(
                 found="a run that failed",
-                wanted=f"{self.output}",
+                wanted=", ".join(self.outputs),
                 where="engine",
                 fix="read what TensorRT wrote to the standard error stream",
             )
         self.stream.synchronize()
-        return np.asarray(self.buffers[self.output].numpy(), np.float32)
+        return np.asarray(self.buffers[self.outputs[0]].numpy(), np.float32)
 
 
 def _numpy_type(name: str, dtype: str) -> Any:

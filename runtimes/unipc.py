@@ -40,6 +40,15 @@ class UniPC:
         self._solver.set_timesteps(steps)
         self.timesteps: npt.NDArray[np.float32] = self._solver.timesteps.numpy().astype(np.float32)
 
+    @property
+    def start(self) -> float:
+        """Latents start as plain noise."""
+        return 1.0
+
+    def shown(self, index: int, latents: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Latents as they are."""
+        return latents
+
     def step(self, velocity: npt.NDArray[Any], index: int, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Latents after step `index`, float32; ValueError when steps are left out or repeated."""
         if index == 0:

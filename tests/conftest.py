@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers by 
 
 from tiny_model import save_tiny_model
 
-from vditc.conditioning import Conditioning
+from vditc.conditioning import TEXT, Conditioning
 from vditc.model_dir import ModelDir
 from vditc.text_encoder import WordEmbedding
 
@@ -35,7 +35,11 @@ def tiny_conditioning(tiny_dir: Path) -> Conditioning:
     words = WordEmbedding.load(tiny_dir / "text_encoder")
     prompts = ("a 7 moving left", "a 2 moving up")
     return Conditioning(
-        prompts=prompts, text=words.encode(list(prompts)), empty=words.encode([""]), seeds=(5, 6), latent_shape=(4, 2, 8, 8)
+        prompts=prompts,
+        inputs={TEXT: words.encode(list(prompts))},
+        empty={TEXT: words.encode([""])},
+        seeds=(5, 6),
+        latent_shape=(4, 2, 8, 8),
     )
 
 

@@ -14,6 +14,7 @@ from vditc.errors import InputError
 from vditc.files import sha256
 from vditc.numerics import Granularity, QType
 from vditc.safetensors_file import read_header
+from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
 
 INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
@@ -37,8 +38,7 @@ def calibration(rng: np.random.Generator) -> Calibration:
         recipe="r",
         recipe_digest="e",
         method="rtn",
-        sigmas=(1.0, 0.5, 0.0),
-        timesteps=(1000.0, 500.0),
+        schedule=Schedule.flow(np.array([1.0, 0.5, 0.0])),
         guidance_scale=2.0,
         layers={
             "int4": layer(INT4),

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vditc.sampling import noise, sample
-from vditc.schedule import FlowMatchEuler
+from vditc.adapter import InputSpec
+from vditc.sampling import Clips, Feeds, noise, sample
+from vditc.schedule import Schedule
 
 Array = npt.NDArray[Any]
-SCHEDULE = FlowMatchEuler(np.array([1, 0.5, 0], np.float32), np.array([1000, 500], np.float32))
+SCHEDULE = Schedule.flow(np.array([1, 0.5, 0]))
 TEXT = np.full((2, 1, 1), 3, np.float32)
+SPECS = (
+    InputSpec("latents", "float32", ("batch", 1, "frames", 1, 1)),
+    InputSpec("timestep", "float32", ("batch",), "timestep"),
+    InputSpec("text", "float32", ("batch", 1, 1)),
+)
 EMPTY = np.full((2, 1, 1), 1, np.float32)
 
 
@@ -20,10 +27,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, list[float], int]] = []
+        self.seen: list[Feeds] = []
 
-    def __call__(self, latents: Array, timestep: Array, text: Array, step: int) -> Array:
-        self.calls.append((len(latents), timestep.tolist(), step))
-        return np.broadcast_to(text[:, :, :, None, None], latents.shape)
+    def __call__(self, feeds: Feeds, step: int) -> Array:
+        self.seen.append(feeds)
+        self.calls.append((len(feeds["latents"]), feeds["timestep"].tolist(), step))
+        return np.broadcast_to(feeds["text"][:, :, :, None, None], feeds["latents"][:, :1].shape)
+
+
+def clips(count: int = 2, **more: Any) -> Clips:
+    return Clips(specs=SPECS, noise=np.zeros((count, 1, 2, 1, 1), np.float32), prompted={"text": TEXT}, unprompted={"text": EMPTY}, **more)
 
 
 def test_noise_is_seeded_float32() -> None:
@@ -37,23 +50,52 @@ def test_noise_is_seeded_float32() -> None:
 @pytest.mark.parametrize(("scale", "velocity"), [(1.0, 3.0), (2.0, 5.0), (0.0, 1.0)])
 def test_guidance(scale: float, velocity: float) -> None:
     model = Recorder()
-    result = sample(model, SCHEDULE, np.zeros((2, 1, 1, 1, 1), np.float32), TEXT, EMPTY, scale)
+    result = sample(model, SCHEDULE, clips(), scale)
     assert result.dtype == np.float32
-    assert result.ravel().tolist() == [-velocity] * 2  # sigma falls by 1 in all
+    assert result.ravel().tolist() == [-velocity] * 4  # sigma falls by 1 in all
 
 
 def test_branches_run_as_one_batch_only_when_guided() -> None:
-    latents = np.zeros((2, 1, 1, 1, 1), np.float32)
     plain, guided = Recorder(), Recorder()
-    sample(plain, SCHEDULE, latents, TEXT, EMPTY, 1.0)
-    sample(guided, SCHEDULE, latents, TEXT, EMPTY, 3.0)
+    sample(plain, SCHEDULE, clips(), 1.0)
+    sample(guided, SCHEDULE, clips(), 3.0)
     assert plain.calls == [(2, [1000.0] * 2, 0), (2, [500.0] * 2, 1)]
     assert guided.calls == [(4, [1000.0] * 4, 0), (4, [500.0] * 4, 1)]
 
 
 def test_on_step_sees_the_latents_after_each_step() -> None:
     seen: list[tuple[int, list[float]]] = []
-    latents = np.zeros((2, 1, 1, 1, 1), np.float32)
-    sample(Recorder(), SCHEDULE, latents, TEXT, EMPTY, 1.0, lambda i, x: seen.append((i, x.ravel().tolist())))
-    assert seen == [(0, [-1.5] * 2), (1, [-3.0] * 2)]
-    assert (latents == 0).all()
+    chosen = clips()
+    sample(Recorder(), SCHEDULE, chosen, 1.0, lambda i, x: seen.append((i, x.ravel().tolist())))
+    assert seen == [(0, [-1.5] * 4), (1, [-3.0] * 4)]
+    assert (chosen.noise == 0).all()
+
+
+def test_constant_channels_are_seen_and_not_denoised() -> None:
+    model, channels = Recorder(), np.arange(4, dtype=np.float32).reshape(2, 1, 2, 1, 1)
+    result = sample(model, SCHEDULE, clips(channels=channels), 2.0)
+    assert result.shape == (2, 1, 2, 1, 1)
+    for feeds in model.seen:
+        np.testing.assert_array_equal(feeds["latents"][:, 1:], np.concatenate([channels, channels]))
+
+
+def test_given_frames_stay_and_have_time_zero() -> None:
+    model, known = Recorder(), np.full((2, 1, 2, 1, 1), 7, np.float32)
+    specs = (SPECS[0], InputSpec("timestep", "float32", ("batch", "frames"), "timestep"), SPECS[2])
+    chosen = dataclasses.replace(clips(known=known, known_frames=(0,)), specs=specs)
+    result = sample(model, SCHEDULE, chosen, 1.0)
+    assert result[:, 0, :, 0, 0].tolist() == [[7.0, -3.0]] * 2
+    for feeds, time in zip(model.seen, (1000.0, 500.0), strict=True):
+        assert feeds["timestep"].tolist() == [[0.0, time]] * 2
+        assert (feeds["latents"][:, 0, 0] == 7).all()
+
+
+def test_inputs_without_a_batch_axis_are_fed_once() -> None:
+    model, fps = Recorder(), InputSpec("fps", "float32", (1,), 24.0)
+    chosen = clips()
+    both = {"fps": np.array([24], np.float32)}
+    chosen = dataclasses.replace(
+        chosen, specs=(*SPECS, fps), prompted={**chosen.prompted, **both}, unprompted={**chosen.unprompted, **both}
+    )
+    sample(model, SCHEDULE, chosen, 2.0)
+    assert [feeds["fps"].tolist() for feeds in model.seen] == [[24.0]] * 2

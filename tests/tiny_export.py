@@ -12,13 +12,14 @@ import onnx_ir as ir
 
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.export.adapters.wan import Wan
-from vditc.export.describe import describe_sizes
+from vditc.export.describe import describe_inputs
 from vditc.export.simplify import simplify
 from vditc.export.stage import insert_weights
 from vditc.export.trace import trace
 from vditc.export.write import write_model
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
+from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
 
 STEPS = 3
@@ -29,6 +30,8 @@ SCHEMES: dict[str, Scheme | None] = {
     "w8a8-static": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)),
     "w8a8-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)),
     "w8a6": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT6, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "w8a4": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "w8a4-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TENSOR)),
     "w4a8": Scheme(
         weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL),
         activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
@@ -63,8 +66,7 @@ def calibration(source: ModelDir, scheme: Scheme | None, layers: str = "blocks."
         recipe="test",
         recipe_digest="0",
         method="rtn",
-        sigmas=(1.0, 0.8, 0.5, 0.0),
-        timesteps=(1000.0, 800.0, 500.0),
+        schedule=Schedule.flow(np.array([1.0, 0.8, 0.5, 0.0])),
         guidance_scale=2.0,
         layers=quantized,
         kept=kept,
@@ -87,7 +89,7 @@ def export(source: ModelDir, calibrated: Calibration, out: Path) -> Path:
     """What `export_model` writes."""
     model = traced(source)
     insert_weights(model, source, calibrated)
-    describe_sizes(model, Wan().sizes(source))
+    describe_inputs(model, Wan().inputs(source), Wan().sizes(source))
     write_model(model, out, lambda: None)
     return out
 

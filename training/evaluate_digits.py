@@ -21,10 +21,11 @@ from vditc.codec import PixelShuffleCodec
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
+from vditc.pipeline.components import Components
+from vditc.pipeline.schedules import load_schedule
 from vditc.runtimes.unipc import UniPC
-from vditc.sampling import Denoiser, noise, sample
-from vditc.schedule import Scheduler, load_schedule
-from vditc.text_encoder import WordEmbedding
+from vditc.sampling import Denoiser, Feeds, sample
+from vditc.schedule import Scheduler
 
 Array = npt.NDArray[Any]
 SCHEDULERS: dict[str, Callable[[Path, int], Scheduler]] = {"euler": load_schedule, "unipc": UniPC}
@@ -36,10 +37,9 @@ def denoiser(source: ModelDir) -> Denoiser:
     adapter = adapter_for(source)
     model = adapter.load(source)
 
-    def denoise(latents: Array, timestep: Array, text: Array, step: int) -> Array:
-        arrays = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}
+    def denoise(feeds: Feeds, step: int) -> Array:
         with torch.inference_mode():
-            velocity = adapter.forward(model, {name: torch.from_numpy(array) for name, array in arrays.items()})
+            velocity = adapter.forward(model, {name: torch.from_numpy(array) for name, array in feeds.items()})
         return np.asarray(velocity.numpy())
 
     return denoise
@@ -64,19 +64,18 @@ def main() -> None:
             found="no semantics = digits", wanted="a model of moving digits", where=str(args.model / "sampling.json"), fix="choose another"
         )
     steps, guidance = args.steps or defaults.steps, defaults.guidance_scale if args.guidance is None else args.guidance
-    words, codec = WordEmbedding.load(args.model / "text_encoder"), PixelShuffleCodec.load(args.model / "vae")
+    components, codec = Components.open(args.model), PixelShuffleCodec.load(args.model / "vae")
     captions, shape = (
         digits.sample_captions(args.count, args.seed),
         (source.config["out_channels"], defaults.frames, defaults.height, defaults.width),
     )
     scheduler, denoise, began, parts = SCHEDULERS[args.scheduler](args.model, steps), denoiser(source), time.monotonic(), []
-    channels = digits.position_channels(*shape[1:]) if defaults.extra_channels == "position" else None
+    conditioning = components.encode(
+        tuple(map(str, captions)), tuple(args.seed + i for i in range(args.count)), shape, defaults.extra_channels
+    )
     for first in range(0, args.count, args.batch):
-        part = captions[first : first + args.batch]
-        text = words.encode([str(c) for c in part])
-        latents = np.stack([noise(shape, args.seed + first + i) for i in range(len(part))])
-        empty = np.repeat(words.encode([""]), len(part), 0)
-        parts.append(codec.decode(sample(denoise, scheduler, latents, text, empty, guidance, channels=channels)))
+        chosen = conditioning.clips(range(first, min(first + args.batch, args.count)), adapter_for(source).inputs(source))
+        parts.append(codec.decode(sample(denoise, scheduler, chosen, guidance)))
     seconds, sampled = time.monotonic() - began, np.concatenate(parts)
 
     summary = metrics.evaluate(sampled, captions)

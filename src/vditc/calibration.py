@@ -25,6 +25,7 @@ from vditc.files import sha256
 from vditc.qweight import StoredWeight
 from vditc.safetensors_file import read_header
 from vditc.safetensors_writer import tensor_file
+from vditc.schedule import Schedule
 from vditc.scheme import QWeight, Scheme, scale_shape
 from vditc.threads import ahead
 
@@ -67,9 +68,8 @@ class Calibration:
     recipe: str
     recipe_digest: str
     method: str
-    sigmas: tuple[float, ...]  # [steps + 1], the schedule of the per-step tables
-    timesteps: tuple[float, ...]  # [steps]
-    guidance_scale: float | None  # None, with an empty schedule, where nothing depends on how the model is sampled
+    schedule: Schedule | None  # of the per-step tables; None, like the guidance, where nothing depends on how the model is sampled
+    guidance_scale: float | None
     layers: Mapping[str, LayerCalibration]
     kept: Mapping[str, Kept]
     statistics: Mapping[str, Any]  # what the observers saw, plain data
@@ -79,6 +79,11 @@ class Calibration:
     def digest(self) -> str | None:
         """sha256 of the file, read in pieces; None for a calibration that is in no file."""
         return None if self.file is None else sha256(self.file)
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the model is told at each step; () without a schedule."""
+        return () if self.schedule is None else tuple(self.schedule.timesteps.tolist())
 
     @property
     def mean_bits(self) -> float:
@@ -101,8 +106,9 @@ class Calibration:
             tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
             if act is not None:
                 tensors[f"{name}.activation_scale"] = act.dtype, act.shape
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file")}
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file", "schedule")}
         data |= {
+            "schedule": None if self.schedule is None else self.schedule.to_json(),
             "schema": SCHEMA,
             "layers": {n: {"role": c.role, "scheme": c.scheme.to_json(), "shape": list(c.weight.shape)} for n, c in self.layers.items()},
             "kept": {n: dataclasses.asdict(k) for n, k in self.kept.items()},
@@ -142,6 +148,5 @@ class Calibration:
                 activation_scale=None if act is None else np.array(act.read()),
             )
         kept = {n: Kept(role=k["role"], reason=k["reason"], shape=tuple(k["shape"])) for n, k in data.pop("kept").items()}
-        for key in ("sigmas", "timesteps"):
-            data[key] = tuple(data[key])
-        return cls(layers=layers, kept=kept, file=path, **data)
+        schedule = data.pop("schedule")
+        return cls(layers=layers, kept=kept, file=path, schedule=None if schedule is None else Schedule.from_json(schedule), **data)

@@ -1,28 +1,15 @@
-"""Flow-matching Euler sampling in numpy: the steps that diffusers' FlowMatchEulerDiscreteScheduler takes, without PyTorch."""
+"""Sampling schedules as tables, in numpy: a diffusion step is linear in the latents and in what the model predicts."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from vditc.errors import InputError
-
 Array = npt.NDArray[Any]
-
-_UNKNOWN = (  # settings of diffusers' schedulers that change the trajectory in ways not followed here
-    "use_dynamic_shifting",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-)
 
 
 class Scheduler(Protocol):
@@ -33,51 +20,62 @@ class Scheduler(Protocol):
         """What the denoiser is told at each step, [steps]."""
         ...
 
-    def step(self, velocity: Array, index: int, latents: Array) -> Array:
+    @property
+    def start(self) -> float:
+        """Standard deviation of the noise that latents start as."""
+        ...
+
+    def shown(self, index: int, latents: Array) -> Array:
+        """What the denoiser sees of the latents at step `index`."""
+        ...
+
+    def step(self, prediction: Array, index: int, latents: Array) -> Array:
         """Latents after step `index`."""
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class FlowMatchEuler:
-    """x(i+1) = x(i) + (sigma(i+1) - sigma(i)) * velocity; sigmas fall from 1 to 0."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule:
+    """At step i the model sees seen[i] * x and the time timesteps[i]; then x becomes kept[i] * x + added[i] * prediction.
 
-    sigmas: npt.NDArray[np.float32]  # [steps + 1]
-    timesteps: npt.NDArray[np.float32]  # [steps], sigma * 1000
+    Flow matching: kept = 1, added = sigma(i + 1) - sigma(i). DDIM of a model that predicts the noise or v: both follow from the
+    signal's share of the variance before and after the step (Song et al., arXiv 2010.02502, eq. 12 with eta = 0).
+    """
 
-    def step(self, velocity: Array, index: int, latents: Array) -> Array:
-        """Latents after step `index`, float32."""
-        delta = self.sigmas[index + 1] - self.sigmas[index]
-        return np.asarray(latents + delta * velocity, np.float32)
+    scheduler: str  # the diffusers class that it was read from
+    timesteps: npt.NDArray[np.float32]  # all arrays are [steps]
+    seen: npt.NDArray[np.float32]
+    kept: npt.NDArray[np.float32]
+    added: npt.NDArray[np.float32]
+    start: float = 1.0
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], steps: int) -> FlowMatchEuler:
-        """The schedule of a diffusers scheduler_config.json (fixed shift) for a number of steps; InputError for any other schedule."""
+    def flow(cls, sigmas: Array) -> Self:
+        """Euler steps of flow matching over noise levels [steps + 1] that fall from 1 to 0, with times of 1000 sigma."""
+        levels = np.asarray(sigmas, np.float32)
+        ones = np.ones(len(levels) - 1, np.float32)
+        return cls(scheduler="flow", timesteps=levels[:-1] * np.float32(1000), seen=ones, kept=ones, added=levels[1:] - levels[:-1])
 
-        def bad(found: str, wanted: str, fix: str) -> InputError:
-            return InputError(found=found, wanted=wanted, where="scheduler_config.json", fix=fix)
+    def shown(self, index: int, latents: Array) -> Array:
+        """float32."""
+        return np.asarray(latents * self.seen[index], np.float32)
 
-        for key in _UNKNOWN:
-            if config.get(key):
-                raise bad(f"{key} = {config[key]}", "none", "use a schedule with a fixed shift")
-        if steps < 1:
-            raise InputError(found=f"{steps} steps", wanted="at least 1", where="sampling", fix="raise the number of steps")
-        # Wan's own configuration is one of UniPC, which says flow_shift where the Euler scheduler says shift.
-        found = config.get("shift", config.get("flow_shift"))
-        if found is None or "num_train_timesteps" not in config:
-            raise bad(f"keys {', '.join(config)}", "num_train_timesteps, and shift or flow_shift", "use a flow-matching scheduler")
-        train, shift = int(config["num_train_timesteps"]), float(found)
+    def step(self, prediction: Array, index: int, latents: Array) -> Array:
+        """Latents after step `index`, float32."""
+        return np.asarray(self.kept[index] * latents + self.added[index] * prediction, np.float32)
 
-        def shifted(sigmas: Array) -> Array:
-            return shift * sigmas / (1 + (shift - 1) * sigmas)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.to_json() == other.to_json()
 
-        base = shifted(np.linspace(1, train, train, dtype=np.float32)[::-1] / np.float32(train)).astype(np.float32)
-        levels = np.linspace(float(base[0]) * train, float(base[-1]) * train, steps) / train
-        sigmas = shifted(levels).astype(np.float32)
-        return cls(np.append(sigmas, np.float32(0)).astype(np.float32), (sigmas * train).astype(np.float32))
+    __hash__ = None  # type: ignore[assignment] # arrays have none
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_json`."""
+        tables = {name: getattr(self, name).tolist() for name in ("timesteps", "seen", "kept", "added")}
+        return {"scheduler": self.scheduler, "start": self.start, **tables}
 
-def load_schedule(model_dir: Path, steps: int) -> FlowMatchEuler:
-    """The Euler schedule of a model directory."""
-    config: dict[str, Any] = json.loads((model_dir / "scheduler" / "scheduler_config.json").read_text())
-    return FlowMatchEuler.from_config(config, steps)
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        tables = {name: np.array(data[name], np.float32) for name in ("timesteps", "seen", "kept", "added")}
+        return cls(scheduler=data["scheduler"], start=float(data["start"]), **tables)

@@ -18,15 +18,15 @@ from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.rtn import RoundToNearest
 from vditc.calibrate.stage import STATE, calibrate, check_layer, uncalibrated
 from vditc.calibration import Calibration
-from vditc.conditioning import Conditioning
+from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.adapters.wan import Wan
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS, Granularity, QType
+from vditc.pipeline.schedules import load_schedule
 from vditc.recipe import Recipe
-from vditc.sampling import sample
-from vditc.schedule import load_schedule
+from vditc.sampling import Feeds, sample
 from vditc.scheme import QuantSpec, Scheme
 from vditc.toml_data import Table
 
@@ -110,18 +110,16 @@ def test_static_tables_are_what_an_independent_hook_saw(
 
         return watch
 
-    def denoise(latents: Any, timestep: Any, text: Any, step: int) -> Any:
+    def denoise(feeds: Feeds, step: int) -> Any:
         nonlocal now
         now = step
-        feeds = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}
         with torch.inference_mode():
             return adapter.forward(model, {n: torch.tensor(a) for n, a in feeds.items()}).numpy()
 
     for name in seen:
         model.get_submodule(name).register_forward_pre_hook(hook(name))
-    c = tiny_conditioning
     for clip in range(CLIPS):
-        sample(denoise, load_schedule(tiny.path, STEPS), c.noise(clip), c.text[clip : clip + 1], c.empty, GUIDANCE)
+        sample(denoise, load_schedule(tiny.path, STEPS), tiny_conditioning.clips([clip], adapter.inputs(tiny)), GUIDANCE)
 
     assert len(seen) == 20  # 2 blocks x (2 attentions x 4 + 2)
     for name, absmax in seen.items():
@@ -137,7 +135,8 @@ def test_file_holds_what_was_returned(run: Callable[..., Calibration], tiny: Mod
     assert (back.model_digest, back.recipe, back.method) == (tiny.digest, "w8a8-static", "rtn")
     assert back.statistics == calibration.statistics and back.kept == calibration.kept
     assert back.kept["proj_out"].reason.startswith("small") and back.kept["proj_out"].shape == (16, 128)
-    assert back.sigmas[0] == 1.0 and len(back.sigmas) == len(back.timesteps) + 1 == STEPS + 1
+    assert back.schedule is not None and back.schedule.to_json() == load_schedule(tiny.path, STEPS).to_json()
+    assert len(back.timesteps) == STEPS and back.timesteps[0] == 1000.0
     for name, layer in calibration.layers.items():
         stored = tiny.weights[f"{name}.weight"].read().astype(np.float32)
         np.testing.assert_array_equal(back.layers[name].weight.read().codes, layer.weight.read().codes)
@@ -173,7 +172,7 @@ def test_state_of_another_run_is_not_used(
     c = tiny_conditioning
     choices: dict[str, Callable[[], dict[str, Any]]] = {
         "seed": lambda: {"conditioning": dataclasses.replace(c, seeds=(7, 6))},
-        "text": lambda: {"conditioning": dataclasses.replace(c, text=c.text[::-1].copy())},
+        "text": lambda: {"conditioning": dataclasses.replace(c, inputs={TEXT: c.inputs[TEXT][::-1].copy()})},
         "model": lambda: {"source": ModelDir.open(save_tiny_model(tmp_path / "other", seed=1))},
         "recipe": lambda: {"recipe": dataclasses.replace(Recipe.load("w8a8-static"), digest="edited")},
         "guidance": lambda: {"guidance_scale": 3.0},
@@ -218,15 +217,15 @@ def test_only_layers_with_quantized_activations_are_observed(run: Callable[..., 
 
 
 def test_both_guidance_branches_are_seen(run: Callable[..., Calibration], tiny_conditioning: Conditioning) -> None:
-    c = dataclasses.replace(tiny_conditioning, empty=tiny_conditioning.empty + 100)  # the empty prompt has the greatest input
+    c = dataclasses.replace(tiny_conditioning, empty={TEXT: tiny_conditioning.empty[TEXT] + 100})  # the empty prompt has the greatest input
 
     def text_range(guidance: float) -> float:
         only = recipe({"match": ["text_embed.in"], "weight": INT8, "activation": STATIC})
         seen = run(recipe=only, conditioning=c, guidance_scale=guidance).statistics["layers"]
         return float(seen["condition_embedder.text_embedder.linear_1"]["absmax_per_step"][0])
 
-    assert text_range(2.0) == pytest.approx(np.abs(c.empty).max(), rel=5e-6)  # reported with six digits
-    assert text_range(1.0) == pytest.approx(np.abs(c.text).max(), rel=5e-6)
+    assert text_range(2.0) == pytest.approx(np.abs(c.empty[TEXT]).max(), rel=5e-6)  # reported with six digits
+    assert text_range(1.0) == pytest.approx(np.abs(c.inputs[TEXT]).max(), rel=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -273,13 +272,13 @@ def test_clips_that_do_not_fit_the_model(
     run: Callable[..., Calibration], tiny_conditioning: Conditioning, shape: tuple[int, int, int, int] | None, message: str
 ) -> None:
     c = tiny_conditioning
-    narrow = dataclasses.replace(c, text=c.text[..., :5], empty=c.empty[..., :5])
+    narrow = dataclasses.replace(c, inputs={TEXT: c.inputs[TEXT][..., :5]}, empty={TEXT: c.empty[TEXT][..., :5]})
     with pytest.raises(InputError, match=message):
         run(conditioning=dataclasses.replace(c, latent_shape=shape) if shape else narrow, adapter=CannotRun())
 
 
 def test_no_prompt(run: Callable[..., Calibration], tiny_conditioning: Conditioning) -> None:
-    nothing = dataclasses.replace(tiny_conditioning, prompts=(), text=tiny_conditioning.text[:0], seeds=())
+    nothing = dataclasses.replace(tiny_conditioning, prompts=(), inputs={TEXT: tiny_conditioning.inputs[TEXT][:0]}, seeds=())
     with pytest.raises(InputError, match=r"found no prompt"):
         run(conditioning=nothing)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vditc.bundle import Bundle
-from vditc.conditioning import Conditioning
+from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError, QualityError
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import Job, compile_bundle
@@ -79,7 +79,7 @@ def test_bundle_is_complete(job: Job) -> None:
         (33, "onnxruntime", "found frames of 33 frames; wanted 1 to 32 frames"),  # more than the model has positions for
         (3, "cpu", "found frames of 3 frames; wanted 1 to 2 frames, which the engine serves"),
     ):
-        clip = Conditioning(prompts=("x",), text=text, empty=text, seeds=(1,), latent_shape=(4, frames, 8, 8))
+        clip = Conditioning(prompts=("x",), inputs={TEXT: text}, empty={TEXT: text}, seeds=(1,), latent_shape=(4, frames, 8, 8))
         clip.save(file := job.out.with_name("clip.safetensors"))
         with pytest.raises(InputError, match=words):
             sample_bundle(bundle, job.out.with_name("latents.safetensors"), "", file, 0, backend, None, SILENT)

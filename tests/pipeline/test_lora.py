@@ -98,7 +98,8 @@ def test_a_bundle_records_its_loras_and_is_resumed_with_them_only(job: Job, lora
             compile_bundle(dataclasses.replace(job, loras=loras, resume=True), SILENT)
     bundle = compile_bundle(dataclasses.replace(job, loras=(f"{other}:0.5",), resume=True), SILENT)
     (said,) = bundle.manifest.model["loras"]
-    assert said == {"name": "renamed.safetensors", "sha256": Lora.open(lora).digest, "scale": 0.5}
+    digest = Lora.open(lora).digest
+    assert said == {"name": "renamed.safetensors", "sha256": digest, "digest": digest, "scale": 0.5}
     refused = vditc("eval", str(job.out), "--against", str(job.model_dir))
     assert refused.code == 2 and "and its --lora options" in refused.stderr
     evaluated = vditc(

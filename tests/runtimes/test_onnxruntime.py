@@ -21,7 +21,7 @@ FLIPS = 1.5e-3
 
 
 def velocity(model: OnnxRuntimeModel, inputs: dict[str, Any], step: int) -> Any:
-    return model(inputs["hidden_states"], inputs["timestep"], inputs["encoder_hidden_states"], step)
+    return model(inputs, step)
 
 
 @pytest.fixture(scope="module")

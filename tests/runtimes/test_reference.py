@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from vditc.calibration import Calibration, LayerCalibration
-from vditc.conditioning import Conditioning
+from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
-from vditc.runtimes.reference import Feed, QuantizedLinear, ReferenceModel, layer_errors
+from vditc.runtimes.reference import QuantizedLinear, ReferenceModel, layer_errors
+from vditc.sampling import Feeds
+from vditc.schedule import Schedule
 from vditc.scheme import QTensor, QuantSpec, Scheme, quantize_weight
 
 W8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
@@ -96,8 +98,7 @@ def calibration_of(source: ModelDir, scheme: Scheme, patterns: tuple[str, ...], 
         recipe="test",
         recipe_digest="",
         method="rtn",
-        sigmas=(1.0, 0.5, 0.0),
-        timesteps=(1000.0, 500.0),
+        schedule=Schedule.flow(np.array([1.0, 0.5, 0.0])),
         guidance_scale=1.0,
         layers=layers,
         kept={},
@@ -105,10 +106,14 @@ def calibration_of(source: ModelDir, scheme: Scheme, patterns: tuple[str, ...], 
     )
 
 
+Feed = tuple[Feeds, int]
+
+
 @pytest.fixture
 def feed(tiny_conditioning: Conditioning) -> Feed:
     c = tiny_conditioning
-    return np.concatenate([c.noise(0), c.noise(1)]), np.array([900, 900], F32), c.text, 0
+    noise = np.concatenate([c.noise(0), c.noise(1)])
+    return {"hidden_states": noise, "timestep": np.array([900, 900], F32), TEXT: c.inputs[TEXT]}, 0
 
 
 def plain(source: ModelDir, feed: Feed, weights: dict[str, npt.NDArray[Any]] | None = None) -> npt.NDArray[Any]:
@@ -118,7 +123,7 @@ def plain(source: ModelDir, feed: Feed, weights: dict[str, npt.NDArray[Any]] | N
     with torch.inference_mode():
         for name, weight in (weights or {}).items():
             model.get_submodule(name).weight.copy_(torch.from_numpy(weight))
-        velocity = model(hidden_states=torch.tensor(feed[0]), timestep=torch.tensor(feed[1]), encoder_hidden_states=torch.tensor(feed[2]))
+        velocity = model(**{n: torch.tensor(a) for n, a in feed[0].items()})
     sample: npt.NDArray[Any] = velocity.sample.numpy()
     return sample
 
@@ -148,11 +153,11 @@ def test_step_chooses_the_row_and_must_have_one(tiny: ModelDir, feed: Feed) -> N
     scheme = Scheme(weight=W8, activation=STEPS)
     model = ReferenceModel(adapter_for(tiny), tiny, calibration_of(tiny, scheme, ("ffn.in",), np.array([0.03, 3.0], F32)))
     exact = plain(tiny, feed)
-    fine, coarse = (np.linalg.norm(model(*feed[:3], step) - exact) for step in (0, 1))
+    fine, coarse = (np.linalg.norm(model(feed[0], step) - exact) for step in (0, 1))
     assert coarse > 10 * fine > 0
     for step in (2, -1):
         with pytest.raises(InputError, match=rf"found step {step}; wanted 0 to 1"):
-            model(*feed[:3], step)
+            model(feed[0], step)
 
 
 def test_calibration_of_another_model_is_refused(tiny: ModelDir, feed: Feed) -> None:
@@ -171,13 +176,13 @@ def test_unknown_device(tiny: ModelDir) -> None:
 def test_layer_errors_are_the_relative_error_of_the_products(tiny: ModelDir, feed: Feed) -> None:
     name, adapter = "blocks.1.attn1.to_out.0", adapter_for(tiny)
     calibration = calibration_of(tiny, Scheme(weight=W8, activation=STEPS), ("self_attn.out",), np.array([0.01, 0.02], F32))
-    feeds = [feed, (feed[0] / 2, feed[1] / 2, feed[2], 1)]
+    feeds: list[Feed] = [feed, ({n: a if n == TEXT else a / 2 for n, a in feed[0].items()}, 1)]
     inputs: list[npt.NDArray[Any]] = []
     model = adapter.load(tiny)
     model.get_submodule(name).register_forward_pre_hook(lambda _m, args: inputs.append(args[0].numpy()))
-    for latents, timestep, text, _ in feeds:
+    for given, _ in feeds:
         with torch.inference_mode():
-            model(hidden_states=torch.tensor(latents), timestep=torch.tensor(timestep), encoder_hidden_states=torch.tensor(text))
+            model(**{n: torch.tensor(a) for n, a in given.items()})
     weight = model.get_submodule(name).weight.numpy().astype(np.float64)
     quantized = calibration.layers[name].weight.read().dequantize().astype(np.float64)
     error = norm = 0.0

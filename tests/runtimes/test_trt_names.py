@@ -160,10 +160,13 @@ def test_runner_feeds_the_engine_by_name_and_type(release: str) -> None:
     with contextlib.ExitStack() as stack:
         engine = _Engine(trt, Cuda, Thing(trt, "ICudaEngine"), Thing(trt, "IExecutionContext"), stack)
         latents = np.arange(8, dtype=np.float32).reshape(2, 4)
-        velocity = engine(latents, np.zeros(2, np.float32), np.zeros((2, 3), np.float32), 5)
+        feeds = {"hidden_states": latents, "timestep": np.zeros(2, np.float32), "encoder_hidden_states": np.zeros((2, 3), np.float32)}
+        velocity = engine(feeds, 5)
         assert velocity.dtype == np.float32
         assert np.array_equal(velocity, latents * 2 + 5)
         assert shapes == {"hidden_states": (2, 4), "encoder_hidden_states": (2, 3), "step": (1,)}
         with pytest.raises(InputError, match=r"found hidden_states of shape \[3, 4\]; wanted a shape within the profile"):
-            engine(np.zeros((3, 4), np.float32), np.zeros(3), np.zeros((3, 3)), 0)
+            engine({**feeds, "hidden_states": np.zeros((3, 4), np.float32)}, 0)
+        with pytest.raises(InputError, match="found no encoder_hidden_states; wanted hidden_states, encoder_hidden_states, step"):
+            engine({"hidden_states": latents}, 0)
     assert all(buffer.freed for buffer in engine.buffers.values())

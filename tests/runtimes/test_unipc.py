@@ -10,14 +10,28 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from vditc.adapter import InputSpec
 from vditc.errors import InputError
 from vditc.runtimes.unipc import UniPC
-from vditc.sampling import sample
+from vditc.sampling import Clips, Feeds, sample
+
+SPECS = (
+    InputSpec("latents", "float32", ("batch", 1, "frames", "height", "width")),
+    InputSpec("timestep", "float32", ("batch",), "timestep"),
+)
 
 
-def velocity(latents: npt.NDArray[Any], timestep: npt.NDArray[Any], text: npt.NDArray[Any], step: int) -> npt.NDArray[np.float32]:
+def velocity(latents: npt.NDArray[Any], timestep: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Depends on everything that the loop hands over."""
     return np.asarray(np.sin(latents) + timestep[:, None, None, None, None] / 1000, np.float32)
+
+
+def denoise(feeds: Feeds, step: int) -> npt.NDArray[np.float32]:
+    return velocity(feeds["latents"], feeds["timestep"])
+
+
+def clips(latents: npt.NDArray[np.float32]) -> Clips:
+    return Clips(specs=SPECS, noise=latents, prompted={}, unprompted={})
 
 
 @pytest.fixture
@@ -31,16 +45,15 @@ def test_a_trajectory_is_that_of_diffusers(tiny_dir: Path, latents: npt.NDArray[
     theirs.set_timesteps(steps)
     want = torch.from_numpy(latents)
     for timestep in theirs.timesteps:
-        flow = velocity(want.numpy(), np.full(2, float(timestep), np.float32), latents, 0)
+        flow = velocity(want.numpy(), np.full(2, float(timestep), np.float32))
         want = theirs.step(torch.from_numpy(flow), timestep, want).prev_sample
-    text = np.zeros((2, 1, 1), np.float32)
-    got = sample(velocity, UniPC(tiny_dir, steps), latents, text, text, 1.0)
+    got = sample(denoise, UniPC(tiny_dir, steps), clips(latents), 1.0)
     np.testing.assert_array_equal(got, want.numpy())
 
 
 def test_a_second_trajectory_starts_anew(tiny_dir: Path, latents: npt.NDArray[np.float32]) -> None:
-    scheduler, text = UniPC(tiny_dir, 4), np.zeros((2, 1, 1), np.float32)
-    first, second = (sample(velocity, scheduler, latents, text, text, 1.0) for _ in range(2))
+    scheduler = UniPC(tiny_dir, 4)
+    first, second = (sample(denoise, scheduler, clips(latents), 1.0) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 

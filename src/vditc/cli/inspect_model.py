@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from vditc.cli.app import console
 from vditc.errors import InputError
-from vditc.memory import Memory, gigabytes, model_memory
+from vditc.memory import gigabytes, model_memory
 from vditc.profile import Profile
 from vditc.recipe import Recipe
 from vditc.target import Target
@@ -28,17 +29,17 @@ def model_facts(path: Path) -> dict[str, Any]:
     from vditc.export.adapters.registry import adapter_for
     from vditc.model_dir import ModelDir
 
-    source = ModelDir.open(path, "transformer")  # two experts are of one shape
+    source = ModelDir.open(path, "transformer", hash_now=False)  # two experts are of one shape
     adapter = adapter_for(source)
     sizes, default = adapter.sizes(source), adapter.default_profile(source)
     roles, target = adapter.layer_roles(source), Target.load(TARGET)
 
-    def memory(recipe: str, profile: Profile) -> Memory | None:
+    def memory(recipe: str, profile: Profile) -> dict[str, Any]:
         try:
             schemes = {name: rule.scheme for name, rule in Recipe.load(recipe).assign(roles).items()}
-            return model_memory(source, adapter, schemes, profile, target)
-        except InputError:
-            return None  # a recipe that is not for this family
+            return model_memory(source, adapter, schemes, profile, target).to_json()
+        except InputError as error:  # a recipe that is not for this family
+            return {"impossible": f"{error.found}; wanted {error.wanted}"}
 
     clips: dict[str, Any] = {}
     for name in ("default", *sizes.presets):
@@ -48,12 +49,11 @@ def model_facts(path: Path) -> dict[str, Any]:
             clips[name] = {"impossible": f"{error.found}; wanted {error.wanted}"}
             continue
         largest = profile.largest
-        estimates = {recipe: memory(recipe, profile) for recipe in RECIPES}
         clips[name] = {
             "sizes": {axis: f"{sizes.axes[axis].units(size)}{sizes.axes[axis].suffix}" for axis, size in largest.items()},
             "steps": largest,
             "tokens": sizes.tokens(largest),
-            "memory": {recipe: None if m is None else m.to_json() for recipe, m in estimates.items()},
+            "memory": {recipe: memory(recipe, profile) for recipe in RECIPES},
         }
     return {
         "model": source.model_class,
@@ -61,6 +61,7 @@ def model_facts(path: Path) -> dict[str, Any]:
         "what": adapter.description,
         "parts": list(source.parts),
         "weights": source.weight_count,
+        "inputs": [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims), "fill": i.fill} for i in adapter.inputs(source)],
         "axes": {name: {"takes": axis.words, **axis.to_json()} for name, axis in sizes.axes.items()},
         "clips": clips,
     }
@@ -76,6 +77,10 @@ def show_model(path: Path, facts: dict[str, Any]) -> None:
     for name, axis in facts["axes"].items():
         summary.add_row(name, axis["takes"])
     console.print(summary)
+    inputs = Table("input", "type", "dims", "values", title="inputs", title_justify="left")
+    for i in facts["inputs"]:
+        inputs.add_row(i["name"], i["dtype"], escape(f"[{', '.join(map(str, i['dims']))}]"), _values(i["fill"]))
+    console.print(inputs)
     clips = Table("profile", "largest sizes", "tokens", *RECIPES, title="memory: weights + activations", title_justify="left")
     for name, clip in facts["clips"].items():
         if "impossible" in clip:
@@ -86,10 +91,15 @@ def show_model(path: Path, facts: dict[str, Any]) -> None:
             name,
             "\n".join(f"{axis}={size}" for axis, size in clip["sizes"].items()),
             str(clip["tokens"]),
-            *("no such recipe for it" if m is None else _needs({k: gigabytes(v) for k, v in m.items()}) for m in needs),
+            *(m["impossible"] if "impossible" in m else _needs({k: gigabytes(v) for k, v in m.items()}) for m in needs),
         )
     console.print(clips)
     console.print("Estimates (vditc.memory); build is the memory of the machine that builds the engine.", markup=False, highlight=False)
+
+
+def _values(fill: str | float) -> str:
+    named = {"normal": "latents or encodings", "timestep": "0 to 1000", "mask": "1 of tokens that count, else 0", "ids": "tokens"}
+    return named[fill] if isinstance(fill, str) else f"{fill:g} unless told"
 
 
 def _needs(m: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vditc.adapter import ModelAdapter
+from vditc.adapter import InputSpec, ModelAdapter
 from vditc.bundle import Bundle, Manifest, list_files, write_manifest
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
@@ -35,8 +35,7 @@ from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel, layer_errors
 from vditc.runtimes.registry import backend
 from vditc.safetensors_file import write_tensors
-from vditc.sampling import with_channels
-from vditc.schedule import FlowMatchEuler
+from vditc.schedule import Schedule
 from vditc.target import Target
 from vditc.workspace import Workspace, digest
 
@@ -81,11 +80,16 @@ class Plan:
     adapter: ModelAdapter
     parts: Components
     sampling: SamplingDefaults
-    scheduler: FlowMatchEuler
+    scheduler: Schedule
     profile: Profile
     memory: Mapping[str, Memory]  # target -> estimate
     calibration_set: Conditioning
     verify_set: Conditioning
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """What the model takes."""
+        return self.adapter.inputs(self.source)
 
     @property
     def digest(self) -> str:
@@ -98,9 +102,7 @@ class Plan:
                 "targets": [dataclasses.asdict(t) for t in job.targets],
                 "profile": self.profile.to_json(),
                 "sampling": dataclasses.asdict(self.sampling),
-                "prompts": [*self.calibration_set.prompts, *self.verify_set.prompts],
-                "seeds": [*self.calibration_set.seeds, *self.verify_set.seeds],
-                "text": float(np.sum(self.calibration_set.text)),
+                "clips": [self.calibration_set.digest(), self.verify_set.digest()],
                 "vditc": importlib.metadata.version("vditc"),
             }
         )
@@ -117,6 +119,7 @@ def prepare(job: Job) -> Plan:
     source = fuse(ModelDir.open(job.model_dir, job.part), loras)
     adapter = adapter_for(source)
     adapter.check(source)
+    adapter.check_sampled()
     method_for(job.recipe.method, f"recipe {job.recipe.name}")
     schemes = {name: rule.scheme for name, rule in job.recipe.assign(adapter.layer_roles(source)).items()}
     for target in job.targets:
@@ -130,10 +133,11 @@ def prepare(job: Job) -> Plan:
     parts = Components.open(job.model_dir)
     count, channels = job.recipe.calibration_prompts, adapter.latent_channels(source)
     if job.conditioning is not None:
-        calibration_set = verify_set = load_conditioning(job.conditioning, sizes)
+        calibration_set = verify_set = load_conditioning(job.conditioning, adapter.inputs(source), sizes)
     else:
         calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
+        verify_set.check(adapter.inputs(source))
     schedule = parts.schedule(sampling.steps)
     return Plan(job, source, loras, adapter, parts, sampling, schedule, profile, memory, calibration_set, verify_set)
 
@@ -218,8 +222,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
             "semantics": plan.sampling.semantics,
             "extra_channels": plan.sampling.extra_channels,
             "latent_shape": list(plan.verify_set.latent_shape),
-            "sigmas": list(calibration.sigmas),
-            "timesteps": list(calibration.timesteps),
+            "schedule": plan.scheduler.to_json(),
         },
         inputs=[{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(root / "model.onnx")],
         profile=plan.profile.to_json(),
@@ -297,10 +300,9 @@ def _timeless(facts: Any) -> Any:
 def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
     """Relative error of the velocity of the middle step, from noise, lowered against portable graph."""
     index = plan.sampling.steps // 2
-    latents = plan.verify_set.noise(0)
-    timestep = np.array([plan.scheduler.timesteps[index]], np.float32)
-    feeds = (with_channels(latents, plan.verify_set.channels), timestep, plan.verify_set.text[:1], index)
-    want, got = (OnnxRuntimeModel(p)(*feeds) for p in (portable, lowered))
+    clip = plan.verify_set.clips([0], plan.specs)
+    feeds = clip.feeds(plan.scheduler, index, clip.start(plan.scheduler), guided=False)
+    want, got = (OnnxRuntimeModel(p)(feeds, index) for p in (portable, lowered))
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
@@ -309,6 +311,7 @@ def reference_trajectories(plan: Plan, folder: Path, progress: Progress) -> Traj
     return sample_clips(
         lambda: ReferenceModel(plan.adapter, plan.source, None, device=plan.job.device),
         plan.verify_set,
+        plan.specs,
         plan.scheduler,
         plan.sampling.guidance_scale,
         folder,
@@ -325,6 +328,7 @@ def _verify(plan: Plan, space: Workspace, calibration: Calibration, progress: Pr
     ours = sample_clips(
         lambda: OnnxRuntimeModel(model),
         plan.verify_set,
+        plan.specs,
         plan.scheduler,
         plan.sampling.guidance_scale,
         space.scratch / "clips",
@@ -341,10 +345,9 @@ def _verify(plan: Plan, space: Workspace, calibration: Calibration, progress: Pr
 
 def _layer_errors(plan: Plan, calibration: Calibration, reference: Trajectories) -> dict[str, float]:
     """Relative output error of each layer on the full-precision inputs of the first, middle and last step of clip 0."""
-    steps, feeds = plan.sampling.steps, []
+    steps, feeds, clip = plan.sampling.steps, [], plan.verify_set.clips([0], plan.specs)
     for index in sorted({0, steps // 2, steps - 1}):
-        before = plan.verify_set.noise(0) if index == 0 else reference.latents[:1, index - 1]
-        timestep = np.array([plan.scheduler.timesteps[index]], np.float32)
-        feeds.append((with_channels(before, plan.verify_set.channels), timestep, plan.verify_set.text[:1], index))
+        before = clip.start(plan.scheduler) if index == 0 else reference.latents[:1, index - 1]
+        feeds.append((clip.feeds(plan.scheduler, index, before, guided=False), index))
     found = layer_errors(plan.adapter, plan.source, calibration, feeds, device=plan.job.device)
     return {name: round(error, 6) for name, error in found.items()}

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vditc import digits
+from vditc.adapter import InputSpec
 from vditc.axis import CLIP, Sizes
 from vditc.codec import PixelShuffleCodec
-from vditc.conditioning import Conditioning
+from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir, SamplingDefaults
-from vditc.schedule import FlowMatchEuler, load_schedule
+from vditc.pipeline.schedules import load_schedule
+from vditc.schedule import Schedule
 from vditc.text_encoder import WordEmbedding
 
 
@@ -32,8 +35,8 @@ class Components:
         codec = PixelShuffleCodec.load(path / "vae") if _is(path / "vae", "PixelShuffleCodec") else None
         return cls(path, words, codec)
 
-    def schedule(self, steps: int) -> FlowMatchEuler:
-        """The Euler schedule for a number of steps."""
+    def schedule(self, steps: int) -> Schedule:
+        """The schedule for a number of steps."""
         return load_schedule(self.path, steps)
 
     def copy_to(self, folder: Path) -> tuple[str, ...]:
@@ -57,11 +60,11 @@ class Components:
             )
         return Conditioning(
             prompts=prompts,
-            text=self.words.encode(list(prompts)),
-            empty=self.words.encode([""]),
             seeds=seeds,
             latent_shape=latent_shape,
-            channels=digits.position_channels(*latent_shape[1:]) if extra_channels == "position" else None,
+            inputs={TEXT: self.words.encode(list(prompts))},
+            empty={TEXT: self.words.encode([""])},
+            channels=digits.position_channels(*latent_shape[1:])[None] if extra_channels == "position" else None,
         )
 
 
@@ -93,16 +96,12 @@ def check_clip(sizes: Sizes, sampling: SamplingDefaults, source: ModelDir) -> No
     sizes.check(own, str(source.path / "sampling.json"))
 
 
-def load_conditioning(path: Path, sizes: Sizes) -> Conditioning:
-    """Saved conditionings; InputError for a clip or a text that the model does not take."""
+def load_conditioning(path: Path, specs: Sequence[InputSpec], sizes: Sizes) -> Conditioning:
+    """Saved conditionings; InputError for a clip, a text or another input that the model does not take, or one that it lacks."""
     given = Conditioning.load(path)
-    sizes.check(clip_sizes(given), str(path))
+    given.check(specs)
+    sizes.check(given.sizes(specs), str(path))
     return given
-
-
-def clip_sizes(given: Conditioning) -> dict[str, int]:
-    """Size of every axis but the batch."""
-    return {**dict(zip(CLIP, given.latent_shape[1:], strict=True)), "text_tokens": given.text.shape[1]}
 
 
 def conditioning_for(

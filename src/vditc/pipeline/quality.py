@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc import metrics
+from vditc.adapter import InputSpec
 from vditc.conditioning import Conditioning
 from vditc.digits import Caption
 from vditc.errors import QualityError
@@ -19,7 +20,7 @@ from vditc.progress import Progress
 from vditc.recipe import Gate
 from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampling import Denoiser, sample
-from vditc.schedule import FlowMatchEuler
+from vditc.schedule import Schedule
 from vditc.workspace import digest
 
 Array = npt.NDArray[Any]
@@ -42,7 +43,8 @@ class Trajectories:
 def sample_clips(
     open_model: Callable[[], Denoiser],
     conditioning: Conditioning,
-    scheduler: FlowMatchEuler,
+    specs: tuple[InputSpec, ...],
+    scheduler: Schedule,
     guidance_scale: float,
     folder: Path,
     key: dict[str, Any],
@@ -60,13 +62,8 @@ def sample_clips(
             clip_key = digest(
                 {
                     **key,
-                    "prompt": conditioning.prompts[index],
-                    "text": conditioning.text[index].tolist(),
-                    "empty": conditioning.empty.tolist(),
-                    "seed": conditioning.seeds[index],
-                    "shape": conditioning.latent_shape,
-                    "channels": None if conditioning.channels is None else conditioning.channels.tolist(),
-                    "sigmas": scheduler.sigmas.tolist(),
+                    "clip": conditioning.digest(index),
+                    "schedule": scheduler.to_json(),
                     "guidance": guidance_scale,
                 }
             )
@@ -79,16 +76,7 @@ def sample_clips(
                     path.append(latents[0])
                     advance()
 
-                sample(
-                    model,
-                    scheduler,
-                    conditioning.noise(index),
-                    conditioning.text[index : index + 1],
-                    conditioning.empty,
-                    guidance_scale,
-                    keep,
-                    conditioning.channels,
-                )
+                sample(model, scheduler, conditioning.clips([index], specs), guidance_scale, keep)
                 write_tensors(file, {"latents": np.stack(path)})
             else:
                 for _ in range(steps):

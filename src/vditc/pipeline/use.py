@@ -18,24 +18,23 @@ from vditc.export.check import check_codes
 from vditc.graph_passes.facts import check_graph
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir, SamplingDefaults
-from vditc.pipeline.components import Components, clip_sizes, conditioning_for, load_conditioning
+from vditc.pipeline.components import Components, conditioning_for, load_conditioning
 from vditc.pipeline.quality import compare, refuse, sample_clips
 from vditc.profile import Profile
 from vditc.progress import Progress
-from vditc.runtimes.graph_inputs import graph_sizes
+from vditc.runtimes.graph_inputs import graph_sizes, model_inputs
 from vditc.runtimes.reference import ReferenceModel
 from vditc.runtimes.registry import backend as backend_named
 from vditc.safetensors_file import write_tensors
 from vditc.sampling import Denoiser, sample
-from vditc.schedule import FlowMatchEuler
+from vditc.schedule import Schedule
 
 PORTABLE = "onnxruntime"  # the backend that runs model.onnx itself
 
 
-def schedule_of(bundle: Bundle) -> FlowMatchEuler:
+def schedule_of(bundle: Bundle) -> Schedule:
     """The schedule that the bundle was calibrated for; its step tables fit no other."""
-    s = bundle.manifest.sampling
-    return FlowMatchEuler(np.array(s["sigmas"], np.float32), np.array(s["timesteps"], np.float32))
+    return Schedule.from_json(bundle.manifest.sampling["schedule"])
 
 
 @contextlib.contextmanager
@@ -68,13 +67,14 @@ def sample_bundle(
         raise InputError(found=f"-o {out}", wanted=".mp4, .gif or .safetensors", where="vditc run", fix="change the ending")
     parts, info = Components.open(bundle.path / "components"), bundle.manifest.sampling
     c, f, h, w = info["latent_shape"]
+    specs = model_inputs(bundle.file("model.onnx"))
     if conditioning is None:
         given = parts.encode((prompt,), (seed,), (c, f, h, w), info["extra_channels"])
     else:
         sizes = graph_sizes(bundle.file("model.onnx"))
-        given = load_conditioning(conditioning, sizes)
+        given = load_conditioning(conditioning, specs, sizes)
         if backend != PORTABLE:
-            Profile.from_json(bundle.manifest.profile).check(clip_sizes(given), sizes, str(conditioning))
+            Profile.from_json(bundle.manifest.profile).check(given.sizes(specs), sizes, str(conditioning))
     if out.suffix != ".safetensors" and (parts.codec is None or len(given) > 1):
         raise InputError(
             found=f"{len(given)} clips{'' if parts.codec else ' and no codec that vditc runs'}",
@@ -86,9 +86,8 @@ def sample_bundle(
     latents = []
     with open_denoiser(bundle, backend) as denoiser, progress.task("sample", len(given) * len(scheduler.timesteps)) as advance:
         for i in range(len(given)):
-            text = given.text[i : i + 1]
             scale = info["guidance_scale"] if guidance is None else guidance
-            latents.append(sample(denoiser, scheduler, given.noise(i), text, given.empty, scale, lambda *_: advance(), given.channels))
+            latents.append(sample(denoiser, scheduler, given.clips([i], specs), scale, lambda *_: advance()))
     if out.suffix == ".safetensors":
         write_tensors(out, {"latents": np.concatenate(latents)})
     else:
@@ -143,7 +142,7 @@ def evaluate_bundle(
         extra_channels=info["extra_channels"],
     )
     fresh, scheduler = conditioning_for(parts, sampling, c, count, seed, prompts), schedule_of(bundle)
-    arguments = (fresh, scheduler, sampling.guidance_scale, work)
+    arguments = (fresh, adapter.inputs(source), scheduler, sampling.guidance_scale, work)
     reference = sample_clips(
         lambda: ReferenceModel(adapter, source, None, device=device),
         *arguments,
