@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
+import psutil
 import torch
 
 from vditc.model_dir import ModelDir
@@ -17,8 +17,8 @@ def float32_bytes(source: ModelDir) -> int:
 
 
 def memory_for_weights() -> int:
-    """Half of the machine's free memory, bytes: the rest is for activations."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    """Half of the memory that is available, bytes: the rest is for activations."""
+    return int(psutil.virtual_memory().available) // 2
 
 
 def read_float32(source: ModelDir, name: str) -> torch.Tensor:

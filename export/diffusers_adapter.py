@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from vditc.errors import InputError
 from vditc.export.block_streaming import float32_bytes, memory_for_weights, read_float32, stream_blocks
 from vditc.export.weightless import weightless
 from vditc.model_dir import ModelDir
+from vditc.safetensors_file import is_float
 
 
 class DiffusersAdapter(ModelAdapter):
@@ -47,10 +49,11 @@ class DiffusersAdapter(ModelAdapter):
         return model.eval().requires_grad_(False)
 
     def check(self, source: ModelDir) -> None:
-        """InputError when tensors are missing or do not fit."""
+        """InputError when tensors are missing, do not fit, or are more than config.json describes."""
         with weightless(lambda shape: torch.empty(shape, device="meta")):
             model = self.build(source.config)
-        wanted = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+        state = model.state_dict()
+        wanted = {n: tuple(t.shape) for n, t in state.items()}
         missing = [n for n in wanted if n not in source.weights]
         wrong = [n for n, shape in wanted.items() if n in source.weights and source.weights[n].shape != shape]
         if missing or wrong:
@@ -60,6 +63,22 @@ class DiffusersAdapter(ModelAdapter):
                 wanted=f"{len(wanted)} tensors as config.json describes",
                 where=str(source.transformer),
                 fix="use the config.json and weights of one checkpoint",
+            )
+        # Some classes name tensors that old checkpoints hold and the model never used.
+        unused = [re.compile(p) for p in getattr(type(model), "_keys_to_ignore_on_load_unexpected", None) or ()]
+        if extra := [n for n in source.weights if n not in wanted and not any(p.search(n) for p in unused)]:
+            raise InputError(
+                found=f"{len(extra)} tensors more than the model has, first {extra[0]}",
+                wanted=f"{len(wanted)} tensors as config.json describes",
+                where=str(source.transformer),
+                fix="use the config.json and weights of one checkpoint",
+            )
+        if codes := [n for n, t in state.items() if t.is_floating_point() and not is_float(source.weights[n].dtype)]:
+            raise InputError(
+                found=f"{len(codes)} weights that are not floating point, first {codes[0]} {source.weights[codes[0]].dtype}",
+                wanted="floating-point weights",
+                where=str(source.transformer),
+                fix="use the checkpoint that was not quantized: vditc quantizes it itself",
             )
 
     def load(self, source: ModelDir, memory: int | None = None) -> Any:

@@ -102,7 +102,7 @@ class _Rewriter:
 
     def activation(self, x: ir.Value, spec: QuantSpec, static: npt.NDArray[np.float32] | None) -> _Quantized:
         """Quantize and dequantize x; the scale is None when the dequantization has applied it."""
-        clipped = spec.qtype is QType.INT6
+        clipped = spec.qtype is not QType.INT8  # fewer bits travel in INT8 codes
         if static is None:
             per_token = spec.granularity is Granularity.PER_TOKEN
             axes = (self.constant("axis.last", np.array([-1], np.int64)),) if per_token else ()
@@ -118,7 +118,7 @@ class _Rewriter:
                 return self.op("DequantizeLinear", codes, scale), None
         ratio = self.op("Div", x, scale)
         if clipped:
-            bounds = (self.constant(f"{side}.int6", np.float32(getattr(spec.qtype, side))) for side in ("low", "high"))
+            bounds = (self.constant(f"{side}.{spec.qtype.value}", np.float32(getattr(spec.qtype, side))) for side in ("low", "high"))
             ratio = self.op("Clip", ratio, *bounds)
         one = self.constant("one", np.float32(1))
         codes = self.op("QuantizeLinear", ratio, one, output_dtype=ir.DataType.INT8)

@@ -29,8 +29,8 @@ SCHEMA = 1
 
 
 def refit_file(model: Path) -> Path:
-    """Where the map of a graph is: model.onnx -> model.refit.json."""
-    return model.with_name(f"{model.stem}.refit.json")
+    """Where the map of a graph is: model.onnx -> model.refit.json, model -> model.refit.json."""
+    return model.with_name(f"{model.name.removesuffix('.onnx')}.refit.json")
 
 
 def refit_map(graph: ir.Graph, source: ModelDir, calibration: Calibration, linears: Collection[str]) -> dict[str, Any]:

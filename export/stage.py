@@ -16,7 +16,7 @@ import onnx_ir as ir
 from vditc.adapter import InputSpec, ModelAdapter
 from vditc.calibration import Calibration
 from vditc.errors import InputError
-from vditc.export.describe import describe_sizes
+from vditc.export.describe import describe_inputs
 from vditc.export.linears import normalise_linears
 from vditc.export.qdq import quantize_linears
 from vditc.export.refit import refit_file, refit_map, to_text
@@ -24,7 +24,7 @@ from vditc.export.simplify import simplify
 from vditc.export.trace import trace
 from vditc.export.weights import attach_weights
 from vditc.export.write import external_tensors, write_model
-from vditc.files import whole_file
+from vditc.files import room_for, whole_file
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 
@@ -76,18 +76,21 @@ def export_model(
 
     opset 21, IR 10, float32 compute, standard operators only. Memory holds two weights at a time: they go from the checkpoint or
     the calibration file to the data file. A calibration may be a function that makes it when the graph has been traced: one that
-    waits for the checkpoint's digest. InputError when the calibration is not of this model, or a weight is not finite;
-    PrecisionError when a calibrated layer cannot be quantized in the graph.
+    waits for the checkpoint's digest. InputError when the checkpoint does not fit its config.json, the calibration is not of this
+    model, or a weight is not finite; PrecisionError when a calibrated layer cannot be quantized in the graph.
     """
+    adapter.check(source)
     with progress.task("trace the model", 1) as advance:
         model = traced_graph(source, adapter)
         advance()
     calibration = calibration if isinstance(calibration, Calibration) else calibration()
     check_calibration(source, adapter, calibration)  # now, since it waits for the checkpoint's digest
     refit = insert_weights(model, source, calibration)
-    describe_sizes(model, adapter.sizes(source))
-    with whole_file(refit_file(out)) as refit_map_file, progress.task("write weights", len(external_tensors(model.graph))) as advance:
-        refit_map_file.write_text(to_text(refit), encoding="utf-8")
+    describe_inputs(model, adapter.inputs(source), adapter.sizes(source))
+    text = to_text(refit).encode()
+    weights = progress.task("write weights", len(external_tensors(model.graph)))
+    with whole_file(refit_file(out)) as refit_map_file, room_for(out, len(text)), weights as advance:
+        refit_map_file.write_bytes(text)
         graph_bytes, data_bytes = write_model(model, out, advance)
     return ExportFacts(
         nodes=len(model.graph),

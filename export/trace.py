@@ -68,7 +68,7 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
     traced, proof = sizes_for(axes)
     dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, d in enumerate(s.dims) if isinstance(d, str)} for s in specs)
     with torch.no_grad(), adapter.patched(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of operators that a model may use but this one does not
+        warnings.simplefilter("ignore")  # of operators that a model may use but this one does not, and of torch about itself
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         with fake:
             example = tuple(_zeros(s, traced) for s in specs)
@@ -77,7 +77,7 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
             except Exception as error:  # whatever a model's own code raises when its sizes are symbols
                 raise _not_exportable(error, "code that torch.export can trace at axes of any size", source, traced) from error
             shapes = _prove_dynamic(program, specs, adapter.outputs, source, traced, proof)
-    onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+        onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
     graph = onnx_program.model.graph
     for value, spec in zip(graph.inputs, specs, strict=True):
@@ -91,7 +91,8 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
 def sizes_for(axes: Mapping[str, Axis]) -> tuple[dict[str, int], dict[str, int]]:
     """Two sizes for every axis, for the tracer and for the proof that nothing was fixed.
 
-    Every axis has another size and none is 1, in steps and in patches, so that no two axes can be mistaken for each other.
+    None is 1, and every axis has another size, in steps and in patches, so that no two axes can be mistaken for each other. (A family
+    with more axes than there are small sizes has some twice; every axis still changes from the one set to the other.)
     """
     both: tuple[dict[str, int], dict[str, int]] = {}, {}
     for sizes, counts in zip(both, ((2, 3, 4, 6, 5, 7, 9, 11, 13), (3, 5, 6, 2, 7, 4, 8, 10, 12)), strict=True):

@@ -21,14 +21,18 @@ from vditc.threads import ahead
 Array = npt.NDArray[Any]
 
 ALIGNMENT = 64  # bytes; a cache line, so that a memory map can feed vector loads
-INLINE_BELOW = 1024  # bytes; smaller tensors stay in model.onnx
+INLINE_BELOW = 1024  # bytes; smaller tensors stay in model.onnx, but for those that are made together with larger ones
 
 
 def external_tensors(graph: ir.Graph) -> list[ir.Value]:
     """Initialisers whose bytes go to the data file, in file order: that of the nodes that read them first."""
     order = {node: i for i, node in enumerate(graph)}
-    values = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes >= INLINE_BELOW]
+    values = [v for v in graph.initializers.values() if v.const_value is not None and _external(v.const_value)]
     return sorted(values, key=lambda value: min(((order[use.node], use.idx) for use in value.uses()), default=(len(order), 0)))
+
+
+def _external(tensor: ir.TensorProtocol) -> bool:
+    return tensor.nbytes >= INLINE_BELOW or (isinstance(tensor, StreamedTensor) and tensor.index > 0)
 
 
 def write_model(model: ir.Model, out: Path, advance: Callable[[], None]) -> tuple[int, int]:
@@ -68,6 +72,7 @@ def write_model(model: ir.Model, out: Path, advance: Callable[[], None]) -> tupl
                 value.type = value.shape = None  # a reader infers them; written down they double the file
         graph_file.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
         sizes = graph_file.stat().st_size, data_file.stat().st_size
+        out.unlink(missing_ok=True)  # a kill between the two renames leaves no graph rather than an old one with new weights
     return sizes
 
 

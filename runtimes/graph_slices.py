@@ -23,8 +23,8 @@ def run_in_slices(
     feeds: Sequence[Mapping[str, Array]],
     budget: int = SLICE_BYTES,
     progress: Progress = SILENT,
-) -> list[Array]:
-    """The graph's first output for each of `feeds`, every slice loaded once.
+) -> list[list[Array]]:
+    """The graph's outputs for each of `feeds`, every slice loaded once.
 
     Slices are neighbouring nodes in the file's order whose weights, as float32, take at most `budget` bytes (or one node). Between
     two slices only the activations that are still needed are kept. Numerics are those of the whole graph at ORT_ENABLE_BASIC, up to
@@ -33,8 +33,8 @@ def run_in_slices(
     graph = onnx.load(model, load_external_data=False)
     slices = list(_slices(graph.graph, budget))
     last_use = {name: i for i, nodes in enumerate(slices) for node in nodes for name in node.input}
-    output = graph.graph.output[0].name
-    last_use[output] = len(slices)
+    outputs = [output.name for output in graph.graph.output]
+    last_use |= dict.fromkeys(outputs, len(slices))
     live: list[dict[str, Array]] = [dict(f) for f in feeds]
     with progress.task("run the graph", len(slices)) as advance:
         for i, nodes in enumerate(slices):
@@ -49,7 +49,7 @@ def run_in_slices(
                     del values[name]
             del session
             advance()
-    return [values[output] for values in live]
+    return [[values[output] for output in outputs] for values in live]
 
 
 def _slices(graph: onnx.GraphProto, budget: int) -> Iterator[list[onnx.NodeProto]]:

@@ -31,6 +31,21 @@ def test_failed_block_leaves_the_old_file(tmp_path: Path) -> None:
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with whole_file(path) as temporary:
+        temporary.write_text("first")
+        with pytest.raises(VditcError, match="a: found another process that writes it"):
+            write_text(path, "second")
+    assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").write_text("much longer than what comes")
+    write_text(tmp_path / "a", "new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "new"}
+
+
 def test_text_is_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "× –")
     assert (tmp_path / "a.txt").read_bytes() == "× –".encode()
@@ -65,13 +80,15 @@ def test_other_failures_of_a_disk_are_not_a_full_one(tmp_path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-@pytest.mark.parametrize("native", ["kernel", "other file system", "none"])
+@pytest.mark.parametrize("native", ["kernel", "other file system", "none", "nothing copied"])
 def test_ranges_are_copied_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: str) -> None:
     def refuse(*_: Any) -> int:
         raise OSError(errno.EXDEV, "another file system")
 
     if native == "other file system":
         monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    if native == "nothing copied":
+        monkeypatch.setattr(os, "copy_file_range", lambda *_: 0, raising=False)
     if native == "none":
         monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.setattr(files, "_PIECE", 7)

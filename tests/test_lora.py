@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -158,6 +159,9 @@ def test_alpha_of_pefts_configuration_beside_the_file(tiny: ModelDir, save: Save
     a, b = factors(tiny, LAYER)
     file = save({f"base_model.model.{LAYER}.lora_A.weight": a, f"base_model.model.{LAYER}.lora_B.weight": b}, "adapter_model.safetensors")
     file.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "r": RANK}))
+    before = Lora.open(file).digest
+    file.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "r": RANK, "edited": True}))
+    assert Lora.open(file).digest != before  # alpha may have changed
     for path, factor in ((file, 0.5), (Path(shutil.copy(file, file.with_name("other.safetensors"))), 1.0)):
         found = fuse(tiny, [Lora.open(path)]).weights[f"{LAYER}.weight"].read()
         np.testing.assert_array_equal(found, merged(tiny, LAYER, a, b, factor))
@@ -215,7 +219,8 @@ def test_nothing_is_read_before_it_is_needed(tiny: ModelDir, save: Save, monkeyp
 def test_what_the_manifest_says(save: Save) -> None:
     file = save({f"{LAYER}.diff": np.ones((128, 128), np.float32)})
     lora = Lora.parse(f"{file}:0.5")
-    assert lora.to_json() == {"name": "one.safetensors", "sha256": lora.digest, "scale": 0.5} and len(lora.digest) == 64
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert lora.to_json() == {"name": "one.safetensors", "sha256": sha256, "digest": sha256, "scale": 0.5}
 
 
 def test_command_line_form(save: Save) -> None:
@@ -269,6 +274,7 @@ A, B = np.ones((RANK, 128), np.float16), np.ones((128, RANK), np.float16)
         ({"hada_w1_a": A}, "a LoHa adapter"),
         ({"weight": A}, r"1 keys that are not of a LoRA, first transformer\.blocks\.0\.attn1\.to_q\.weight"),
         ({"lora_A.weight": A, "lora_B.weight": B, "lora_A.bias": A[0]}, "wanted a bias of lora_B only"),
+        ({"lora_A.weight": A, "lora_down.weight": A, "lora_B.weight": B}, r"lora_A\.weight and .*lora_down\.weight for the same factor"),
     ],
 )
 def test_bad_files(tiny: ModelDir, save: Save, tensors: Tensors, found: str) -> None:
@@ -285,11 +291,21 @@ def test_bad_files(tiny: ModelDir, save: Save, tensors: Tensors, found: str) -> 
         ('{"lora_alpha": "8"}', "alpha = '8' of"),
         ('{"alpha_pattern": {"(": 1}}', "alpha_pattern = "),
         ('{"alpha_pattern": [1]}', "alpha_pattern = "),
+        ('{"init_lora_weights": "pissa_niter_4"}', "an adapter with init_lora_weights = pissa_niter_4"),
+        ('{"transformer.init_lora_weights": "olora"}', "init_lora_weights = olora"),
+        ('{"layer_replication": [[0, 2], [0, 2]]}', "an adapter with layer_replication"),
     ],
 )
 def test_bad_configurations(save: Save, metadata: str, found: str) -> None:
     with pytest.raises(InputError, match=found):
         Lora.open(save({f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B}, metadata={"lora_adapter_metadata": metadata}))
+
+
+def test_one_layer_under_two_names(tiny: ModelDir, save: Save) -> None:
+    names = (LAYER, "lora_unet_blocks_0_self_attn_q")
+    file = save({f"{name}.lora_{s}.weight": t for name in names for s, t in (("A", A), ("B", B))})
+    with pytest.raises(InputError, match=r"found modules .* and .* for blocks\.0\.attn1\.to_q\.weight; wanted each layer once"):
+        fuse(tiny, [Lora.open(file)])
 
 
 def test_layers_of_another_model_are_counted_and_the_first_named(tiny: ModelDir, save: Save) -> None:

@@ -64,8 +64,8 @@ def test_digest_follows_content_not_place(tiny: ModelDir, folder: Path) -> None:
 
 
 def test_digest_is_over_names_and_contents_in_path_order(tiny: ModelDir) -> None:
-    files = [tiny.path / "sampling.json", tiny.transformer / "config.json", tiny.transformer / WEIGHTS]
-    joined = "".join(f"{f.name}:{hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files)
+    files = ["model_index.json", "sampling.json", "transformer/config.json", f"transformer/{WEIGHTS}", "vae/config.json"]
+    joined = "".join(f"{f}:{hashlib.sha256((tiny.path / f).read_bytes()).hexdigest()}\n" for f in files)
     assert tiny.digest == hashlib.sha256(joined.encode()).hexdigest()
 
 
@@ -83,7 +83,19 @@ def test_files_are_hashed_once_and_beside_other_work(folder: Path, monkeypatch: 
     assert began.wait(10) and not hashed, "opening waits for no hash, but starts one"
     go.set()
     assert model.digest == model.digest
-    assert hashed == ["sampling.json", "config.json", WEIGHTS]
+    assert hashed == ["model_index.json", "sampling.json", "config.json", WEIGHTS, "config.json"]
+
+
+def test_nothing_is_hashed_for_who_does_not_ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def note(path: Path) -> str:
+        hashed.append(path.name)
+        return "0"
+
+    monkeypatch.setattr(background, "sha256", note)
+    model = ModelDir.open(folder, hash_now=False)
+    assert not hashed and model.digest and len(hashed) == 5
 
 
 def test_a_file_that_vanishes_while_it_is_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +225,7 @@ def test_two_experts(experts: Path, tiny: ModelDir) -> None:
     assert (first.part, second.part) == ("transformer", "transformer_2")
     assert first.parts == second.parts == ("transformer", "transformer_2")
     assert first.boundary_ratio == second.boundary_ratio == 0.875
-    assert first.digest == tiny.digest != second.digest
+    assert len({first.digest, second.digest, tiny.digest}) == 3
     assert second.transformer == experts / "transformer_2" and second.config["eps"] == 1e-5
     assert {e.path.parent for e in second.weights.values()} == {second.transformer}
     assert (tiny.part, tiny.parts, tiny.boundary_ratio) == ("transformer", ("transformer",), None)

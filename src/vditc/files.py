@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -21,14 +22,27 @@ _PIECE = 16 << 20  # bytes of one system call
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renamed to it when the block ends well, removed otherwise."""
+    """Yields a temporary path beside `path`; renamed to it when the block ends well, removed otherwise.
+
+    VditcError when another process is writing the same file. What a killed process left is written over.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
+    held = os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        yield temporary
-        temporary.replace(path)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise VditcError(
+                found="another process that writes it", wanted="one at a time", where=str(path), fix="wait for it, or write elsewhere"
+            ) from error
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(held)
 
 
 @contextlib.contextmanager
@@ -74,6 +88,9 @@ def copy_range(source: int, begin: int, file: int, offset: int, count: int) -> N
                 if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
                     raise
                 native = False  # another file system, or one that cannot
+                continue
+            if not copied:
+                native = False  # some file systems say so instead
                 continue
         else:
             data = os.pread(source, piece, begin + done)

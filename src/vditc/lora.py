@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vditc.background import hash_later
 from vditc.errors import InputError
-from vditc.lora_file import LoraModule, read_lora
+from vditc.lora_file import LoraModule, lora_files, read_lora
 from vditc.lora_names import Place, places
 from vditc.model_dir import PARTS, ModelDir
 from vditc.safetensors_file import TensorEntry
@@ -38,15 +38,16 @@ class Lora:
 
     @property
     def digest(self) -> str:
-        """sha256 of the file, computed beside other work; InputError when it has gone since."""
-        return self.hashed()[0]
+        """Of the file, and of peft's configuration beside it; computed beside other work. InputError when it has gone since."""
+        hashes = self.hashed()
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @classmethod
     def open(cls, path: Path, scale: float = 1.0) -> Lora:
         """Read and check; InputError for a file that is missing, damaged or of a kind that cannot be fused."""
         if not math.isfinite(scale):
             raise InputError(found=f"scale {scale}", wanted="a finite number", where=str(path), fix="correct --lora FILE:SCALE")
-        return cls(path, scale, read_lora(path), hash_later([path]))
+        return cls(path, scale, read_lora(path), hash_later(lora_files(path)))
 
     @classmethod
     def parse(cls, text: str) -> Lora:
@@ -62,7 +63,7 @@ class Lora:
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest says of it."""
-        return {"name": self.path.name, "sha256": self.digest, "scale": self.scale}
+        return {"name": self.path.name, "sha256": self.hashed()[0], "digest": self.digest, "scale": self.scale}
 
     def of(self, part: str) -> Mapping[str, LoraModule]:
         """Modules for one transformer. A file that does not tell two transformers apart is for any."""
@@ -145,6 +146,7 @@ def _deltas(source: ModelDir, lora: Lora, known: Mapping[str, tuple[Place, ...]]
     """Checkpoint tensor and what is added to it, for everything that the file holds for this transformer."""
     modules, found = lora.of(source.part), []
     lost: list[str] = []
+    taken: dict[tuple[str, Place], str] = {}
     for name, module in modules.items():
         where = known.get(name, ())
         for parameter, up, down, factor in module.products():
@@ -160,6 +162,13 @@ def _deltas(source: ModelDir, lora: Lora, known: Mapping[str, tuple[Place, ...]]
                         wanted=f"what adds to {target} {list(source.weights[target].shape)}, with one rank",
                         where=str(lora.path),
                         fix="use a LoRA that was made for this model",
+                    )
+                if (other := taken.setdefault((target, place), name)) != name:
+                    raise InputError(
+                        found=f"modules {other} and {name} for {target}",
+                        wanted="each layer once",
+                        where=str(lora.path),
+                        fix="save it again",
                     )
                 found.append((target, Delta(up, down, lora.scale * factor, place)))
     if lost or not found:

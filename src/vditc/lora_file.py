@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from vditc.errors import InputError
 from vditc.lora_names import TABLE
 from vditc.model_dir import PARTS
-from vditc.safetensors_file import TensorEntry, read_header
+from vditc.safetensors_file import TensorEntry, is_float, read_header
 
 _PREFIXES = ("base_model.model.", "diffusion_model.", "model.diffusion_model.", *(f"{p}." for p in PARTS), "lora_unet_")
 _KEY = re.compile(
@@ -32,7 +29,7 @@ _KINDS = {  # what a key contains -> the kind of adapter that it belongs to
     "lora_embedding_": "embedding LoRA",
 }
 _DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": TABLE}
-_FLOATS = {np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)}
+_PEFT, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # what peft saves
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
 
 
@@ -69,6 +66,7 @@ def read_lora(path: Path) -> dict[str, dict[str, LoraModule]]:
         raise _bad(path, f"a {kind} adapter", "LoRA", "merge it into the checkpoint with the tool that made it")
     parts: dict[str, dict[str, LoraModule]] = {}
     adapters: set[str] = set()
+    slots: dict[tuple[str | None, ...], str] = {}
     for key, entry in entries.items():
         part, plain = _without_prefix(key)
         match = _KEY.fullmatch(plain)
@@ -77,16 +75,23 @@ def read_lora(path: Path) -> dict[str, dict[str, LoraModule]]:
             raise _bad(
                 path, f"{len(unknown)} keys that are not of a LoRA, first {key}", "lora_A / lora_B, lora_down / lora_up, alpha or diff"
             )
-        if entry.dtype not in _FLOATS and match["other"] != "alpha":
+        if not is_float(entry.dtype) and match["other"] != "alpha":
             raise _bad(path, f"{key} in {entry.dtype}", "floating point")
         if match["side"]:
             adapters.add(match["adapter"] or "")
+        side = {"A": "down", "B": "up"}.get(match["side"], match["side"])
+        if (other := slots.setdefault((part, match["module"], side, match["what"] or match["other"]), key)) != key:
+            raise _bad(path, f"{other} and {key} for the same factor", "each factor once")
         _put(path, parts.setdefault(part, {}).setdefault(match["module"], LoraModule()), match, entry, key)
     if not parts:
         raise _bad(path, "no tensor", "a LoRA file")
     if len(adapters) > 1:
         raise _bad(path, f"adapters {', '.join(sorted(repr(a) for a in adapters))}", "one adapter", "save each to a file of its own")
     settings = _settings(path, metadata)
+    if residual := _residual(settings):
+        raise _bad(
+            path, f"an adapter with {residual}", "one that is added to the model's own weights", "convert it to a plain LoRA with peft"
+        )
     for part, modules in parts.items():
         for name, module in modules.items():
             if (module.up is None) != (module.down is None) or (module.up is None and (module.up_bias or module.alpha) is not None):
@@ -94,6 +99,12 @@ def read_lora(path: Path) -> dict[str, dict[str, LoraModule]]:
             if module.down is not None:
                 module.factor = _factor(path, part, name, module, settings)
     return parts
+
+
+def lora_files(path: Path) -> list[Path]:
+    """The files that what `read_lora` returns depends on."""
+    beside = path.with_name(_SETTINGS)
+    return [path, beside] if path.name == _PEFT and beside.exists() else [path]
 
 
 def _bad(path: Path, found: str, wanted: str, fix: str = "save the LoRA again, or use another") -> InputError:
@@ -131,11 +142,11 @@ def _put(path: Path, module: LoraModule, match: re.Match[str], entry: TensorEntr
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     """peft's configuration, if it is there."""
-    beside = path.with_name("adapter_config.json")
+    beside = path.with_name(_SETTINGS)
     try:
         if _METADATA in metadata:
             data = json.loads(metadata[_METADATA])
-        elif path.name == "adapter_model.safetensors" and beside.exists():
+        elif path.name == _PEFT and beside.exists():
             path, data = beside, json.loads(beside.read_text())
         else:
             data = {}
@@ -144,6 +155,17 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise _bad(path, f"a configuration that is a {type(data).__name__}", "a JSON object")
     return data
+
+
+def _residual(settings: Mapping[str, Any]) -> str | None:
+    """What makes peft add the pairs to other weights than the model's: to what is left of them (PiSSA, OLoRA, CorDA), or to copies."""
+    for key, value in settings.items():
+        name = key.rpartition(".")[2]
+        if name == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(("pissa", "olora", "corda")):
+            return f"{key} = {value}"
+        if name == "layer_replication" and value:
+            return key
+    return None
 
 
 def _factor(path: Path, part: str, name: str, module: LoraModule, settings: Mapping[str, Any]) -> float:

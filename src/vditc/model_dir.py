@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ class ModelDir:
 
     @property
     def digest(self) -> str:
-        """sha256 over the digests of all files of the transformer and sampling.json, in path order.
+        """sha256 over the digests of all files of the transformer, model_index.json, sampling.json and vae/config.json, in path order.
 
         Computed once, beside other work, from when the directory was opened: tens of seconds at 14 B weights. InputError when a
         file has gone since.
@@ -69,8 +70,11 @@ class ModelDir:
         return sum(math.prod(e.shape) for e in self.weights.values())
 
     @classmethod
-    def open(cls, path: Path, part: str | None = None) -> ModelDir:
-        """Read and check one transformer, `part` if there are two; InputError for a missing or damaged file."""
+    def open(cls, path: Path, part: str | None = None, *, hash_now: bool = True) -> ModelDir:
+        """Read and check one transformer, `part` if there are two; InputError for a missing or damaged file.
+
+        `hash_now`: begin to compute the digest, for somebody who is going to ask for it.
+        """
         index = read_json(path / "model_index.json") if (path / "model_index.json").exists() else {}
         parts = _parts(path, index, part)
         part = part or PARTS[0]
@@ -84,17 +88,28 @@ class ModelDir:
                 where=str(folder / "config.json"),
                 fix="save the model with diffusers' save_pretrained",
             )
+        if config.get("quantization_config"):
+            raise InputError(
+                found="quantization_config: a checkpoint that is quantized already",
+                wanted="floating-point weights",
+                where=str(folder / "config.json"),
+                fix="use the checkpoint that it was made from: vditc quantizes it itself",
+            )
         files, weights = read_checkpoint(folder, name)
         defaults = path / "sampling.json"
         sampling = _sampling(defaults) if defaults.exists() else None
         boundary = _boundary(index, path / "model_index.json")
-        hashed = sorted([folder / "config.json", *files, *([defaults] if sampling else [])])
-        hashes = hash_later(hashed)
-        return cls(path, config, weights, sampling, lambda: _digest(hashed, hashes()), part, parts, boundary)
+        # The pipeline's class and settings change some models' inputs, the VAE's strides what sizes a graph says that it takes.
+        about = [p for p in (path / "model_index.json", path / "vae" / "config.json") if p.exists()]
+        hashed = sorted([folder / "config.json", *files, *([defaults] if sampling else []), *about])
+        hashes = functools.cache(lambda: hash_later(hashed))
+        if hash_now:
+            hashes()
+        return cls(path, config, weights, sampling, lambda: _digest(path, hashed, hashes()()), part, parts, boundary)
 
 
-def _digest(files: list[Path], hashes: list[str]) -> str:
-    joined = "".join(f"{p.name}:{h}\n" for p, h in zip(files, hashes, strict=True))
+def _digest(path: Path, files: list[Path], hashes: list[str]) -> str:
+    joined = "".join(f"{p.relative_to(path).as_posix()}:{h}\n" for p, h in zip(files, hashes, strict=True))
     return hashlib.sha256(joined.encode()).hexdigest()
 
 

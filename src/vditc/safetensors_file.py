@@ -34,7 +34,13 @@ DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_FLOATS = frozenset(np.dtype(DTYPES[name]) for name in ("F64", "F32", "F16", "BF16", "F8_E4M3"))
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a floating-point type of a safetensors file."""
+    return dtype in _FLOATS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     entries, expected = {}, 8 + length
     for name, info in header.items():
+        if isinstance(info, dict) and isinstance(kind := info.get("dtype"), str) and kind not in DTYPES:
+            raise InputError(
+                found=f"tensor {name} of type {kind}", wanted=f"one of {', '.join(DTYPES)}", where=str(path), fix="convert the checkpoint"
+            )
         try:
             dtype, shape = np.dtype(DTYPES[info["dtype"]]), tuple(int(n) for n in info["shape"])
             begin, end = map(int, info["data_offsets"])

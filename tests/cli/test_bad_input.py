@@ -82,15 +82,58 @@ def test_weights_cut_inside_the_header(compile_tiny: Callable[..., Run], model: 
     refused(compile_tiny(), out, "with a header of")
 
 
-def test_missing_tensor(compile_tiny: Callable[..., Run], model: Path, out: Path) -> None:
-    config = json.loads((model / "transformer/config.json").read_text())
-    (model / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 3}))
-    refused(compile_tiny(), out, "tensors missing or of another shape", "blocks.2")
+def configure(model: Path, **changes: object) -> None:
+    """Change transformer/config.json."""
+    file = model / "transformer/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_layers": 3}, ("tensors missing or of another shape", "blocks.2")),
+        ({"num_layers": 1}, ("tensors more than the model has", "blocks.1")),
+        ({"in_channels": 5}, ("tensors missing or of another shape", "patch_embedding.weight [128, 4, 1, 2, 2]")),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, ("quantized already", "config.json")),
+    ],
+    ids=str,
+)
+def test_config_that_does_not_fit_the_weights(
+    compile_tiny: Callable[..., Run], model: Path, out: Path, changes: dict[str, object], words: tuple[str, ...]
+) -> None:
+    configure(model, **changes)
+    refused(compile_tiny(), out, *words)
+    refused(vditc("export", str(model), "--recipe", "fp16", "-o", str(out)), out, *words)
+    prompts = str(out.with_name("prompts.txt"))
+    refused(vditc("calibrate", str(model), "--recipe", "fp16", "--prompts", prompts, "-o", str(out)), out, *words)
+
+
+def retype(model: Path, name: str, dtype: str) -> None:
+    """Say another type of a float16 tensor, and half of its bytes."""
+    data = (model / WEIGHTS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[name]["dtype"] = dtype
+    begin, end = header[name]["data_offsets"]
+    for info in header.values():
+        if info.get("data_offsets", [0])[0] >= end:
+            info["data_offsets"] = [n - (end - begin) // 2 for n in info["data_offsets"]]
+    header[name]["data_offsets"] = [begin, (begin + end) // 2]
+    text, body = json.dumps(header).encode(), data[8 + length :]
+    (model / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + body[: (begin + end) // 2] + body[end:])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [("I8", "1 weights that are not floating point, first blocks.0.attn1.to_q.weight int8"), ("F8_E5M2", "to_q.weight of type F8_E5M2")],
+)
+def test_weights_that_are_codes_already(model: Path, out: Path, dtype: str, words: str) -> None:
+    retype(model, "blocks.0.attn1.to_q.weight", dtype)
+    refused(vditc("export", str(model), "--recipe", "fp16", "-o", str(out)), out, words)
 
 
 def test_unknown_class(compile_tiny: Callable[..., Run], model: Path, out: Path) -> None:
-    config = json.loads((model / "transformer/config.json").read_text())
-    (model / "transformer/config.json").write_text(json.dumps({**config, "_class_name": "MysteryTransformer3DModel"}))
+    configure(model, _class_name="MysteryTransformer3DModel")
     refused(compile_tiny(), out, "MysteryTransformer3DModel", "WanTransformer3DModel")
 
 
@@ -159,6 +202,25 @@ def test_existing_output(compile_tiny: Callable[..., Run], out: Path) -> None:
     run = compile_tiny()
     assert run.code == 2 and "exists" in run.stderr and "--force" in run.stderr
     assert [p.name for p in out.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("there", ["m.onnx", "m.onnx.data", "m.refit.json"])
+def test_export_replaces_nothing_unasked(model: Path, tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("keep me")
+    run = vditc("export", str(model), "--recipe", "fp16", "-o", str(tmp_path / "m.onnx"))
+    assert run.code == 2 and f"{there} exists" in run.stderr
+    assert (tmp_path / there).read_text() == "keep me"
+    run = vditc("export", str(model), "--recipe", "fp16", "-o", str(tmp_path / "m.onnx"), "--force")
+    assert run.code == 0 and (tmp_path / there).read_bytes() != b"keep me"
+
+
+def test_output_that_is_a_folder_or_lies_in_a_file(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    run = vditc("export", str(model), "--recipe", "fp16", "-o", str(tmp_path / "folder"), "--force")
+    assert run.code == 2 and "folder, a folder; wanted a file" in run.stderr
+    run = vditc("export", str(model), "--recipe", "fp16", "-o", str(tmp_path / "file" / "m.onnx"))
+    assert run.code == 2 and "file, which cannot be written to" in run.stderr
 
 
 def test_no_bundle(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 console = Console()
 complain = Console(stderr=True)
+INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
 COMMANDS = ("compile", "stages", "use", "inspect", "lists", "demo")
 
 EXTRAS = {  # package -> the extra of vditc that installs it
@@ -55,7 +57,11 @@ class RichProgress:
 
 
 def main() -> None:
-    """Run a command; VditcError becomes one line on stderr and its exit code."""
+    """Run a command; VditcError, and trouble with a file, become one line on stderr and an exit code.
+
+    Ended from outside (SIGTERM) a command cleans up as after Ctrl-C.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for name in COMMANDS:
         importlib.import_module(f"vditc.cli.{name}")
     try:
@@ -68,6 +74,19 @@ def main() -> None:
             raise
         sys.stderr.write(f"vditc: error: this command needs the package {error.name}: pip install 'vditc[{extra}]'\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("vditc: interrupted; repeat the command with --resume to go on\n")
-        sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        trouble = VditcError(
+            found=str(error.strerror),
+            wanted="a file that can be used",
+            where=str(error.filename),
+            fix="check the path, its rights and the disk",
+        )
+        sys.stderr.write(f"vditc: error: {trouble}\n")
+        sys.exit(trouble.exit_code)
+    except SystemExit as exit_:
+        if exit_.code in (INTERRUPTED, 128 + signal.SIGTERM):
+            again = "; repeat the command with --resume to go on" if sys.argv[1:2] == ["compile"] else ""
+            sys.stderr.write(f"vditc: interrupted{again}\n")
+        raise

@@ -27,7 +27,7 @@ def demo_command(
     force: ForceOption = False,
 ) -> None:
     """Compile the bundled model with w8a8 and w4a16 for rtx-ada and cpu; write bundles, clips and a report that compares them."""
-    root = fresh(out, force)
+    root = fresh(out, force, folder=True)
 
     from vditc.clips import side_by_side, write_pixels
     from vditc.pipeline.compile import Job, compile_bundle

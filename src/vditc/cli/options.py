@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +40,20 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
     return prompts
 
 
-def fresh(path: Path, force: bool) -> Path:
-    """A path that may be written; InputError when something is there and `force` is not given."""
+def fresh(path: Path, force: bool, *, folder: bool = False) -> Path:
+    """A path that a file, or a `folder`, may be written to; InputError when something is there and `force` is not given."""
     if path.exists() and not force:
         raise InputError(
             found=f"{path} exists", wanted="a path that does not exist", where="-o", fix="choose another, or --force to replace it"
         )
+    if path.exists() and path.is_dir() != folder:
+        raise InputError(
+            found=f"{path}, a {'folder' if path.is_dir() else 'file'}",
+            wanted=f"a {'folder' if folder else 'file'}, or nothing there",
+            where="-o",
+            fix="choose another path",
+        )
+    there = next(p for p in path.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(found=f"{there}, which cannot be written to", wanted="a folder", where="-o", fix="choose another path")
     return path

@@ -75,7 +75,7 @@ def calibrate_command(
         source=source,
         adapter=adapter,
         recipe=chosen,
-        conditioning=load_conditioning(conditioning, sizes)
+        conditioning=load_conditioning(conditioning, adapter.inputs(source), sizes)
         if conditioning
         else conditioning_for(parts, sampling, channels, count, seed, read_prompts(prompts)),
         scheduler=parts.schedule(sampling.steps),
@@ -113,12 +113,18 @@ def export_command(
             fix="give one of them; `vditc calibrate` writes the file",
         )
     chosen, path = Recipe.load(recipe) if recipe else None, fresh(out, force)
+    fresh(path.with_name(f"{path.name}.data"), force)
 
     from vditc.calibration import Calibration
     from vditc.export.adapters.registry import adapter_for
+    from vditc.export.refit import refit_file
     from vditc.export.stage import export_model
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
+
+    fresh(refit_file(path), force)
+    if check:
+        import vditc.pipeline.check_export  # noqa: F401 # what it needs is missed before any work
 
     source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
     adapter = adapter_for(source)
@@ -131,7 +137,8 @@ def export_command(
         assert calibration is not None
         codes = Calibration.load(calibration)
     facts = export_model(source=source, adapter=adapter, calibration=codes, out=path, progress=RichProgress())
-    say(f"wrote {path}: {facts}")
+    kinds = ", ".join(f"{count} layers {scheme}" for scheme, count in facts.layers.items()) or "no layer quantized"
+    say(f"wrote {path}: {facts.nodes} nodes, {kinds}; graph {facts.graph_bytes / 1e6:.1f} MB, weights {facts.data_bytes / 1e9:.2f} GB")
     if check:
         from vditc.pipeline.check_export import check_export
 
@@ -189,7 +196,7 @@ def build_command(
     as_json: JsonOption = False,
 ) -> None:
     """Build the engine of a lowered graph into the folder OUT. Needs no PyTorch."""
-    chosen, path = Target.load(target), fresh(out, force)
+    chosen, path = Target.load(target), fresh(out, force, folder=True)
 
     from vditc.profile import Profile
     from vditc.runtimes.graph_inputs import graph_sizes, input_specs
