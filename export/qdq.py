@@ -1,6 +1,7 @@
 """Put the integer weights of a calibration and the quantization of activations into a graph, in the canonical Q/DQ forms.
 
-K in, N out; codes are stored [K, N]. Only operators of the standard domain; arithmetic is float32.
+K in, N out; codes are stored [K, N]. Only operators of the standard domain; arithmetic is float32. A transform of the input
+(vditc.transform) comes first: Mul(x, balance), then the rotation as two small MatMuls, A^T x B of x as [tokens, n, p].
 
     weight-only   W = DequantizeLinear(codes int4[K, N], scale[K/G, N], axis=0, block_size=G); MatMul(x, Cast(W))
     dynamic       s = Max(ReduceMax(|x|) / qmax, EPS); q = QuantizeLinear(x / s, 1); MatMul(DequantizeLinear(q, 1), W) * s
@@ -19,8 +20,10 @@ import onnx_ir as ir
 from vditc.calibration import LayerCalibration
 from vditc.errors import PrecisionError
 from vditc.export.weights import StreamedTensor, add_initializer
+from vditc.hadamard import factors
 from vditc.numerics import EPS, Granularity, QType
 from vditc.scheme import QuantSpec, scale_shape
+from vditc.transform import BALANCE, DOWN, UP, Transform
 
 STEP = "step"
 _Quantized = tuple[ir.Value, ir.Value | None]  # the dequantized codes, and the scale to multiply the product with
@@ -53,12 +56,15 @@ class _Rewriter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.activations: dict[tuple[ir.Value, QuantSpec, bytes], _Quantized] = {}
+        self.transformed: dict[tuple[ir.Value, bytes], ir.Value] = {}
 
     def quantize(self, name: str, matmul: ir.Node, layer: LayerCalibration) -> None:
         x, plain = matmul.inputs
         assert x is not None and plain is not None
         self.at, self.layer = matmul, name
         activation, scale = layer.scheme.activation, None
+        x = self.transform(x, layer.transform)
+        matmul.replace_input_with(0, x)
         if activation is not None:
             static = layer.activation_scale
             key = (x, activation, b"" if static is None else static.tobytes())
@@ -68,6 +74,7 @@ class _Rewriter:
             matmul.replace_input_with(0, codes)
         del self.graph.initializers[str(plain.name)]
         matmul.replace_input_with(1, self.weight(layer))
+        last = matmul
         if scale is not None:
             product = matmul.outputs[0]
             rescale = ir.node("Mul", [product, scale], name=f"{name}/Mul")
@@ -75,6 +82,51 @@ class _Rewriter:
             product.replace_all_uses_with(rescale.outputs[0])
             rescale.replace_input_with(0, product)
             self.graph.insert_after(matmul, rescale)
+            last = rescale
+        if layer.transform.down is not None:
+            self.add_branch(last, x, layer.transform)
+
+    def transform(self, x: ir.Value, transform: Transform) -> ir.Value:
+        """x' of x, once for all layers that want the same."""
+        if transform.balance is None and transform.rotation is None:
+            return x
+        key = (x, transform.input_key())
+        if key not in self.transformed:
+            if transform.balance is not None:
+                x = self.op("Mul", x, self.constant(f"{self.layer}.{BALANCE}", transform.balance), suffix="balance")
+            if transform.rotation is not None:
+                x = self.rotation(x, transform.rotation)
+            self.transformed[key] = x
+        return self.transformed[key]
+
+    def rotation(self, x: ir.Value, block: int) -> ir.Value:
+        """Blocks of channels times the block's orthonormal matrix, x of any rank."""
+        found = factors(block)
+        assert found is not None, "a calibration holds only rotations that there are"
+        left, right = found
+        shape = self.op("Shape", x, suffix="rotation")
+        parts = self.constant(f"rotation.{block}.shape", np.array([-1, len(left), len(right)], np.int64))
+        x = self.op("Reshape", x, parts, suffix="rotation_in")
+        if len(right) > 1:
+            x = self.op("MatMul", x, self.constant(f"rotation.{block}.right", right), suffix="rotation_right")
+        if len(left) > 1:
+            x = self.op("MatMul", self.constant(f"rotation.{block}.left", np.ascontiguousarray(left.T)), x, suffix="rotation_left")
+        return self.op("Reshape", x, shape, suffix="rotation_out")
+
+    def add_branch(self, last: ir.Node, x: ir.Value, transform: Transform) -> None:
+        """Add x' down^T up^T behind the bias of the product that ends with `last`."""
+        for part, factor in ((DOWN, transform.down), (UP, transform.up)):
+            assert factor is not None
+            name = f"{self.layer}.{part}"
+            stored = self.constant(name, np.ascontiguousarray(factor.T))
+            x = self.op("MatMul", x, self.op("Cast", stored, scope=name, to=ir.DataType.FLOAT), scope=name)
+        end = next((use.node for use in last.outputs[0].uses() if use.node.name == f"{self.layer}/Add"), last)
+        out = end.outputs[0]
+        add = ir.node("Add", [out, x], name=f"{self.layer}/Add_low_rank")
+        add.outputs[0].name = add.name
+        out.replace_all_uses_with(add.outputs[0])
+        add.replace_input_with(0, out)
+        self.graph.insert_after(end, add)
 
     def weight(self, layer: LayerCalibration) -> ir.Value:
         """float32 [K, N] from codes and scale."""

@@ -7,7 +7,8 @@
 
     copy                        the bytes of W
     transpose                   W as [K, N]
-    codes DTYPE [K,N] of W      integer codes, as the method of the calibration chose them with the layer's `spec`
+    codes DTYPE [K,N] of W      integer codes, as the method of the calibration chose them with the layer's `spec`, of what is left of W
+                                `after` the layer's transform (vditc.transform; its tensors are in the calibration file)
     scale DTYPE of W            their scales, [], [N] or [K/G, N]
     computed                    not from the checkpoint (`sources` is empty): shapes, tables of the adapter, ranges of activations
 """
@@ -46,7 +47,7 @@ def refit_map(graph: ir.Graph, source: ModelDir, calibration: Calibration, linea
         quantized = calibration.layers.get(layer)
         if quantized is not None and name in (weight, f"{weight}_scale"):
             what = f"codes {dtype} [K,N] of W" if name == weight else f"scale {dtype} of W"
-            entries[name] = {**_entry(source, weight, what), "spec": str(quantized.scheme.weight)}
+            entries[name] = {**_entry(source, weight, what), "spec": str(quantized.scheme.weight), "after": str(quantized.transform)}
         elif name in source.weights:
             entries[name] = _entry(source, name, "transpose" if name == weight and layer in linears else "copy")
         else:

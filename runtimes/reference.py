@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import InputError
+from vditc.hadamard import factors
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
 from vditc.sampling import Feeds
@@ -80,6 +81,7 @@ class QuantizedLinear(torch.nn.Module):
         self.activation = layer.scheme.activation
         self.per_step = self.activation is not None and self.activation.per_step
         self.step = 0
+        self.inputs = _Inputs(layer)
         if layer.activation_scale is not None:
             self.table: torch.Tensor
             self.register_buffer("table", torch.from_numpy(np.array(layer.activation_scale, np.float32)))  # [] or [steps]
@@ -96,7 +98,12 @@ class QuantizedLinear(torch.nn.Module):
         return self._dequantized() if held is None else held
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The canonical form of the scheme."""
+        """The canonical form of the scheme: the transform, the product of codes, the bias, the low-rank branch."""
+        x = self.inputs(x)
+        y = self._product(x)
+        return self.inputs.add_branch(y, x)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         spec = self.activation
         if spec is None:
             return linear(x, self.weight, self.bias)
@@ -105,6 +112,30 @@ class QuantizedLinear(torch.nn.Module):
         scale = self.table[self.step] if spec.per_step else _token_scale(x, spec)
         y = linear(_codes(x, scale, spec), self.weight) * scale
         return y if self.bias is None else y + self.bias
+
+
+class _Inputs(torch.nn.Module):
+    """A layer's transform (`vditc.transform`) in PyTorch."""
+
+    def __init__(self, layer: LayerCalibration) -> None:
+        super().__init__()
+        t = layer.transform
+        left, right = (None, None) if t.rotation is None else factors(t.rotation) or (None, None)
+        for name, array in (("balance", t.balance), ("left", left), ("right", right), ("down", t.down), ("up", t.up)):
+            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array, np.float32)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> x', float32."""
+        if self.balance is not None:
+            x = x * self.balance
+        if self.left is not None and self.right is not None:
+            parts = x.reshape(-1, len(self.left), len(self.right))
+            x = (self.left.T @ (parts @ self.right)).reshape(x.shape)
+        return x
+
+    def add_branch(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """y plus what the low-rank branch makes of x'."""
+        return y if self.down is None or self.up is None else y + linear(linear(x, self.down), self.up)
 
 
 def layer_errors(

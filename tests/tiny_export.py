@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
+from vditc.transform import IDENTITY, Transform
 
 STEPS = 3
 INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
@@ -44,8 +45,17 @@ SCHEMES: dict[str, Scheme | None] = {
 }
 
 
-def calibration(source: ModelDir, scheme: Scheme | None, layers: str = "blocks.", scales: Mapping[str, float] | None = None) -> Calibration:
-    """Round-to-nearest weights of every layer whose name starts with `layers`; static scales are 0.04 unless `scales` says."""
+def calibration(
+    source: ModelDir,
+    scheme: Scheme | None,
+    layers: str = "blocks.",
+    scales: Mapping[str, float] | None = None,
+    transform: Callable[[str, str, tuple[int, ...]], Transform] = lambda *_: IDENTITY,
+) -> Calibration:
+    """Round-to-nearest weights of every layer whose name starts with `layers`; static scales are 0.04 unless `scales` says.
+
+    `transform`: of a layer's name, role and shape.
+    """
     quantized: dict[str, LayerCalibration] = {}
     kept: dict[str, Kept] = {}
     for name, role in Wan().layer_roles(source).items():
@@ -58,8 +68,9 @@ def calibration(source: ModelDir, scheme: Scheme | None, layers: str = "blocks."
             scale = np.float32((scales or {}).get(name, 0.04))
             table = scale * np.linspace(1, 1.5, STEPS, dtype=np.float32) if act.per_step else np.asarray(scale)
         scale_dtype = np.float32 if act else np.float16
-        weight = quantize_weight(entry.read(), scheme.weight, scale_dtype=scale_dtype)
-        quantized[name] = LayerCalibration(role=role, scheme=scheme, weight=weight, activation_scale=table)
+        change = transform(name, role, entry.shape)
+        weight = quantize_weight(change.weight(np.asarray(entry.read(), np.float32)), scheme.weight, scale_dtype=scale_dtype)
+        quantized[name] = LayerCalibration(role=role, scheme=scheme, weight=weight, activation_scale=table, transform=change)
     return Calibration(
         model_class=source.model_class,
         model_digest=source.digest,

@@ -4,6 +4,9 @@ Tensors, per quantized layer L (weight [N, K]):
     L.codes             int8 [N, K], or for 3- and 4-bit types uint8 [N * K / 2], two a byte, first in the low nibble
     L.scale             float16 or float32, [] | [N] | [N, K / group_size]
     L.activation_scale  float32 [] or [steps]; only for static activations
+    L.balance           float32 [K]; the codes are of W / balance, rotated, less the low-rank branch (vditc.transform)
+    L.low_rank.down     float16 [R, K]
+    L.low_rank.up       float16 [N, R]
 Metadata key "vditc": JSON of `Calibration` without the tensors.
 """
 
@@ -28,6 +31,7 @@ from vditc.safetensors_writer import tensor_file
 from vditc.schedule import Schedule
 from vditc.scheme import QWeight, Scheme, scale_shape
 from vditc.threads import ahead
+from vditc.transform import BALANCE, DOWN, IDENTITY, UP, Transform
 
 SCHEMA = 1
 
@@ -40,6 +44,13 @@ class LayerCalibration:
     scheme: Scheme
     weight: QWeight  # read or computed whenever it is asked for
     activation_scale: npt.NDArray[np.float32] | None = None  # [] or [steps]
+    transform: Transform = IDENTITY  # of the input, before it is quantized; `weight` is what is left of the weight then
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that codes, scales and the low-rank branch take in an artefact."""
+        factors = (self.transform.down, self.transform.up)
+        return self.weight.stored_bits + sum(8 * f.nbytes for f in factors if f is not None)
 
     def __post_init__(self) -> None:
         act = self.scheme.activation
@@ -88,7 +99,7 @@ class Calibration:
     @property
     def mean_bits(self) -> float:
         """Mean bits per weight over all layers, scales included; a kept layer counts 16 (its stored type)."""
-        stored = sum(layer.weight.stored_bits for layer in self.layers.values())
+        stored = sum(layer.stored_bits for layer in self.layers.values())
         kept = sum(math.prod(k.shape) for k in self.kept.values())
         total = kept + sum(layer.weight.count for layer in self.layers.values())
         return (stored + 16 * kept) / total
@@ -106,11 +117,12 @@ class Calibration:
             tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
             if act is not None:
                 tensors[f"{name}.activation_scale"] = act.dtype, act.shape
+            tensors |= {f"{name}.{part}": (array.dtype, array.shape) for part, array in layer.transform.tensors().items()}
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file", "schedule")}
         data |= {
             "schedule": None if self.schedule is None else self.schedule.to_json(),
             "schema": SCHEMA,
-            "layers": {n: {"role": c.role, "scheme": c.scheme.to_json(), "shape": list(c.weight.shape)} for n, c in self.layers.items()},
+            "layers": {n: _about(c) for n, c in self.layers.items()},
             "kept": {n: dataclasses.asdict(k) for n, k in self.kept.items()},
         }
         metadata = {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))}
@@ -121,6 +133,8 @@ class Calibration:
                 put(f"{name}.scale", scale)
                 if layer.activation_scale is not None:
                     put(f"{name}.activation_scale", layer.activation_scale)
+                for part, array in layer.transform.tensors().items():
+                    put(f"{name}.{part}", array)
                 advance()
 
     @classmethod
@@ -146,7 +160,20 @@ class Calibration:
                 scheme=scheme,
                 weight=StoredWeight(name, entries[f"{name}.codes"], entries[f"{name}.scale"], scheme.weight, shape),
                 activation_scale=None if act is None else np.array(act.read()),
+                transform=Transform(
+                    rotation=info.get("rotation"),
+                    **{
+                        field: np.array(entry.read())
+                        for field, part in (("balance", BALANCE), ("down", DOWN), ("up", UP))
+                        if (entry := entries.get(f"{name}.{part}")) is not None
+                    },
+                ),
             )
         kept = {n: Kept(role=k["role"], reason=k["reason"], shape=tuple(k["shape"])) for n, k in data.pop("kept").items()}
         schedule = data.pop("schedule")
         return cls(layers=layers, kept=kept, file=path, schedule=None if schedule is None else Schedule.from_json(schedule), **data)
+
+
+def _about(layer: LayerCalibration) -> dict[str, Any]:
+    about: dict[str, Any] = {"role": layer.role, "scheme": layer.scheme.to_json(), "shape": list(layer.weight.shape)}
+    return about | ({} if layer.transform.rotation is None else {"rotation": layer.transform.rotation})

@@ -209,7 +209,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
                 "role": layer.role,
                 "weight": str(layer.scheme.weight),
                 "activation": str(layer.scheme.activation) if layer.scheme.activation else "float",
-                "bits": round(layer.weight.stored_bits / layer.weight.count, 4),
+                "bits": round(layer.stored_bits / layer.weight.count, 4),
                 "input": _input_range(calibration.statistics, name),
             }
             for name, layer in calibration.layers.items()

@@ -1,0 +1,105 @@
+"""What happens to a linear layer's input before it is quantized, and to its weight, so that the product stays the same.
+
+    x [..., K] -> x' = (x * balance) Q        W [N, K] -> W' = (W / balance) Q        x' W'^T = x W^T for orthonormal Q
+
+With a low-rank branch, of what W' holds only W' - up down is quantized, and up down x' is added in floating point:
+y = quantized(x') quantized(W' - up down)^T + x' down^T up^T + bias (Li et al., "SVDQuant", arXiv 2411.05007, eq. 5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vditc.float_weight import FloatWeight
+from vditc.hadamard import rotate
+
+Array = npt.NDArray[Any]
+BALANCE, DOWN, UP = "balance", "low_rank.down", "low_rank.up"  # names of a layer's tensors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Transform:
+    """The transform of one layer; layers that read one tensor share balance and rotation, so that it is quantized once."""
+
+    balance: npt.NDArray[np.float32] | None = None  # [K], finite and not zero
+    rotation: int | None = None  # channels of a block that Q spreads over each other (vditc.hadamard); it divides K
+    down: npt.NDArray[np.float16] | None = None  # [R, K]
+    up: npt.NDArray[np.float16] | None = None  # [N, R]
+
+    def __post_init__(self) -> None:
+        if self.balance is not None and not (np.isfinite(self.balance).all() and self.balance.all()):
+            raise ValueError("a balance that is zero or not finite")
+        if (self.down is None) != (self.up is None) or (
+            self.down is not None and self.up is not None and len(self.down) != self.up.shape[1]
+        ):
+            raise ValueError("low-rank factors that do not fit each other")
+
+    @property
+    def identity(self) -> bool:
+        """Whether it changes nothing."""
+        return self.balance is None and self.rotation is None and self.down is None
+
+    def __str__(self) -> str:
+        low_rank = "" if self.down is None else f"less a branch of rank {len(self.down)}"
+        parts = ("" if self.balance is None else "balanced", self.rotation and f"rotated in blocks of {self.rotation}", low_rank)
+        return ", ".join(part for part in parts if part) or "as it is"
+
+    def input_key(self) -> bytes:
+        """Equal for layers whose inputs are transformed alike."""
+        balance = b"" if self.balance is None else self.balance.tobytes()
+        return f"{self.rotation} ".encode() + balance
+
+    def tensors(self) -> dict[str, Array]:
+        """What a file holds of it, by the names above."""
+        both = ((BALANCE, self.balance), (DOWN, self.down), (UP, self.up))
+        return {name: array for name, array in both if array is not None}
+
+    def input(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """x [..., K] -> x', float32."""
+        if self.balance is not None:
+            x = x * self.balance
+        return x if self.rotation is None else rotate(x, self.rotation)
+
+    def weight(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """W [N, K] -> what is quantized: W', less the low-rank branch, float32."""
+        if self.balance is not None:
+            weight = weight / self.balance
+        if self.rotation is not None:
+            weight = rotate(weight, self.rotation)
+        if self.down is not None and self.up is not None:
+            weight = weight - self.up.astype(np.float32) @ self.down.astype(np.float32)
+        return weight
+
+
+IDENTITY = Transform()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TransformedTensor:
+    """A checkpoint's weight [N, K] after a transform, computed whenever it is read."""
+
+    base: FloatWeight
+    transform: Transform
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, K)."""
+        return self.base.shape
+
+    def read(self) -> Array:
+        """All of it; InputError when the checkpoint's weight is not finite."""
+        return self.transform.weight(self.base.read())
+
+
+def transformed(weight: FloatWeight, transform: Transform) -> FloatWeight:
+    """The weight that is left to be quantized."""
+    return weight if transform.identity else FloatWeight(TransformedTensor(weight, transform), weight.where)
