@@ -1,4 +1,4 @@
-"""Streaming statistics of linear inputs: maxima only, so no activation is ever stored and the order of updates does not matter."""
+"""Streaming statistics of linear inputs: maxima and a sample of rows, so no activation is ever stored and order does not matter."""
 
 from __future__ import annotations
 
@@ -9,40 +9,80 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.calibrate.methods.base import InputStatistics
+from vditc.calibrate.row_sample import PARTS, RowSample
 from vditc.errors import VditcError
 
 Array = npt.NDArray[Any]
 NEVER = -1.0  # below every absolute value: not seen
-STEPS, CHANNELS = ".absmax", ".channel_absmax"  # keys of the state: layer name and one of these
+CHANNELS, ROWS = ".channel_absmax", ".rows."  # keys of the state: layer name and one of these
 
 
 class Observers:
-    """Greatest absolute input per step and per channel of every watched layer.
+    """Greatest absolute input per step and channel of every watched layer, and a uniform sample of its rows.
 
-    Holds `4 * (steps + K)` bytes a layer. Updates and merges are maxima: exact, commutative, and idempotent.
+    Holds `4 steps K + rows (2 K + 12)` bytes for every tensor that layers read: layers that always read the very same tensor share one
+    entry, that of the first of them. Updates and merges are exact and commutative.
     """
 
-    def __init__(self, widths: Mapping[str, int], steps: int) -> None:
-        """`widths`: layer name -> input channels K."""
-        self.layers = {name: InputStatistics(_unseen(steps), _unseen(width)) for name, width in widths.items()}
+    def __init__(self, widths: Mapping[str, int], steps: int, rows: int = 0) -> None:
+        """`widths`: layer name -> input channels K. `rows`: how many to keep of each input."""
+        self.widths, self.steps, self.rows = dict(widths), steps, rows
+        self.leader: dict[str, str] = {}  # layer -> first layer that reads the same tensor
+        self.seen: dict[str, npt.NDArray[np.float32]] = {}  # leader -> [steps, K]
+        self.samples: dict[str, RowSample] = {}
+
+    def leads(self, layer: str, reads_as: str | None) -> bool:
+        """Tell that `layer` runs and reads the tensor that `reads_as` has just read; whether `layer` is to be watched itself."""
+        leader = layer if reads_as is None else self.leader[reads_as]
+        before = self.leader.setdefault(layer, leader)
+        if before != leader:
+            raise VditcError(
+                found=f"{layer} and {before}, which share an input at some steps only",
+                wanted="the same sharing at every step",
+                where="sampling",
+                fix="report the model's config.json",
+            )
+        return leader == layer
 
     def update(self, layer: str, step: int, channel_absmax: Array) -> None:
         """Take in one input of `layer` at `step`, already reduced over batch rows and tokens to absolute maxima [K]."""
-        seen = self.layers[layer]
-        seen.absmax[step] = np.maximum(seen.absmax[step], channel_absmax.max())
-        np.maximum(seen.channel_absmax, channel_absmax, out=seen.channel_absmax)
+        if layer not in self.seen:
+            self.seen[layer] = np.full((self.steps, self.widths[layer]), NEVER, np.float32)
+        row = self.seen[layer][step]
+        np.maximum(row, channel_absmax, out=row)
+
+    def sample(self, layer: str) -> RowSample:
+        """The rows kept of a layer's input, to offer more to."""
+        return self.samples.setdefault(layer, RowSample(self.rows, self.widths[layer]))
 
     def merge(self, other: Observers) -> None:
-        """Take in all that `other`, of the same layers and steps, has seen."""
-        for name, theirs in other.layers.items():
-            ours = self.layers[name]
-            np.maximum(ours.absmax, theirs.absmax, out=ours.absmax)
-            np.maximum(ours.channel_absmax, theirs.channel_absmax, out=ours.channel_absmax)
+        """Take in all that `other`, of the same layers and steps, has seen of other clips."""
+        for layer, leader in other.leader.items():
+            if self.leader.setdefault(layer, leader) != leader:
+                raise ValueError(f"{layer} reads the tensor of {leader} in one part and of {self.leader[layer]} in the other")
+        for layer, theirs in other.seen.items():
+            for step, row in enumerate(theirs):
+                self.update(layer, step, row)
+        for layer, sample in other.samples.items():
+            self.sample(layer).merge(sample)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Layers that read one tensor, in the order in which they ran."""
+        found: dict[str, list[str]] = {}
+        for layer, leader in self.leader.items():
+            found.setdefault(leader, []).append(layer)
+        return [tuple(group) for group in found.values()]
+
+    def statistics(self, layer: str) -> InputStatistics:
+        """What was seen of a layer's input."""
+        leader = self.leader[layer]
+        return InputStatistics(self.seen[leader], self.samples.get(leader))
 
     def check(self) -> None:
         """VditcError when a layer was never run at some step, or got an input that is not finite."""
-        for name, seen in self.layers.items():
-            for found, wrong in (("no input", seen.absmax < 0), ("an input that is not finite", ~np.isfinite(seen.absmax))):
+        for name in self.widths:
+            absmax = self.statistics(name).absmax if name in self.leader else np.full(self.steps, NEVER, np.float32)
+            for found, wrong in (("no input", absmax < 0), ("an input that is not finite", ~np.isfinite(absmax))):
                 if wrong.any():
                     raise VditcError(
                         found=found,
@@ -51,22 +91,20 @@ class Observers:
                         fix="sample the full-precision model first: check that its weights and its schedule belong together",
                     )
 
-    def state(self) -> dict[str, npt.NDArray[np.float32]]:
-        """`{layer}.absmax` [steps] and `{layer}.channel_absmax` [K] of every layer."""
-        arrays: dict[str, npt.NDArray[np.float32]] = {}
-        for name, seen in self.layers.items():
-            arrays |= {name + STEPS: seen.absmax, name + CHANNELS: seen.channel_absmax}
-        return arrays
+    def state(self) -> tuple[dict[str, Array], dict[str, str]]:
+        """`{layer}.channel_absmax` [steps, K] and `{layer}.rows.*` of every leader; and the leaders."""
+        arrays: dict[str, Array] = {name + CHANNELS: seen for name, seen in self.seen.items()}
+        for name, sample in self.samples.items():
+            arrays |= {f"{name}{ROWS}{part}": array for part, array in sample.state().items()}
+        return arrays, dict(self.leader)
 
-    @classmethod
-    def restored(cls, state: Mapping[str, Array]) -> Observers:
-        """Read what `state` gave; KeyError when an array is missing."""
-        observers = cls({}, 0)
-        for key in filter(lambda k: k.endswith(STEPS), state):
-            name = key.removesuffix(STEPS)
-            observers.layers[name] = InputStatistics(np.array(state[key], np.float32), np.array(state[name + CHANNELS], np.float32))
-        return observers
-
-
-def _unseen(size: int) -> npt.NDArray[np.float32]:
-    return np.full(size, NEVER, np.float32)
+    def restore(self, arrays: Mapping[str, Array], leader: Mapping[str, str]) -> None:
+        """Read what `state` gave; KeyError, and nothing changed, when an array is missing."""
+        leaders = list(dict.fromkeys(leader.values()))
+        seen = {name: np.array(arrays[name + CHANNELS], np.float32) for name in leaders}
+        samples = {
+            name: RowSample.restored(self.rows, {part: np.array(arrays[f"{name}{ROWS}{part}"]) for part in PARTS})
+            for name in leaders
+            if self.rows
+        }
+        self.leader, self.seen, self.samples = dict(leader), seen, samples

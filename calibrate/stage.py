@@ -54,7 +54,8 @@ def calibrate(
     # Dynamic scales need no range, but the file records it all the same: it tells what a static scale would cost a layer.
     wanted = {layer for layer, scheme in schemes.items() if scheme.activation is not None or method.needs_statistics(scheme)}
     observed = {layer: source.weights[f"{layer}.weight"].shape[1] for layer in schemes if layer in wanted}
-    statistics: Mapping[str, InputStatistics] = {}
+    groups: list[tuple[str, ...]] = [(layer,) for layer in schemes if layer not in observed]
+    statistics: dict[str, InputStatistics] = {}
     state = work / STATE
     if observed:
         trajectories = Trajectories(
@@ -66,18 +67,22 @@ def calibrate(
             recipe_digest=recipe.digest,
             device=chosen,
             state=state,
+            rows=method.rows,
         )
         trajectories.check()
-        statistics = trajectories.observe(observed, progress).layers
+        observers = trajectories.observe(observed, progress)
+        groups += observers.groups()
+        statistics = {layer: observers.statistics(layer) for layer in observed}
     else:
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
 
-    layers = {}
-    for layer, scheme in schemes.items():
-        quantized = method.quantize(_weight(source, layer), statistics.get(layer), scheme)
-        layers[layer] = LayerCalibration(
-            role=roles[layer], scheme=scheme, weight=quantized.weight, activation_scale=quantized.activation_scale
-        )
+    layers: dict[str, LayerCalibration] = {}
+    with progress.task(f"choose by {method.name}", len(schemes)) as advance:
+        for group in groups:
+            layers |= _quantize(source, method, group, schemes, roles, statistics.get(group[0]))
+            for _ in group:
+                advance()
+    layers = {layer: layers[layer] for layer in schemes}
     calibration = Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -110,10 +115,9 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
             where=f"recipe {recipe.name}",
             fix=f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration",
         )
-    layers = {}
-    for layer, scheme in schemes.items():
-        weight = method.quantize(_weight(source, layer), None, scheme).weight
-        layers[layer] = LayerCalibration(role=roles[layer], scheme=scheme, weight=weight)
+    layers: dict[str, LayerCalibration] = {}
+    for layer in schemes:
+        layers |= _quantize(source, method, (layer,), schemes, roles, None)
     return lambda: Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -128,9 +132,27 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
     )
 
 
+def _quantize(
+    source: ModelDir,
+    method: Method,
+    group: tuple[str, ...],
+    schemes: Mapping[str, Scheme],
+    roles: Mapping[str, str],
+    statistics: InputStatistics | None,
+) -> dict[str, LayerCalibration]:
+    """Layers that read one tensor."""
+    weights, own = {layer: _weight(source, layer) for layer in group}, {layer: schemes[layer] for layer in group}
+    if not any(method.needs_statistics(scheme) for scheme in own.values()):
+        statistics = None
+    return {
+        layer: LayerCalibration(role=roles[layer], scheme=own[layer], **done._asdict())
+        for layer, done in method.quantize(weights, statistics, own).items()
+    }
+
+
 def _schemes(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> tuple[Method, dict[str, str], dict[str, Rule], dict[str, Scheme]]:
     """Method, and by layer: role, rule and, where it is quantized, scheme. InputError for a rule that does not fit a layer."""
-    method = method_for(recipe.method, f"recipe {recipe.name}")
+    method = method_for(recipe.method, recipe.settings, f"recipe {recipe.name}")
     roles = adapter.layer_roles(source)
     rules = recipe.assign(roles)
     schemes = {layer: rule.scheme for layer, rule in rules.items() if rule.scheme is not None}
@@ -180,10 +202,10 @@ def _report(statistics: Mapping[str, InputStatistics], clips: int) -> dict[str, 
     """Plain data for people: per layer the range at every step, and how much the widest channel exceeds the median one."""
     layers = {}
     for name, seen in statistics.items():
-        median = float(np.median(seen.channel_absmax))
+        median = float(np.median(seen.channels))
         layers[name] = {
             "absmax_per_step": [_rounded(v) for v in seen.absmax],
-            "channel_spread": _rounded(float(seen.channel_absmax.max()) / median) if median else None,
+            "channel_spread": _rounded(float(seen.channels.max()) / median) if median else None,
         }
     return {"clips": clips, "layers": layers}
 

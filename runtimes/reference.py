@@ -117,6 +117,12 @@ class QuantizedLinear(torch.nn.Module):
 class _Inputs(torch.nn.Module):
     """A layer's transform (`vditc.transform`) in PyTorch."""
 
+    balance: torch.Tensor | None
+    left: torch.Tensor | None
+    right: torch.Tensor | None
+    down: torch.Tensor | None
+    up: torch.Tensor | None
+
     def __init__(self, layer: LayerCalibration) -> None:
         super().__init__()
         t = layer.transform

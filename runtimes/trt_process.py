@@ -123,7 +123,8 @@ def _environment(work: Path) -> dict[str, str]:
     A link of that name in a folder of the work directory, first in the child's search path, serves also where packages are
     read-only.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # One seed of Python's hashes: what it allocates, and where, is then the same in every build (see trt_worker).
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"}
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     if spec is None or not spec.submodule_search_locations:
         return environment

@@ -5,8 +5,10 @@ A builder that aborts, or that needs all memory, then takes no other work with i
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
+import os
 import re
 import sys
 import time
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from vditc.errors import VditcError
 from vditc.runtimes.trt_builder import BuildRequest, build, inspect
+
+_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # personality(2)
 
 
 def main(request_path: str, result_path: str) -> int:
@@ -47,5 +51,17 @@ def peak_rss_bytes() -> int:
     return int(match[1]) * 1024
 
 
+def fix_addresses() -> None:
+    """Start again without address space randomisation, where the system allows that.
+
+    TensorRT-RTX orders some things by their address, so that two builds of one graph would differ in a few bytes of the plan.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    current = libc.personality(_ASK)
+    if current != -1 and not current & _NO_RANDOMIZE and libc.personality(current | _NO_RANDOMIZE) != -1:
+        os.execv(sys.executable, [sys.executable, "-m", "vditc.runtimes.trt_worker", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
+    fix_addresses()
     sys.exit(main(*sys.argv[1:]))

@@ -1,52 +1,137 @@
-"""What a quantization method is: from a weight and what was seen of its inputs to codes and scales."""
+"""What a quantization method is: from weights and what was seen of their input to codes, scales and transforms."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vditc.calibrate.row_sample import RowSample
+from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
-from vditc.scheme import QWeight, Scheme
+from vditc.numerics import EPS, Granularity
+from vditc.qweight import RoundedWeight
+from vditc.scheme import QuantSpec, QWeight, Scheme
+from vditc.transform import IDENTITY, Transform, transformed
 
 Array = npt.NDArray[Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class InputStatistics:
-    """What the observers saw of one linear's input, over all prompts, tokens and guidance branches."""
+    """What the observers saw of one tensor that linears read, over all prompts, tokens and guidance branches."""
 
-    absmax: npt.NDArray[np.float32]  # [steps], over channels
-    channel_absmax: npt.NDArray[np.float32]  # [K], over steps
+    channel_absmax: npt.NDArray[np.float32]  # [steps, K]
+    sample: RowSample | None = None
+
+    @property
+    def rows(self) -> npt.NDArray[np.float32]:
+        """[T, K], a uniform sample over everything, for a method that asked for one."""
+        assert self.sample is not None
+        return self.sample.read()
+
+    @property
+    def absmax(self) -> npt.NDArray[np.float32]:
+        """[steps]"""
+        return np.asarray(self.channel_absmax.max(-1))
+
+    @property
+    def channels(self) -> npt.NDArray[np.float32]:
+        """Greatest over the steps, [K]."""
+        return np.asarray(self.channel_absmax.max(0))
 
 
 class Quantized(NamedTuple):
     """A quantized layer's arrays."""
 
     weight: QWeight  # may be computed when it is read
-    activation_scale: npt.NDArray[np.float32] | None  # [] or [steps], only for static activations
+    activation_scale: npt.NDArray[np.float32] | None = None  # [] or [steps], only for static activations
+    transform: Transform = IDENTITY
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """One method; its fields, if any, are its settings. A new method is one new file in this folder."""
+    """One method; its fields, if any, are what a recipe's [settings] may say. A new method is one new file in this folder."""
 
     name: ClassVar[str]  # as recipes say it
+    rows: ClassVar[int] = 0  # of each input that `quantize` wants to see
+    rotates: ClassVar[bool] = False  # inputs are rotated, so that no static range is known
 
-    @abc.abstractmethod
     def check(self, scheme: Scheme) -> None:
         """InputError when this method cannot quantize to `scheme`."""
+        for side, spec in (("weight", scheme.weight), ("activation", scheme.activation)):
+            if spec is not None and not spec.qtype.integer:
+                raise InputError(
+                    found=f"{side} {spec.qtype.value}",
+                    wanted=f"an integer type: method {self.name} cannot quantize to floating-point codes yet",
+                    where=f"scheme {scheme}",
+                    fix="use int8, int6, int4 or int3",
+                )
+        act = scheme.activation
+        if act is not None and act.dynamic != (act.granularity is Granularity.PER_TOKEN):
+            raise InputError(
+                found=f"activation {act}",
+                wanted="dynamic per_token, or static per_tensor",
+                where=f"scheme {scheme}",
+                fix='use granularity = "per_token" with dynamic = true',
+            )
+        if act is not None and not act.dynamic and self.rotates:
+            raise InputError(
+                found=f"activation {act}",
+                wanted=f"dynamic activations: method {self.name} rotates, and the range behind a rotation is not observed",
+                where=f"scheme {scheme}",
+                fix='use granularity = "per_token" with dynamic = true',
+            )
 
     @abc.abstractmethod
     def needs_statistics(self, scheme: Scheme) -> bool:
         """Whether `quantize` must be given the statistics of a layer of this scheme."""
 
     @abc.abstractmethod
-    def quantize(self, weight: FloatWeight, statistics: InputStatistics | None, scheme: Scheme) -> Quantized:
-        """Quantize a weight [N, K]; `statistics` is there if `needs_statistics` asked for it.
+    def quantize(
+        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+    ) -> dict[str, Quantized]:
+        """Quantize layers that read one tensor: weights [N, K] and schemes by layer name; `statistics` of that tensor if asked for.
 
         A weight that is not finite is an InputError, at the latest when the result is read.
         """
+
+
+def static_scale(absmax: Array, spec: QuantSpec) -> npt.NDArray[np.float32]:
+    """`max(absmax / high, EPS)` in float32 of absmax [steps]: [steps] if `spec` is per step, else [] over all steps."""
+    ranges = np.asarray(absmax if spec.per_step else absmax.max(), np.float32)
+    return np.asarray(np.maximum(ranges / np.float32(spec.qtype.high), np.float32(EPS)), np.float32)
+
+
+def scale_dtype(scheme: Scheme) -> Any:
+    """float16 where activations stay in floating point, else float32.
+
+    A float16 scale halves what a group costs; next to integer activations the scale multiplies an accumulator, and is kept in the
+    type of that product.
+    """
+    return np.float16 if scheme.activation is None else np.float32
+
+
+def activation_scale(scheme: Scheme, statistics: InputStatistics | None, transform: Transform) -> npt.NDArray[np.float32] | None:
+    """Static scales of the balanced input; None where there are none."""
+    if scheme.activation is None or scheme.activation.dynamic:
+        return None
+    if statistics is None or transform.rotation is not None:
+        raise ValueError(f"scheme {scheme} needs statistics, and no rotation")
+    seen = statistics.channel_absmax
+    return static_scale((seen if transform.balance is None else seen * np.abs(transform.balance)).max(-1), scheme.activation)
+
+
+def rounded(weight: FloatWeight, scheme: Scheme, statistics: InputStatistics | None = None, transform: Transform = IDENTITY) -> Quantized:
+    """The transformed weight to the nearest code, when it is read; activations by the greatest value that was seen."""
+    codes = RoundedWeight(transformed(weight, transform), scheme.weight, scale_dtype(scheme))
+    return Quantized(codes, activation_scale(scheme, statistics, transform), transform)
+
+
+def joined(weights: Mapping[str, FloatWeight]) -> npt.NDArray[np.float32]:
+    """All weights of a group as one, float32 [sum of N, K]."""
+    return np.concatenate([weight.read() for weight in weights.values()])

@@ -155,8 +155,7 @@ class ModelAdapter(abc.ABC):
     def default_profile(self, source: ModelDir) -> Profile:
         """Ranges for every named axis, around the model's sampling defaults or what the published model was made for.
 
-        Height and width are fixed: with three or more free sizes TensorRT-RTX numbers size expressions in a random order, and
-        two builds of one graph differ in some 30 bytes. --profile frees them for who needs that.
+        Height and width are fixed, since an engine is tuned for its sizes: --profile frees them for who needs that.
         """
         axes = self.sizes(source).axes
         sizes = {name: axis.default for name, axis in axes.items()}

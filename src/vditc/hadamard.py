@@ -72,7 +72,7 @@ def rotate(x: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
         raise ValueError(f"no rotation of blocks of {block} of {x.shape[-1]} channels")
     a, b = found
     parts = np.asarray(x, np.float32).reshape(-1, len(a), len(b))
-    return (a.T @ (parts @ b)).reshape(x.shape)
+    return np.asarray(a.T @ (parts @ b), np.float32).reshape(x.shape)
 
 
 def _unit(signs: npt.NDArray[np.int8]) -> Array:
@@ -89,4 +89,4 @@ def _jacobsthal(q: int) -> npt.NDArray[np.int8]:
     character[np.arange(1, q) ** 2 % q] = 1
     character[0] = 0
     index = np.arange(q)
-    return character[(index[:, None] - index) % q]
+    return np.asarray(character[(index[:, None] - index) % q], np.int8)

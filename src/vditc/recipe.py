@@ -5,6 +5,8 @@ name = "w8a8"
 description = "INT8 weights per channel, INT8 activations per token"
 method = "rtn"
 
+[settings]               # of the method, for example alpha = 0.5; what is left out has the method's default
+
 [calibration]
 prompts = 4              # sampled trajectories; each feeds every step and both guidance branches
 seed = 0
@@ -30,7 +32,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vditc.errors import InputError
 from vditc.numerics import Granularity, QType
@@ -75,6 +77,7 @@ class Recipe:
     gate: Gate
     calibration_prompts: int
     calibration_seed: int
+    settings: Mapping[str, Any]  # of the method
     digest: str  # sha256 of the file's bytes
 
     def assign(self, roles: Mapping[str, str]) -> dict[str, Rule]:
@@ -130,6 +133,7 @@ class Recipe:
             gate=Gate(**{f.name: gate.take(f.name, float) for f in dataclasses.fields(Gate)}),
             calibration_prompts=calibration.take("prompts", int, 4) or 0,
             calibration_seed=calibration.take("seed", int, 0) or 0,
+            settings=table.take("settings", dict, {}) or {},
             digest=digest,
         )
         for t in (table, calibration, gate):

@@ -1,24 +1,71 @@
-"""Round to nearest and the registry of methods."""
+"""The registry, and what every method must hold: the product stays, and a hard layer gets easier."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from vditc.calibrate.methods.base import InputStatistics
+from vditc.calibrate.methods.base import InputStatistics, Quantized, static_scale
 from vditc.calibrate.methods.registry import method_for, methods
-from vditc.calibrate.methods.rtn import RoundToNearest, static_scale
+from vditc.calibrate.methods.rtn import RoundToNearest
+from vditc.calibrate.methods.viditq import static_balance
+from vditc.calibrate.row_sample import RowSample, row_keys
 from vditc.errors import InputError
 from vditc.float_weight import ArrayTensor, FloatWeight
 from vditc.numerics import EPS, Granularity, QType
 from vditc.scheme import QuantSpec, Scheme
 
+F32 = np.float32
 W8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
 W4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=16)
+W4_CHANNEL = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL)
 TOKEN = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True)
+TOKEN4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TOKEN, dynamic=True)
 TENSOR = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)
 STEPS = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
 RTN = RoundToNearest()
+
+RNG = np.random.default_rng(0)
+K, SHAPES = 96, {"q": (64, 96), "k": (32, 96)}
+# A few wide channels, as behind modulation, and correlated ones, as behind attention.
+SPREAD = np.exp(RNG.standard_normal(K)).astype(F32) * np.where(RNG.random(K) < 0.06, F32(12), F32(1))
+MIX = (np.eye(K) + 0.3 * RNG.standard_normal((K, K)) / K**0.5).astype(F32)
+X = (RNG.standard_normal((600, K)).astype(F32) @ MIX * SPREAD).astype(F32)
+WEIGHTS = {layer: (RNG.standard_normal(shape) * 0.05).astype(F32) for layer, shape in SHAPES.items()}
+
+
+def seen(x: npt.NDArray[Any] = X) -> InputStatistics:
+    """Of two steps, half of the rows each."""
+    half = len(x) // 2
+    sample = RowSample(512, K)
+    sample.offer(row_keys((0,), len(x)), x)
+    return InputStatistics(np.stack([np.abs(x[:half]).max(0), np.abs(x[half:]).max(0)]), sample)
+
+
+def weights() -> dict[str, FloatWeight]:
+    return {layer: FloatWeight(ArrayTensor(array), layer) for layer, array in WEIGHTS.items()}
+
+
+def error(scheme: Scheme, name: str = "rtn", **settings: Any) -> float:
+    """Relative error of the product of q, quantized by a method."""
+    done = method_for(name, settings, "here").quantize(weights(), seen(), dict.fromkeys(WEIGHTS, scheme))
+    assert done.keys() == WEIGHTS.keys()
+    want = X @ WEIGHTS["q"].T
+    return float(np.linalg.norm(product(done["q"], scheme) - want) / np.linalg.norm(want))
+
+
+def product(done: Quantized, scheme: Scheme) -> npt.NDArray[np.float32]:
+    """x quantized dynamically, times the codes, plus the branch."""
+    t, x = done.transform, done.transform.input(X)
+    branch = x @ t.down.astype(F32).T @ t.up.astype(F32).T if t.down is not None and t.up is not None else F32(0)
+    if scheme.activation is not None:
+        high = F32(scheme.activation.qtype.high)
+        scale = np.abs(x).max(-1, keepdims=True) / high
+        x = np.clip(np.rint(x / scale), -high - 1, high) * scale
+    return np.asarray(x @ done.weight.read().dequantize().T + branch, F32)
 
 
 def test_static_scale_per_step_and_over_all_steps() -> None:
@@ -44,16 +91,92 @@ def test_int6_divides_by_31() -> None:
     ],
     ids=str,
 )
-def test_scale_types_and_need_of_data(scheme: Scheme, dtype: type, needs: bool, rng: np.random.Generator) -> None:
-    seen = InputStatistics(np.ones(5, np.float32), np.ones(32, np.float32))
-    weight = FloatWeight(ArrayTensor(rng.standard_normal((8, 32), np.float32)), "w")
+def test_scale_types_and_need_of_data(scheme: Scheme, dtype: type, needs: bool) -> None:
     assert RTN.needs_statistics(scheme) == needs
-    quantized = RTN.quantize(weight, seen if needs else None, scheme)
-    assert quantized.weight.scale_dtype == dtype
+    quantized = RTN.quantize(weights(), seen() if needs else None, dict.fromkeys(WEIGHTS, scheme))["q"]
+    assert quantized.weight.scale_dtype == dtype and quantized.transform.identity
     assert (quantized.activation_scale is not None) == needs
 
 
-def test_rtn_refuses_floating_point_codes() -> None:
+@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize(
+    "scheme", [Scheme(weight=W4), Scheme(weight=W8, activation=TOKEN), Scheme(weight=W4_CHANNEL, activation=TOKEN)], ids=str
+)
+def test_every_method_keeps_the_product(name: str, scheme: Scheme) -> None:
+    """Up to the rounding of the scheme, which is no worse than plain rounding by more than a little, and shared by the layers."""
+    assert error(scheme, name) <= 1.15 * error(scheme)
+    method = method_for(name, {}, "here")
+    method.check(scheme)
+    done = method.quantize(weights(), seen(), dict.fromkeys(WEIGHTS, scheme))
+    assert len({d.transform.input_key() for d in done.values()}) == 1, "layers that read one tensor would quantize it twice"
+    assert {layer: d.weight.shape for layer, d in done.items()} == SHAPES
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "settings", "at_most"),
+    [
+        ("smoothquant", Scheme(weight=W8, activation=TOKEN4), {}, 0.6),
+        ("quarot", Scheme(weight=W8, activation=TOKEN4), {}, 0.6),
+        ("viditq", Scheme(weight=W8, activation=TOKEN4), {}, 0.5),
+        ("awq", Scheme(weight=W4), {}, 0.9),
+        ("gptq", Scheme(weight=W4_CHANNEL), {}, 0.95),
+        ("svdquant", Scheme(weight=W4_CHANNEL, activation=TOKEN4), {"rank": 16}, 0.8),
+    ],
+)
+def test_what_a_method_is_for(name: str, scheme: Scheme, settings: dict[str, Any], at_most: float) -> None:
+    """Its error as a share of that of plain rounding."""
+    assert error(scheme, name, **settings) <= at_most * error(scheme)
+
+
+def test_settings_matter() -> None:
+    scheme = Scheme(weight=W4_CHANNEL, activation=TOKEN4)
+    assert error(scheme, "svdquant", rank=32) < error(scheme, "svdquant", rank=4)
+    for name, settings in (
+        ("smoothquant", {"alpha": 0.9}),
+        ("viditq", {"alpha": 0.9}),
+        ("viditq", {"rotation": False}),
+        ("quarot", {"seed": 1}),
+    ):
+        assert error(scheme, name, **settings) != error(scheme, name)
+
+
+def test_viditqs_balance_by_hand() -> None:
+    """m = max|W|^alpha / max|X|^(1 - alpha), over its geometric mean."""
+    weight = np.array([[1, -4, 0.25], [0.5, 2, -1]], F32)
+    m = static_balance(np.array([4, 1, 16], F32), weight, 0.5)
+    raw = np.array([1 / 2, 2 / 1, 1 / 4])
+    np.testing.assert_allclose(m, raw / np.prod(raw) ** (1 / 3), rtol=1e-6)
+    np.testing.assert_allclose(static_balance(np.array([4, 1, 16], F32), weight, 1.0), np.array([1, 4, 1]) / 4 ** (1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dead", ["input", "weight", "both"])
+def test_a_dead_channel_has_a_finite_balance(dead: str) -> None:
+    channels, weight = np.ones(3, F32), np.ones((2, 3), F32)
+    if dead != "weight":
+        channels[1] = 0
+    if dead != "input":
+        weight[:, 1] = 0
+    m = static_balance(channels, weight, 0.5)
+    assert np.isfinite(m).all() and (m > 0).all()
+    assert np.isfinite(static_balance(channels, 0 * weight, 0.5)).all()
+
+
+def test_static_ranges_are_those_of_the_balanced_input() -> None:
+    scheme = Scheme(weight=W8, activation=STEPS)
+    done = method_for("smoothquant", {}, "here").quantize(weights(), seen(), dict.fromkeys(WEIGHTS, scheme))["k"]
+    x = done.transform.input(X)
+    want = [np.abs(x[:300]).max() / 127, np.abs(x[300:]).max() / 127]
+    assert done.activation_scale is not None
+    np.testing.assert_allclose(done.activation_scale, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["quarot", "viditq"])
+def test_no_static_range_is_known_behind_a_rotation(name: str) -> None:
+    with pytest.raises(InputError, match=f"wanted dynamic activations: method {name} rotates"):
+        method_for(name, {}, "here").check(Scheme(weight=W8, activation=TENSOR))
+
+
+def test_floating_point_codes_are_refused() -> None:
     fp8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
     with pytest.raises(InputError, match=r"weight fp8_e4m3; wanted an integer type: method rtn cannot"):
         RTN.check(Scheme(weight=fp8))
@@ -62,14 +185,30 @@ def test_rtn_refuses_floating_point_codes() -> None:
         RTN.check(Scheme(weight=W8, activation=act))
 
 
-def test_rtn_refuses_dynamic_per_tensor() -> None:
+def test_dynamic_per_tensor_is_refused() -> None:
     act = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, dynamic=True)
     with pytest.raises(InputError, match=r"wanted dynamic per_token, or static per_tensor"):
         RTN.check(Scheme(weight=W8, activation=act))
 
 
 def test_registry_finds_the_files_and_names_them_to_who_errs() -> None:
-    assert isinstance(methods()["rtn"], RoundToNearest)
+    assert methods()["rtn"] is RoundToNearest
     assert "base" not in methods()
     with pytest.raises(InputError, match=r"recipe r: found method 'rnt'; wanted one of .*rtn"):
-        method_for("rnt", "recipe r")
+        method_for("rnt", {}, "recipe r")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("rtn", {"alpha": 0.5}, "recipe r, method rtn: found setting alpha; wanted none"),
+        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, seed"),
+        ("viditq", {"alpha": "much"}, "found alpha = 'much'; wanted a float"),
+        ("viditq", {"rotation": 1}, "found rotation = 1; wanted a bool"),
+        ("viditq", {"alpha": 2}, r"found alpha = 2; wanted 0 to 1"),
+        ("svdquant", {"rank": 0}, "found rank = 0; wanted at least 1"),
+    ],
+)
+def test_settings_that_a_method_does_not_take(name: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        method_for(name, settings, "recipe r")

@@ -1,4 +1,4 @@
-"""Observers: maxima over a stream, by hand."""
+"""Observers: maxima and samples over a stream, by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vditc.calibrate.observers import Observers
+from vditc.calibrate.row_sample import row_keys
 from vditc.errors import VditcError
 
 
@@ -13,45 +14,82 @@ def channels(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return np.array(values, np.float32)
 
 
-def test_update_keeps_maxima_per_step_and_per_channel() -> None:
-    observers = Observers({"a": 3}, steps=2)
+def watching(*layers: str, width: int = 3, steps: int = 2, rows: int = 0) -> Observers:
+    """Observers of layers with inputs of their own."""
+    observers = Observers(dict.fromkeys(layers, width), steps, rows)
+    assert all(observers.leads(layer, None) for layer in layers)
+    return observers
+
+
+def test_update_keeps_maxima_per_step_and_channel() -> None:
+    observers = watching("a")
     observers.update("a", 0, channels(1, 5, 2))
     observers.update("a", 1, channels(4, 0, 0))
-    observers.update("a", 0, channels(3, 1, 1))  # less than the 5 of step 0
-    np.testing.assert_array_equal(observers.layers["a"].absmax, [5, 4])
-    np.testing.assert_array_equal(observers.layers["a"].channel_absmax, [4, 5, 2])
+    observers.update("a", 0, channels(3, 1, 1))
+    seen = observers.statistics("a")
+    np.testing.assert_array_equal(seen.channel_absmax, [[3, 5, 2], [4, 0, 0]])
+    np.testing.assert_array_equal(seen.absmax, [5, 4])
+    np.testing.assert_array_equal(seen.channels, [4, 5, 2])
+
+
+def test_layers_that_read_one_tensor_share_what_was_seen() -> None:
+    observers = Observers({"q": 3, "k": 3, "v": 3, "out": 3}, 1)
+    for _ in range(2):
+        assert observers.leads("q", None)
+        observers.update("q", 0, channels(1, 2, 3))
+        assert not observers.leads("k", "q") and not observers.leads("v", "k")
+        assert observers.leads("out", None)
+        observers.update("out", 0, channels(9, 9, 9))
+    assert observers.groups() == [("q", "k", "v"), ("out",)]
+    assert observers.statistics("v").channel_absmax is observers.statistics("q").channel_absmax
+    observers.check()
+    with pytest.raises(VditcError, match="found k and q, which share an input at some steps only"):
+        observers.leads("k", None)
 
 
 def test_merging_halves_equals_one_pass(rng: np.random.Generator) -> None:
     stream = [(layer, step, rng.random(4, np.float32)) for _ in range(3) for layer in "ab" for step in range(2)]
-    whole, first, second = (Observers({"a": 4, "b": 4}, steps=2) for _ in range(3))
-    for number, item in enumerate(stream):
-        whole.update(*item)
-        (first if number < 5 else second).update(*item)
+    whole, first, second = (watching("a", "b", width=4, rows=5) for _ in range(3))
+    for number, (layer, step, row) in enumerate(stream):
+        for observers in (whole, first if number < 5 else second):
+            observers.update(layer, step, row)
+            observers.sample(layer).offer(row_keys((number,), 4), np.outer(row, row))
     first.merge(second)
-    assert first.state().keys() == whole.state().keys() and len(whole.state()) == 4
-    for key, array in whole.state().items():
-        np.testing.assert_array_equal(first.state()[key], array)
+    arrays, leader = first.state()
+    wanted, wanted_leader = whole.state()
+    assert arrays.keys() == wanted.keys() and len(arrays) == 8 and leader == wanted_leader
+    for key, array in wanted.items():
+        np.testing.assert_array_equal(arrays[key], array)
 
 
 def test_state_comes_back_and_goes_on(rng: np.random.Generator) -> None:
-    observers = Observers({"blocks.0.to_q": 2}, steps=1)
+    observers = watching("blocks.0.to_q", width=2, steps=1, rows=3)
     observers.update("blocks.0.to_q", 0, channels(1, 2))
-    back = Observers.restored(observers.state())
+    observers.sample("blocks.0.to_q").offer(row_keys((1,), 7), rng.standard_normal((7, 2)).astype(np.float32))
+    back = Observers({"blocks.0.to_q": 2}, 1, 3)
+    back.restore(*observers.state())
+    np.testing.assert_array_equal(back.statistics("blocks.0.to_q").rows, observers.statistics("blocks.0.to_q").rows)
     back.update("blocks.0.to_q", 0, channels(3, 1))
-    np.testing.assert_array_equal(back.layers["blocks.0.to_q"].channel_absmax, [3, 2])
-    np.testing.assert_array_equal(observers.layers["blocks.0.to_q"].channel_absmax, [1, 2])  # not shared
+    np.testing.assert_array_equal(back.statistics("blocks.0.to_q").channels, [3, 2])
+    np.testing.assert_array_equal(observers.statistics("blocks.0.to_q").channels, [1, 2])  # not shared
+    arrays, leader = observers.state()
+    fresh = Observers({"blocks.0.to_q": 2}, 1, 3)
+    with pytest.raises(KeyError):
+        fresh.restore({k: a for k, a in arrays.items() if not k.endswith("scale")}, leader)
+    assert not fresh.leader and not fresh.seen  # half a state is none
 
 
 def test_a_step_that_never_ran_is_named() -> None:
-    observers = Observers({"a": 1}, steps=2)
+    observers = watching("a", width=1)
     observers.update("a", 0, channels(0))
     with pytest.raises(VditcError, match=r"layer a, step 1: found no input"):
         observers.check()
+    with pytest.raises(VditcError, match=r"layer b, step 0: found no input"):
+        Observers({"b": 1}, 2).check()
 
 
 def test_an_input_that_is_not_finite_is_named() -> None:
-    observers = Observers({"a": 2}, steps=2)
+    observers = watching("a", width=2)
     observers.update("a", 0, channels(1, 1))
     observers.update("a", 1, channels(1, np.nan))
     observers.update("a", 1, channels(1, 1))  # does not hide it

@@ -260,8 +260,8 @@ def test_four_bit_codes_must_fill_their_bytes() -> None:
 
 
 def test_unknown_method_lists_the_known_ones(run: Callable[..., Calibration]) -> None:
-    with pytest.raises(InputError, match=r"recipe test: found method 'gptq'; wanted one of .*rtn"):
-        run(recipe=recipe({"match": ["head"], "weight": INT8}, method="gptq"))
+    with pytest.raises(InputError, match=r"recipe test: found method 'magic'; wanted one of .*rtn"):
+        run(recipe=recipe({"match": ["head"], "weight": INT8}, method="magic"))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def changed(balance: bool = False, rotation: bool = False, low_rank: bool = Fals
         n, k = shape
         factors = (own.standard_normal(size).astype(np.float16) * np.float16(0.05) for size in ((4, k), (n, 4)))
         down, up = factors if low_rank else (None, None)
-        spread = np.exp(0.3 * random.standard_normal(k)).astype(np.float32) * random.choice(np.float32([-1, 1]), k)
+        spread = np.exp(0.3 * random.standard_normal(k)).astype(np.float32) * random.choice(np.array([-1, 1], np.float32), k)
         return Transform(balance=spread if balance else None, rotation=k if rotation else None, down=down, up=up)
 
     return transform

@@ -22,4 +22,6 @@ SHAPES = (
     {"batch": 1, "frames": 5, "height": 12, "width": 6, "text_tokens": 7},
     {"batch": 3, "frames": 1, "height": 2, "width": 14, "text_tokens": 9},
 )
-CASES = [Case(name="mochi", config=CONFIG, shapes=SHAPES)]
+# TensorRT-RTX 1.7.1 fuses INT4 weights into the products of few rows only sometimes: those of the text, 7 to 16 rows here, get a kernel of
+# their own that expands them on every run.
+CASES = [Case(name="mochi", config=CONFIG, shapes=SHAPES, no_engine={"w4a16": r"add_q_proj: the int4 weight is dequantized by a kernel"})]

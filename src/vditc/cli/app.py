@@ -29,6 +29,7 @@ COMMANDS = ("compile", "stages", "use", "inspect", "lists", "demo")
 EXTRAS = {  # package -> the extra of vditc that installs it
     "torch": "calibrate,export",
     "diffusers": "calibrate,export",
+    "modelopt": "calibrate",
     "onnxruntime": "cpu",
     "polygraphy": "rtx",
     "jinja2": "report",

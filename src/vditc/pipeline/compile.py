@@ -120,7 +120,7 @@ def prepare(job: Job) -> Plan:
     adapter = adapter_for(source)
     adapter.check(source)
     adapter.check_sampled()
-    method_for(job.recipe.method, f"recipe {job.recipe.name}")
+    method_for(job.recipe.method, job.recipe.settings, f"recipe {job.recipe.name}")
     schemes = {name: rule.scheme for name, rule in job.recipe.assign(adapter.layer_roles(source)).items()}
     for target in job.targets:
         target.check(job.recipe)

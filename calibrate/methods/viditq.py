@@ -1,0 +1,66 @@
+"""ViDiT-Q's static-dynamic channel balancing: a scaling for the imbalance that is there at every step, a rotation for what moves.
+
+Zhao et al., "ViDiT-Q" (arXiv 2406.02540), section 4. Activations are quantized per token at run time, so both guidance branches and all
+frames have ranges of their own. x' = (x m) Q, W' = (W / m) Q with m = max|W|^alpha / max|X|^(1 - alpha), max|X| over all timesteps,
+and a random Hadamard Q. The weight is rounded once, after both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
+from vditc.calibrate.methods.quarot import random_signs
+from vditc.errors import InputError
+from vditc.float_weight import FloatWeight
+from vditc.hadamard import block_of
+from vditc.scheme import Scheme
+from vditc.transform import Transform
+
+LEAST = np.float32(1e-3)  # of a channel's range, so that one that is hardly ever used does not blow its weights up
+
+
+def static_balance(channels: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[np.float32]:
+    """m [K] from the ranges of activations [K] and a weight [N, K], scaled to a geometric mean of 1."""
+    wide, tall = np.maximum(channels, LEAST), np.maximum(np.abs(weight).max(0), LEAST * np.abs(weight).max(initial=np.float32(1e-30)))
+    m = tall**alpha / wide ** (1 - alpha)
+    # A common factor of all channels changes nothing but would carry small ranges towards the least scale.
+    return np.asarray(m / np.exp(np.log(m).mean()), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViDiTQ(Method):
+    """One balance and one rotation for all layers that read a tensor."""
+
+    alpha: float = 0.5  # share of the weights' range in m: 1 leaves the activations' imbalance to the rotation
+    rotation: bool = True
+    seed: int = 0  # of the rotation's signs
+
+    name: ClassVar[str] = "viditq"
+    rotates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(found=f"alpha = {self.alpha}", wanted="0 to 1", where="method viditq", fix="correct [settings]")
+
+    def needs_statistics(self, scheme: Scheme) -> bool:
+        """Weights alone have no imbalance of activations to settle."""
+        return scheme.activation is not None
+
+    def quantize(
+        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+    ) -> dict[str, Quantized]:
+        """See `Method.quantize`."""
+        if statistics is None:
+            return {layer: rounded(weight, schemes[layer]) for layer, weight in weights.items()}
+        balance = static_balance(statistics.channels, joined(weights), self.alpha)
+        width = len(balance)
+        transform = Transform(balance=balance)
+        if self.rotation:
+            transform = Transform(balance=balance * random_signs(self.seed, width), rotation=block_of(width))
+        return {layer: rounded(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}
