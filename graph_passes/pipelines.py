@@ -9,6 +9,7 @@ from vditc.errors import InputError
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Pass
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
+from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.legalize_for_target import LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
@@ -32,6 +33,7 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         ShareQuantization(),
         ConvertComputeType(to=target.compute),
+        FlattenAttentionOutputs(),
         LegalizeForTarget(),  # after the conversion: it repeats scales in the type that they are then used in
         EliminateDeadNodes(),
     )

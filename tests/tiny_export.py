@@ -31,8 +31,6 @@ SCHEMES: dict[str, Scheme | None] = {
     "w8a8-static": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)),
     "w8a8-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)),
     "w8a6": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT6, granularity=Granularity.PER_TOKEN, dynamic=True)),
-    "w8a4": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TOKEN, dynamic=True)),
-    "w8a4-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TENSOR)),
     "w4a8": Scheme(
         weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL),
         activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
@@ -42,6 +40,10 @@ SCHEMES: dict[str, Scheme | None] = {
         weight=QuantSpec(qtype=QType.INT3, granularity=Granularity.PER_CHANNEL),
         activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
     ),
+}
+FEW_BITS: dict[str, Scheme | None] = {  # one flipped code is seen at the output: with tolerances of their own
+    "w8a4": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "w8a4-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TENSOR)),
 }
 
 

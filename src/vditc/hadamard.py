@@ -72,11 +72,12 @@ def rotate(x: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
         raise ValueError(f"no rotation of blocks of {block} of {x.shape[-1]} channels")
     a, b = found
     parts = np.asarray(x, np.float32).reshape(-1, len(a), len(b))
-    return np.asarray(a.T @ (parts @ b), np.float32).reshape(x.shape)
+    rotated: npt.NDArray[np.float32] = a.T @ (parts @ b)
+    return rotated.reshape(x.shape)
 
 
 def _unit(signs: npt.NDArray[np.int8]) -> Array:
-    return (signs / np.sqrt(len(signs))).astype(np.float32)
+    return np.asarray(signs / np.sqrt(len(signs)), np.float32)
 
 
 def _prime(n: int) -> bool:

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from tiny_export import SCHEMES, SHAPES, calibration, export, feeds, traced
+from tiny_export import FEW_BITS, SCHEMES, SHAPES, calibration, export, feeds, traced
 
 from vditc.calibrate.stage import uncalibrated
 from vditc.calibration import Calibration, LayerCalibration
@@ -31,6 +31,7 @@ from vditc.progress import SILENT
 from vditc.recipe import Recipe
 from vditc.schedule import Schedule
 
+ALL = {**SCHEMES, **FEW_BITS}
 FLOAT_TOLERANCE = 1e-4  # absolute, on outputs of size 10: float32 sums in another order
 # Relative (L2). Both sides quantize in float32, but their MatMuls sum in another order, so an activation that lies within
 # rounding of a tie gets a code that differs by one. One such code costs 1e-4 here, a dozen were seen (with two threads);
@@ -92,14 +93,14 @@ def test_float_export_equals_torch_at_every_shape(tiny: ModelDir, tmp_path: Path
     np.testing.assert_allclose(run_basic(path, inputs), run_torch(tiny, inputs, {}), rtol=0, atol=FLOAT_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [n for n, s in SCHEMES.items() if s])
+@pytest.mark.parametrize("name", [n for n, s in ALL.items() if s])
 def test_quantized_export_equals_the_canonical_arithmetic(tiny: ModelDir, tmp_path: Path, name: str) -> None:
-    calibrated = calibration(tiny, SCHEMES[name])
+    calibrated = calibration(tiny, ALL[name])
     path = export(tiny, calibrated, tmp_path / "model.onnx")
     onnx.checker.check_model(path, full_check=True)
     inputs = feeds(1, *SHAPES[0])
     want, unquantized = run_torch(tiny, inputs, dict(calibrated.layers)), run_torch(tiny, inputs, {})
-    activation = SCHEMES[name].activation  # type: ignore[union-attr] # the floating-point one is left out above
+    activation = ALL[name].activation  # type: ignore[union-attr] # the floating-point one is left out above
     tolerance = FLIP_TOLERANCE * max(1.0, 31 / activation.qtype.high if activation else 0)  # the step that a flip makes
     assert relative(want, unquantized) > 1.5 * tolerance  # or else the next line could not fail
     assert relative(run_basic(path, inputs), want) <= tolerance

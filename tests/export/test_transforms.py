@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tiny_export import SCHEMES, SHAPES, calibration, export, feeds
+from tiny_export import FEW_BITS, SCHEMES, SHAPES, calibration, export, feeds
 from tolerances import relative_l2
 
 from vditc.calibration import Calibration
@@ -26,6 +26,7 @@ from vditc.runtimes.reference import ReferenceModel
 from vditc.target import Target
 from vditc.transform import Transform
 
+ALL = {**SCHEMES, **FEW_BITS}
 # A code that flips at a tie moves an element by one step of its token; see tests/export/test_stage.py.
 FLIPS = {None: 1e-5, 8: 1.5e-3, 4: 3e-2}
 
@@ -54,7 +55,7 @@ KINDS = {
 
 
 def of(tiny: ModelDir, scheme: str, kind: str) -> Calibration:
-    return calibration(tiny, SCHEMES[scheme], transform=KINDS[kind])  # type: ignore[arg-type]
+    return calibration(tiny, ALL[scheme], transform=KINDS[kind])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +71,7 @@ def test_the_graph_is_the_reference(tiny: ModelDir, tmp_path: Path, scheme: str,
         inputs = feeds(seed, *shape)
         want = ReferenceModel(Wan(), tiny, known)(inputs, 1)
         assert relative_l2(OnnxRuntimeModel(path, threads=1)(inputs, 1), want) <= FLIPS[activation.qtype.bits if activation else None]
-    plain = ReferenceModel(Wan(), tiny, calibration(tiny, SCHEMES[scheme]))(inputs, 1)
+    plain = ReferenceModel(Wan(), tiny, calibration(tiny, ALL[scheme]))(inputs, 1)
     assert relative_l2(plain, want) > 1e-3  # a transform that were left out would be seen
 
 
