@@ -144,11 +144,11 @@ def check_roles(p: PreparedCase) -> None:
 
 def check_patches(p: PreparedCase) -> None:
     """What `patched` rewrites leaves the outputs, and is gone afterwards."""
-    own = attributes(p.model)
     for shape in p.case.shapes:
         before = p.wanted(shape)
+        own = attributes(p.model)  # now, for some models keep tables when they first run
         with p.adapter.patched(p.model):
-            assert attributes(p.model) != own, "nothing is patched"
+            assert (attributes(p.model) != own) == (type(p.adapter).patched is not ModelAdapter.patched)
             patched = p.wanted(shape)
         assert attributes(p.model) == own
         assert all(map(np.array_equal, before, p.wanted(shape)))

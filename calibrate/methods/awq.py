@@ -23,7 +23,11 @@ class Awq(Method):
     alpha_step: float = 0.1  # of the grid
 
     name: ClassVar[str] = "awq"
-    rows: ClassVar[int] = 512
+
+    @property
+    def rows(self) -> int:
+        """For the search."""
+        return 512
 
     def needs_statistics(self, scheme: Scheme) -> bool:
         """The search needs inputs."""

@@ -58,8 +58,12 @@ class Method(abc.ABC):
     """One method; its fields, if any, are what a recipe's [settings] may say. A new method is one new file in this folder."""
 
     name: ClassVar[str]  # as recipes say it
-    rows: ClassVar[int] = 0  # of each input that `quantize` wants to see
     rotates: ClassVar[bool] = False  # inputs are rotated, so that no static range is known
+
+    @property
+    def rows(self) -> int:
+        """How many sampled rows of each input `quantize` wants to see."""
+        return 0
 
     def check(self, scheme: Scheme) -> None:
         """InputError when this method cannot quantize to `scheme`."""

@@ -27,11 +27,15 @@ class SvdQuant(Method):
     rank: int = 32
 
     name: ClassVar[str] = "svdquant"
-    rows: ClassVar[int] = 512
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(found=f"rank = {self.rank}", wanted="at least 1", where="method svdquant", fix="correct [settings]")
+
+    @property
+    def rows(self) -> int:
+        """For the search."""
+        return 512
 
     def needs_statistics(self, scheme: Scheme) -> bool:
         """The balance is searched on inputs."""

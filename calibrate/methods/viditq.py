@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from vditc.calibrate.gptq_weight import ROWS, fitted
 from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
 from vditc.calibrate.methods.quarot import random_signs
 from vditc.errors import InputError
@@ -40,6 +41,7 @@ class ViDiTQ(Method):
     alpha: float = 0.5  # share of the weights' range in m: 1 leaves the activations' imbalance to the rotation
     rotation: bool = True
     seed: int = 0  # of the rotation's signs
+    rounding: str = "nearest"  # or "gptq", which is not the paper's, on the transformed weights and inputs
 
     name: ClassVar[str] = "viditq"
     rotates: ClassVar[bool] = True
@@ -47,6 +49,15 @@ class ViDiTQ(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise InputError(found=f"alpha = {self.alpha}", wanted="0 to 1", where="method viditq", fix="correct [settings]")
+        if self.rounding not in ("nearest", "gptq"):
+            raise InputError(
+                found=f"rounding = {self.rounding!r}", wanted="nearest or gptq", where="method viditq", fix="correct [settings]"
+            )
+
+    @property
+    def rows(self) -> int:
+        """For the Hessian, if there is one."""
+        return ROWS if self.rounding == "gptq" else 0
 
     def needs_statistics(self, scheme: Scheme) -> bool:
         """Weights alone have no imbalance of activations to settle."""
@@ -63,4 +74,6 @@ class ViDiTQ(Method):
         transform = Transform(balance=balance)
         if self.rotation:
             transform = Transform(balance=balance * random_signs(self.seed, width), rotation=block_of(width))
+        if self.rounding == "gptq":
+            return {layer: fitted(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}
         return {layer: rounded(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}

@@ -118,6 +118,7 @@ def test_every_method_keeps_the_product(name: str, scheme: Scheme) -> None:
         ("smoothquant", Scheme(weight=W8, activation=TOKEN4), {}, 0.6),
         ("quarot", Scheme(weight=W8, activation=TOKEN4), {}, 0.6),
         ("viditq", Scheme(weight=W8, activation=TOKEN4), {}, 0.5),
+        ("viditq", Scheme(weight=W4_CHANNEL, activation=TOKEN4), {"rounding": "gptq"}, 0.6),
         ("awq", Scheme(weight=W4), {}, 0.9),
         ("gptq", Scheme(weight=W4_CHANNEL), {}, 0.95),
         ("svdquant", Scheme(weight=W4_CHANNEL, activation=TOKEN4), {"rank": 16}, 0.8),
@@ -202,10 +203,11 @@ def test_registry_finds_the_files_and_names_them_to_who_errs() -> None:
     ("name", "settings", "words"),
     [
         ("rtn", {"alpha": 0.5}, "recipe r, method rtn: found setting alpha; wanted none"),
-        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, seed"),
+        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, seed, rounding"),
         ("viditq", {"alpha": "much"}, "found alpha = 'much'; wanted a float"),
         ("viditq", {"rotation": 1}, "found rotation = 1; wanted a bool"),
         ("viditq", {"alpha": 2}, r"found alpha = 2; wanted 0 to 1"),
+        ("viditq", {"rounding": "up"}, r"found rounding = 'up'; wanted nearest or gptq"),
         ("svdquant", {"rank": 0}, "found rank = 0; wanted at least 1"),
     ],
 )
