@@ -54,7 +54,8 @@ def peak_rss_bytes() -> int:
 def fix_addresses() -> None:
     """Start again without address space randomisation, where the system allows that.
 
-    TensorRT-RTX orders some things by their address, so that two builds of one graph would differ in a few bytes of the plan.
+    TensorRT-RTX orders some things by their address, so that two builds of one graph differ in a few bytes of the plan. Without
+    randomisation they are equal, unless the machine is so loaded that the builder's own threads come in another order.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     current = libc.personality(_ASK)

@@ -96,7 +96,7 @@ def test_bytes_too_many(file: Path) -> None:
         (b"\xff\xff", "a header that is not JSON"),
         ([1], "a header that is a JSON list"),
         ({"a": 1}, "tensor a described as 1"),
-        (entry(dtype="F5"), "tensor a described as"),
+        (entry(dtype="F5"), "tensor a of type F5; wanted one of F64"),
         (entry(data_offsets=[0]), "tensor a described as"),
         (entry(data_offsets=["x", "y"]), "tensor a described as"),
         (entry(data_offsets=[0, 4]), r"tensor a float32\[2\] in 4 bytes"),
