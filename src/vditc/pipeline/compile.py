@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vditc.adapter import InputSpec, ModelAdapter
+from vditc.axis import CLIP
 from vditc.bundle import Bundle, Manifest, list_files, write_manifest
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
@@ -27,7 +28,7 @@ from vditc.memory import Memory, model_memory
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
-from vditc.profile import Profile
+from vditc.profile import Profile, Range
 from vditc.progress import Progress
 from vditc.recipe import Recipe
 from vditc.runtimes.graph_inputs import input_specs
@@ -128,18 +129,26 @@ def prepare(job: Job) -> Plan:
     sampling = sampling_of(source, job.steps, job.guidance_scale)
     sizes = adapter.sizes(source)
     check_clip(sizes, sampling, source)
-    profile = Profile.parse(job.profile, adapter.default_profile(source), sizes)
+    specs = adapter.inputs(source)
+    given = None if job.conditioning is None else load_conditioning(job.conditioning, specs, sizes)
+    profile = Profile.parse(job.profile, _default_profile(adapter.default_profile(source), given, specs), sizes)
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     parts = Components.open(job.model_dir)
     count, channels = job.recipe.calibration_prompts, adapter.latent_channels(source)
-    if job.conditioning is not None:
-        calibration_set = verify_set = load_conditioning(job.conditioning, adapter.inputs(source), sizes)
+    if given is not None:
+        calibration_set = verify_set = given
     else:
         calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
-        verify_set.check(adapter.inputs(source))
+        verify_set.check(specs)
     schedule = parts.schedule(sampling.steps)
     return Plan(job, source, loras, adapter, parts, sampling, schedule, profile, memory, calibration_set, verify_set)
+
+
+def _default_profile(own: Profile, given: Conditioning | None, specs: tuple[InputSpec, ...]) -> Profile:
+    """The model's own, for texts (and what else is not the clip's size) as long as the saved ones: an engine should serve those."""
+    told = {} if given is None else given.sizes(specs)
+    return Profile({**own.axes, **{axis: Range(n, n, n) for axis, n in told.items() if axis in own.axes and axis not in CLIP}})
 
 
 def compile_bundle(job: Job, progress: Progress) -> Bundle:
