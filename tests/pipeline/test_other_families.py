@@ -41,7 +41,7 @@ def model(name: str, scheduler: Any, guidance: float, folder: Path, **more: Any)
     Conditioning(
         prompts=("one", "two"),
         seeds=(0, 1),
-        latent_shape=(channels, *clip.values()),
+        latent_shape=(channels, clip["frames"], clip["height"], clip["width"]),
         inputs={s.name: s.example(SIZES, random) for s in told},
         empty={
             "encoder_hidden_states": np.zeros((1, *next(s for s in told if s.name == "encoder_hidden_states").shape(SIZES)[1:]), np.float32)
