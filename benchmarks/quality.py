@@ -121,7 +121,9 @@ def main() -> None:
                     rows.append({"bench": "quality", "method": method, "bits": bits, "refused": str(error)})
                 print(json.dumps(rows[-1]), flush=True)
     if args.out:
-        command = f"python benchmarks/quality.py --clips {args.clips} --seeds {args.seeds}"
+        command = "python " + " ".join(
+            ["benchmarks/quality.py", *(f"--bits {b}" for b in args.bits or ()), f"--clips {args.clips} --seeds {args.seeds}"]
+        )
         data = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
         args.out.write_text(json.dumps(data, indent=1) + "\n")
 
