@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vditc.calibrate.methods.base import InputStatistics, Quantized, activation_scale, scale_dtype
 from vditc.calibrate.modelopt_linear import calibrate_linear
 from vditc.float_weight import FloatWeight
-from vditc.scheme import QTensor, QuantSpec, QWeight, Scheme, quantize_weight, scale_shape, weight_scale
+from vditc.scheme import QTensor, QuantSpec, QWeight, Scheme, nearest_scale, quantize_weight
 from vditc.transform import IDENTITY, Transform, transformed
 
 Array = npt.NDArray[Any]
@@ -46,9 +46,8 @@ class GptqWeight(QWeight):
 
     def read(self) -> QTensor:
         """The whole tensor, checked."""
-        weight, shape = transformed(self.weight, self.transform).read(), scale_shape(self.shape, self.spec)
-        groups = weight.reshape(*shape, -1) if shape else weight.reshape(-1)
-        scale = weight_scale(np.asarray(np.abs(groups).max(-1)), self.spec, self.dtype)
+        weight = transformed(self.weight, self.transform).read()
+        scale = nearest_scale(weight, self.spec, self.dtype)
         found = calibrate_linear(weight, self.transform.input(self.statistics.rows), self.spec, {"method": "gptq"}).weight
         return quantize_weight(found, self.spec, scale, self.dtype)
 

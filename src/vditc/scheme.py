@@ -228,6 +228,13 @@ def weight_scale(absmax: Array, spec: QuantSpec, scale_dtype: Any) -> Array:
     return _rounded(np.maximum(absmax / np.float32(spec.qtype.high), np.float32(EPS)), scale_dtype)
 
 
+def nearest_scale(weight: npt.NDArray[np.float32], spec: QuantSpec, scale_dtype: Any) -> Array:
+    """`weight_scale` of every group of an [N, K] weight, by its greatest absolute value."""
+    shape = scale_shape(weight.shape, spec)
+    groups = weight.reshape(*shape, -1) if shape else weight.reshape(-1)
+    return weight_scale(np.asarray(np.abs(groups).max(-1)), spec, scale_dtype)
+
+
 def _rounded(scale: Array, dtype: Any) -> Array:
     # A float16 scale has no value between 0 and 6e-8: the smallest normal one stands for "all zero" then.
     return np.asarray(np.maximum(np.asarray(scale), np.finfo(dtype).tiny).astype(dtype))
@@ -240,12 +247,8 @@ def quantize_weight(weight: Array, spec: QuantSpec, scale: Array | None = None, 
     divides, so codes and stored scale fit each other.
     """
     weight = np.asarray(weight, np.float32)
-    shape = scale_shape(weight.shape, spec)
-    if scale is None:
-        groups = weight.reshape(*shape, -1) if shape else weight.reshape(-1)
-        scale = weight_scale(np.asarray(np.abs(groups).max(-1)), spec, scale_dtype)
-    else:
-        scale = _rounded(scale, scale_dtype)
+    scale_shape(weight.shape, spec)  # InputError when the groups do not fit, with or without a scale
+    scale = nearest_scale(weight, spec, scale_dtype) if scale is None else _rounded(scale, scale_dtype)
     spread = _spread(scale.astype(np.float32), weight.shape)
     codes = np.clip(np.rint(weight / spread), spec.qtype.low, spec.qtype.high).astype(np.int8)
     return QTensor(codes, scale, spec)
