@@ -12,7 +12,7 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
-from vditc.export.adapters.hunyuan_blocks import Joint, block_changes, counted, key_mask, refiner_changes, unpatchify
+from vditc.export.adapters.hunyuan_blocks import Joint, block_changes, counted, key_mask, patch_grid, refiner_changes, unpatchify
 from vditc.export.adapters.hunyuan_video import HunyuanVideo
 from vditc.export.patches import GridRotary, TimeFrequencies, replaced
 from vditc.model_dir import ModelDir
@@ -97,8 +97,7 @@ def _run(
 ) -> tuple[torch.Tensor]:
     """The whole model; see `Framepack.inputs`."""
     config, embedder = model.config, model.clean_x_embedder
-    patch = (config.patch_size_t, config.patch_size, config.patch_size)
-    grid = tuple(size // p for size, p in zip(hidden_states.shape[2:], patch, strict=True))
+    patch, grid = patch_grid(model, hidden_states)
     video = model.x_embedder(hidden_states)
     tokens = video.shape[1]
     rotary = _rotary(model.rope, indices_latents, grid, 1)

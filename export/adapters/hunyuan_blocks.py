@@ -116,6 +116,13 @@ def counted(mask: torch.Tensor) -> torch.Tensor:
     return torch.arange(mask.shape[1], dtype=torch.float32, device=mask.device) < mask.to(torch.float32).sum(1, keepdim=True)
 
 
+def patch_grid(model: Any, latents: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(depth, height, width) of a patch, and how many patches of latents [B, C, F, H, W] lie along each."""
+    config = model.config
+    patch = (config.patch_size_t, config.patch_size, config.patch_size)
+    return patch, tuple(size // p for size, p in zip(latents.shape[2:], patch, strict=True))
+
+
 def unpatchify(tokens: torch.Tensor, grid: Sequence[int], patch: Sequence[int]) -> torch.Tensor:
     """tokens [B, F' H' W', C and a patch] -> [B, C, F, H, W]."""
     blocks = torch.unflatten(torch.unflatten(tokens, 1, tuple(grid)), 4, (-1, *patch)).permute(0, 4, 1, 5, 2, 6, 3, 7)

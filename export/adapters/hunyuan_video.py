@@ -18,6 +18,7 @@ from vditc.export.adapters.hunyuan_blocks import (
     block_changes,
     counted,
     key_mask,
+    patch_grid,
     refiner_changes,
     unpatchify,
 )
@@ -103,9 +104,7 @@ def _run(
     return_dict: bool = False,
 ) -> tuple[torch.Tensor]:
     """The whole model; see `HunyuanVideo.inputs`."""
-    config = model.config
-    patch = (config.patch_size_t, config.patch_size, config.patch_size)
-    grid = tuple(size // p for size, p in zip(hidden_states.shape[2:], patch, strict=True))
+    patch, grid = patch_grid(model, hidden_states)
     rotary = model.rope(*(torch.arange(n, dtype=torch.float32, device=hidden_states.device) for n in grid))
     embedded, first_embedded = model.time_text_embed(timestep, pooled_projections, guidance)
     video = model.x_embedder(hidden_states)

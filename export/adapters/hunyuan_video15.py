@@ -18,6 +18,7 @@ from vditc.export.adapters.hunyuan_blocks import (
     Joint,
     block_changes,
     key_mask,
+    patch_grid,
     refiner_changes,
     unpatchify,
 )
@@ -142,8 +143,7 @@ def _run(
 ) -> tuple[torch.Tensor]:
     """The whole model; see `HunyuanVideo15.inputs`."""
     config = model.config
-    patch = (config.patch_size_t, config.patch_size, config.patch_size)
-    grid = tuple(size // p for size, p in zip(hidden_states.shape[2:], patch, strict=True))
+    patch, grid = patch_grid(model, hidden_states)
     rotary = model.rope(*(torch.arange(n, dtype=torch.float32, device=hidden_states.device) for n in grid))
     embedded = model.time_embed(timestep, timestep_r)
     kinds = model.cond_type_embed.weight

@@ -12,7 +12,7 @@ import torch
 from vditc.adapter import InputSpec, Loop
 from vditc.axis import Axis
 from vditc.checkpoint import read_json
-from vditc.export.adapters.hunyuan_blocks import VIDEO_ROLES, Joint, Pair, block_changes, key_mask, unpatchify
+from vditc.export.adapters.hunyuan_blocks import VIDEO_ROLES, Joint, Pair, block_changes, key_mask, patch_grid, unpatchify
 from vditc.export.diffusers_adapter import DiffusersAdapter
 from vditc.export.patches import GridRotary, TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
@@ -138,9 +138,7 @@ def _run(
     return_dict: bool = False,
 ) -> tuple[torch.Tensor]:
     """The whole model; see `MotifVideo.inputs`."""
-    config = model.config
-    patch = (config.patch_size_t, config.patch_size, config.patch_size)
-    grid = tuple(size // p for size, p in zip(hidden_states.shape[2:], patch, strict=True))
+    patch, grid = patch_grid(model, hidden_states)
     rotary = model.rope(*(torch.arange(n, dtype=torch.float32, device=hidden_states.device) for n in grid))
     embedded, patches = model.time_text_embed(timestep), model.x_embedder(hidden_states)
     text = model.context_embedder(encoder_hidden_states)
