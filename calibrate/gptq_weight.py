@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vditc.calibrate.methods.base import InputStatistics, Quantized, activation_scale, scale_dtype
 from vditc.calibrate.modelopt_linear import calibrate_linear
 from vditc.float_weight import FloatWeight
-from vditc.scheme import QTensor, QuantSpec, QWeight, Scheme, nearest_scale, quantize_weight
+from vditc.scheme import QTensor, QuantSpec, QWeight, Scheme, Stored, nearest_scale, quantize_weight
 from vditc.transform import IDENTITY, Transform, transformed
 
 Array = npt.NDArray[Any]
@@ -51,7 +51,7 @@ class GptqWeight(QWeight):
         found = calibrate_linear(weight, self.transform.input(self.statistics.rows), self.spec, {"method": "gptq"}).weight
         return quantize_weight(found, self.spec, scale, self.dtype)
 
-    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+    def stored(self, *, transposed: bool = False) -> Stored:
         """See `QWeight.stored`."""
         return self.read().stored(transposed=transposed)
 

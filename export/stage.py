@@ -136,11 +136,12 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
             raise bad(f"codes {list(layer.weight.shape)} of layer {name}", f"{list(shape)}")
         if not layer.weight.spec.qtype.integer:
             raise bad(f"{layer.weight.spec.qtype.value} weight of layer {name}", "an integer type")
-        scale, activation = layer.activation_scale, layer.scheme.activation
+        activation = layer.scheme.activation
         if activation is not None and not activation.qtype.integer:
             raise bad(f"{activation.qtype.value} activations of layer {name}", "an integer type")
-        if scale is not None and scale.ndim == 1 and len(scale) != len(calibration.timesteps):
-            raise bad(f"{len(scale)} activation scales of layer {name}", f"one for each of {len(calibration.timesteps)} steps")
+        for table in (layer.activation_scale, layer.activation_clip):
+            if table is not None and table.ndim == 1 and len(table) != len(calibration.timesteps):
+                raise bad(f"{len(table)} activation scales or clips of layer {name}", f"one for each of {len(calibration.timesteps)} steps")
 
 
 def _metadata(calibration: Calibration) -> dict[str, object]:

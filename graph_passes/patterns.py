@@ -101,17 +101,39 @@ def quantization_arithmetic(graph: ir.Graph) -> set[ir.Node]:
             found |= _upstream(node.inputs[0], ("Clip", "Div"))
     for q in quantized_matmuls(graph):
         found |= {q.matmul, q.activation, q.weight, *(n for n in (q.rescale, q.bias) if n is not None)}
+        found |= set(_constants_added((q.bias or q.rescale or q.matmul).outputs[0]))
         if q.divide is not None:
-            found |= _upstream(q.divide.inputs[1], ("Max", "Div", "ReduceMax", "Abs", "Gather"))
+            found |= _upstream(q.divide.inputs[1], ("Max", "Div", "Mul", "ReduceMax", "Abs", "Gather"))
+        found |= _sums(q.activation.outputs[0])
+    return found
+
+
+def _constants_added(value: ir.Value) -> Iterator[ir.Node]:
+    """A correction of the bias, behind the bias."""
+    for add in consumers(value, "Add"):
+        if any(weight_like(v) for v in add.inputs):
+            yield add
+
+
+def _sums(codes: ir.Value) -> set[ir.Node]:
+    """What is summed over a token's codes and added to the product: zero points and the rank-1 term of a layer's correction."""
+    found: set[ir.Node] = set()
+    open_ends = [*consumers(codes, "ReduceSum", "Mul")]
+    while open_ends:
+        node = open_ends.pop()
+        if node not in found:
+            found.add(node)
+            if node.op_type != "Add":
+                open_ends += consumers(node.outputs[0], "ReduceSum", "Mul", "Reshape", "Add")
     return found
 
 
 def _upstream(value: ir.Value | None, op_types: tuple[str, ...]) -> set[ir.Node]:
-    """The chain of first operands that computes `value`, as long as it consists of `op_types`."""
+    """The chain of first operands that computes `value`, as long as it consists of `op_types`, up to the magnitudes of the data."""
     found: set[ir.Node] = set()
     while (node := producer(value, *op_types)) is not None and node not in found:
         found.add(node)
-        value = node.inputs[0]
+        value = None if node.op_type == "Abs" else node.inputs[0]
     return found
 
 

@@ -21,7 +21,7 @@ from vditc.hadamard import factors
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
 from vditc.sampling import Feeds
-from vditc.scheme import QuantSpec
+from vditc.scheme import QuantSpec, zero_offset
 from vditc.torch_device import exact_float32, torch_device
 
 Array = npt.NDArray[Any]
@@ -41,7 +41,7 @@ class ReferenceModel:
             for name, layer in calibration.layers.items():
                 self.quantized[name] = QuantizedLinear(layer, _linear(self.model, name).bias)
                 self.model.set_submodule(name, self.quantized[name])
-            if any(layer.per_step for layer in self.quantized.values()):
+            if any(layer.layer.per_step for layer in self.quantized.values()):
                 self.steps = len(calibration.timesteps)
         self.model.to(self.device)
 
@@ -54,11 +54,11 @@ class ReferenceModel:
             raise InputError(
                 found=f"step {step}",
                 wanted=f"0 to {self.steps - 1}, the steps that were calibrated",
-                where="per-step activation scales",
+                where="per-step tables of activations",
                 fix="sample with the calibrated schedule, or calibrate for this one",
             )
         for layer in self.quantized.values():
-            layer.step = step
+            layer.step, layer.clips = step, len(next(iter(feeds.values())))
         given = {n: torch.tensor(a, device=self.device) for n, a in feeds.items()}
         with exact_float32():
             velocity: Array = self.adapter.forward(self.model, given).cpu().numpy()
@@ -79,44 +79,56 @@ class QuantizedLinear(torch.nn.Module):
             self.held = torch.nn.Parameter(self._dequantized(), requires_grad=False)
         self.bias = bias
         self.activation = layer.scheme.activation
-        self.per_step = self.activation is not None and self.activation.per_step
-        self.step = 0
+        self.step, self.clips = 0, 1  # of the current forward pass: index in the schedule, clips in the batch
         self.inputs = _Inputs(layer)
-        if layer.activation_scale is not None:
-            self.table: torch.Tensor
-            self.register_buffer("table", torch.from_numpy(np.array(layer.activation_scale, np.float32)))  # [] or [steps]
+        self.correction = _Correction(layer)
+        self.table: torch.Tensor | None  # [] or [steps]
+        self.clip: torch.Tensor | None  # [steps]
+        for name, array in (("table", layer.activation_scale), ("clip", layer.activation_clip)):
+            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array, np.float32)))
 
     def _dequantized(self) -> torch.Tensor:
         # DequantizeLinear's result has the type of its scale: with float16 scales the product is rounded to float16.
         weight = self.layer.weight
-        return torch.from_numpy(weight.read().dequantize().astype(weight.scale_dtype).astype(np.float32))
+        return torch.from_numpy(weight.read().scaled_codes().astype(weight.scale_dtype).astype(np.float32))
 
     @property
     def weight(self) -> torch.Tensor:
-        """Dequantized [N, K], float32."""
+        """Codes times scales [N, K], float32, without the zero points."""
         held: torch.Tensor | None = getattr(self, "held", None)
         return self._dequantized() if held is None else held
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The canonical form of the scheme: the transform, the product of codes, the bias, the low-rank branch."""
+        """The canonical form of the scheme: the transform, the product of codes, the bias, the corrections, the low-rank branch."""
         x = self.inputs(x)
-        y = self._product(x)
-        return self.inputs.add_branch(y, x)
-
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        spec = self.activation
+        spec, scale = self.activation, None
         if spec is None:
-            return linear(x, self.weight, self.bias)
-        if not spec.dynamic and not spec.per_step:
-            return linear(_codes(x, self.table, spec) * self.table, self.weight, self.bias)
-        scale = self.table[self.step] if spec.per_step else _token_scale(x, spec)
-        y = linear(_codes(x, scale, spec), self.weight) * scale
-        return y if self.bias is None else y + self.bias
+            codes = x
+        elif self.table is not None and not spec.per_step:
+            codes = _codes(x, self.table, spec) * self.table
+        else:
+            scale = self.table[self.step] if self.table is not None else self._token_scale(x, spec)
+            codes = _codes(x, scale, spec)
+        if scale is None:
+            y = linear(codes, self.weight, self.bias)
+        else:
+            y = linear(codes, self.weight) * scale
+            y = y if self.bias is None else y + self.bias
+        return self.inputs.add_branch(self.correction(y, codes, scale, self.clips), x)
+
+    def _token_scale(self, x: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+        top = x.abs().amax(-1, keepdim=True)
+        if self.clip is not None:
+            top = top * self.clip[self.step]
+        # The divisor is a tensor: CUDA multiplies by the reciprocal of a Python number, which is not IEEE division.
+        high = torch.full((), spec.qtype.high, device=x.device)
+        return (top / high).clamp_min(EPS)
 
 
 class _Inputs(torch.nn.Module):
     """A layer's transform (`vditc.transform`) in PyTorch."""
 
+    shift: torch.Tensor | None
     balance: torch.Tensor | None
     left: torch.Tensor | None
     right: torch.Tensor | None
@@ -127,11 +139,13 @@ class _Inputs(torch.nn.Module):
         super().__init__()
         t = layer.transform
         left, right = (None, None) if t.rotation is None else factors(t.rotation) or (None, None)
-        for name, array in (("balance", t.balance), ("left", left), ("right", right), ("down", t.down), ("up", t.up)):
+        for name, array in (("shift", t.shift), ("balance", t.balance), ("left", left), ("right", right), ("down", t.down), ("up", t.up)):
             self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array, np.float32)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] -> x', float32."""
+        if self.shift is not None:
+            x = x - self.shift
         if self.balance is not None:
             x = x * self.balance
         if self.left is not None and self.right is not None:
@@ -142,6 +156,49 @@ class _Inputs(torch.nn.Module):
     def add_branch(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """y plus what the low-rank branch makes of x'."""
         return y if self.down is None or self.up is None else y + linear(linear(x, self.down), self.up)
+
+
+class _Correction(torch.nn.Module):
+    """What asymmetric weights and a layer's correction (`vditc.correction`) add to its output."""
+
+    offset: torch.Tensor | None
+    bias: torch.Tensor | None
+    alpha: torch.Tensor | None
+    beta: torch.Tensor | None
+    frames: torch.Tensor | None
+
+    def __init__(self, layer: LayerCalibration) -> None:
+        super().__init__()
+        c, offset = layer.correction, None
+        self.order = c.order
+        if not layer.weight.spec.symmetric:
+            weight = layer.weight.read()
+            offset = zero_offset(weight.scale, weight.zero_point)
+        for name, array in (("offset", offset), ("bias", c.bias), ("alpha", c.alpha), ("beta", c.beta), ("frames", c.frames)):
+            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array, np.float32)))
+
+    def forward(self, y: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, clips: int) -> torch.Tensor:
+        """y [..., N] and what is to be added, for an input codes * scale."""
+        if self.bias is not None:
+            y = y + self.bias
+        if self.offset is not None:
+            total = codes.sum(-1, keepdim=True)
+            y = y + (total if scale is None else total * scale) * self.offset
+        if self.alpha is not None and self.beta is not None:
+            share = (codes * self.alpha).sum(-1, keepdim=True)
+            share = share if scale is None else share * scale
+            if self.frames is not None and self.order is not None:
+                count = len(self.frames)
+                if share.numel() % (clips * count):
+                    raise InputError(
+                        found=f"{share.numel()} tokens in {clips} clips",
+                        wanted=f"clips of {count} latent frames, for which the per-frame factors were calibrated",
+                        where="token-aware compensation",
+                        fix="sample as many frames as were calibrated",
+                    )
+                share = (share.reshape(self.order.shape(clips, count)) * self.order.spread(self.frames)).reshape(share.shape)
+            y = y + share * self.beta
+        return y
 
 
 def layer_errors(
@@ -155,12 +212,12 @@ def layer_errors(
     _same_model(source, calibration)
     model = ReferenceModel(adapter, source, None, device)
     sums: dict[str, tuple[float, float]] = {}  # squared norms of error and output
-    step = 0
+    step, clips = 0, 1
 
     def measure(name: str, layer: LayerCalibration) -> Any:
         def hook(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
             quantized = QuantizedLinear(layer, None).to(model.device)
-            quantized.step = step
+            quantized.step, quantized.clips = step, clips
             exact = linear(inputs[0], module.weight)
             error, norm = sums.get(name, (0.0, 0.0))
             sums[name] = (error + _square(exact - quantized(inputs[0])), norm + _square(exact))
@@ -169,16 +226,11 @@ def layer_errors(
 
     for name, layer in calibration.layers.items():
         _linear(model.model, name).register_forward_hook(measure(name, layer))
-    for feeds, step in feeds_by_step:  # the hooks read step
+    for feeds, step in feeds_by_step:  # the hooks read step and clips
+        clips = len(next(iter(feeds.values())))
         model(feeds, step)
     # An output of nothing but zeros comes from zeros, which every scheme keeps.
     return {name: math.sqrt(error / norm) if norm else 0.0 for name, (error, norm) in sums.items()}
-
-
-def _token_scale(x: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    # The divisor is a tensor: CUDA multiplies by the reciprocal of a Python number, which is not IEEE division.
-    high = torch.full((), spec.qtype.high, device=x.device)
-    return (x.abs().amax(-1, keepdim=True) / high).clamp_min(EPS)
 
 
 def _codes(x: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:

@@ -40,7 +40,10 @@ def cases(draw: st.DrawFn) -> tuple[npt.NDArray[Any], QuantSpec, Any]:
         weight = rng.integers(-2 * int(qtype.high), 2 * int(qtype.high) + 1, (n, k)).astype(np.float32) / 2
         weight[:, 0] = qtype.high
     weight[rng.integers(0, n)] = 0
-    spec = QuantSpec(qtype=qtype, granularity=granularity, group_size=group)
+    symmetric = granularity is not Granularity.PER_CHANNEL or draw(st.booleans())
+    if not symmetric:
+        weight += rng.choice([0, 0, -3, 3], (n, 1)).astype(np.float32) * np.abs(weight).max(-1, keepdims=True)  # ranges without a zero
+    spec = QuantSpec(qtype=qtype, granularity=granularity, group_size=group, symmetric=symmetric)
     return weight.astype(draw(st.sampled_from(DTYPES))), spec, draw(st.sampled_from([np.float16, np.float32]))
 
 
@@ -51,11 +54,13 @@ def rounded(tensor: Tensor, spec: QuantSpec, dtype: Any) -> RoundedWeight:
 def check(weight: Any, wanted: Any) -> None:
     """Codes and scales in both layouts, bit for bit."""
     for transposed in (False, True):
-        codes, scale = weight.stored(transposed=transposed)
+        codes, scale, zero_point = weight.stored(transposed=transposed)
         array = wanted.codes.T if transposed else wanted.codes
         packed = wanted.spec.qtype.bits <= 4
         np.testing.assert_array_equal(codes, pack_int4(np.ascontiguousarray(array)) if packed else array)
         assert codes.dtype == (np.uint8 if packed else np.int8) and codes.flags.c_contiguous and scale.flags.c_contiguous
+        assert (zero_point is None) == (wanted.zero_point is None) == wanted.spec.symmetric
+        assert zero_point is None or zero_point.tobytes() == wanted.zero_point.tobytes()
         assert scale.dtype == wanted.scale.dtype and scale.tobytes() == (wanted.scale.T if transposed else wanted.scale).tobytes()
     back = weight.read()
     np.testing.assert_array_equal(back.codes, wanted.codes)
@@ -80,10 +85,11 @@ def test_files_are_read_by_rows(case: tuple[npt.NDArray[Any], QuantSpec, Any], t
     lazy = rounded(read_header(folder / "w")[0]["w"], spec, dtype)
     wanted = quantize_weight(weight, spec, scale_dtype=dtype)
     check(lazy, wanted)
-    codes, scale = lazy.stored()
-    write_tensors(folder / "c", {"codes": codes, "scale": scale})
+    parts = {name: array for name, array in lazy.stored()._asdict().items() if array is not None}
+    write_tensors(folder / "c", parts)
     entries = read_header(folder / "c")[0]
-    check(StoredWeight("x", entries["codes"], entries["scale"], spec, (weight.shape[0], weight.shape[1])), wanted)
+    size = (weight.shape[0], weight.shape[1])
+    check(StoredWeight("x", entries["codes"], entries["scale"], spec, size, entries.get("zero_point")), wanted)
 
 
 @pytest.mark.parametrize("granularity", list(Granularity)[:3])

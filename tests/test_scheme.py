@@ -122,7 +122,7 @@ INT8_TOKEN = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dyna
         ({"granularity": PER_GROUP, "group_size": 8}, r"16 or more"),
         ({"granularity": Granularity.PER_TOKEN}, r"static per_token"),
         ({"granularity": PER_TENSOR, "dynamic": True, "per_step": True}, r"found dynamic and per_step"),
-        ({"granularity": PER_CHANNEL, "symmetric": False}, r"symmetric codes"),
+        ({"granularity": PER_TENSOR, "symmetric": False}, r"symmetric = false with int8 per_tensor"),
     ],
 )
 def test_specs_that_mean_nothing(spec: dict[str, Any], message: str) -> None:
@@ -143,3 +143,24 @@ def test_schemes_that_mean_nothing() -> None:
 @pytest.mark.parametrize("scheme", [Scheme(weight=INT8_CHANNEL), Scheme(weight=INT8_CHANNEL, activation=INT8_TOKEN)], ids=str)
 def test_scheme_goes_through_json(scheme: Scheme) -> None:
     assert Scheme.from_json(scheme.to_json()) == scheme
+
+
+def test_asymmetric_codes_by_hand() -> None:
+    """A row from -1 to 2 on 16 codes: scale 0.2, zero point -8 + 5 = -3; one that starts at 1 is widened to hold 0."""
+    spec = QuantSpec(qtype=QType.INT4, granularity=PER_CHANNEL, symmetric=False)
+    tensor = quantize_weight(np.array([[-1, 0, 0.31, 2], [1, 2, 2.4, 3], [0, 0, 0, 0]], np.float32), spec)
+    np.testing.assert_allclose(tensor.scale, [0.2, 0.2, 1e-8], rtol=1e-6)
+    np.testing.assert_array_equal(tensor.zero_point, [-3, -8, -8])
+    np.testing.assert_array_equal(tensor.codes, [[-8, -3, -1, 7], [-3, 2, 4, 7], [-8, -8, -8, -8]])
+    np.testing.assert_allclose(tensor.dequantize()[:2], [[-1, 0, 0.4, 2], [1, 2, 2.4, 3]], atol=1e-6)
+    assert not tensor.dequantize()[2].any() and tensor.stored_bits == 12 * 4 + 3 * 64
+
+
+@given(hnp.arrays(np.float32, (3, 16), elements=st.floats(-(2.0**60), 2.0**60, width=32)))
+def test_an_asymmetric_grid_holds_zero_and_both_ends(weight: npt.NDArray[np.float32]) -> None:
+    spec = QuantSpec(qtype=QType.INT8, granularity=PER_CHANNEL, symmetric=False)
+    tensor = quantize_weight(weight, spec)
+    step = tensor.scale.astype(np.float64)[:, None]
+    # Half a step of rounding, half a step of the zero point that is a whole number.
+    assert (np.abs(weight - tensor.dequantize()) <= step * 1.01).all()
+    assert (tensor.dequantize()[weight == 0] == 0).all()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vditc.calibration import Calibration, Kept, LayerCalibration
+from vditc.correction import NONE, Correction
 from vditc.export.adapters.wan import Wan
 from vditc.export.describe import describe_inputs
 from vditc.export.simplify import simplify
@@ -53,10 +54,12 @@ def calibration(
     layers: str = "blocks.",
     scales: Mapping[str, float] | None = None,
     transform: Callable[[str, str, tuple[int, ...]], Transform] = lambda *_: IDENTITY,
+    correction: Callable[[str, str, tuple[int, ...]], Correction] = lambda *_: NONE,
+    clip: bool = False,
 ) -> Calibration:
     """Round-to-nearest weights of every layer whose name starts with `layers`; static scales are 0.04 unless `scales` says.
 
-    `transform`: of a layer's name, role and shape.
+    `transform` and `correction`: of a layer's name, role and shape. `clip`: with a table of clips.
     """
     quantized: dict[str, LayerCalibration] = {}
     kept: dict[str, Kept] = {}
@@ -72,7 +75,15 @@ def calibration(
         scale_dtype = np.float32 if act else np.float16
         change = transform(name, role, entry.shape)
         weight = quantize_weight(change.weight(np.asarray(entry.read(), np.float32)), scheme.weight, scale_dtype=scale_dtype)
-        quantized[name] = LayerCalibration(role=role, scheme=scheme, weight=weight, activation_scale=table, transform=change)
+        quantized[name] = LayerCalibration(
+            role=role,
+            scheme=scheme,
+            weight=weight,
+            activation_scale=table,
+            transform=change,
+            activation_clip=np.linspace(0.7, 1, STEPS, dtype=np.float32) if clip else None,
+            correction=correction(name, role, entry.shape),
+        )
     return Calibration(
         model_class=source.model_class,
         model_digest=source.digest,

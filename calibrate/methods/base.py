@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.calibrate.row_sample import RowSample
+from vditc.correction import NONE, Correction
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
 from vditc.numerics import EPS, Granularity
@@ -51,6 +52,8 @@ class Quantized(NamedTuple):
     weight: QWeight  # may be computed when it is read
     activation_scale: npt.NDArray[np.float32] | None = None  # [] or [steps], only for static activations
     transform: Transform = IDENTITY
+    activation_clip: npt.NDArray[np.float32] | None = None  # [steps]
+    correction: Correction = NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,8 @@ def activation_scale(scheme: Scheme, statistics: InputStatistics | None, transfo
     if statistics is None or transform.rotation is not None:
         raise ValueError(f"scheme {scheme} needs statistics, and no rotation")
     seen = statistics.channel_absmax
+    if transform.shift is not None:
+        raise ValueError(f"scheme {scheme}: ranges behind a shift are the method's to give")
     return static_scale((seen if transform.balance is None else seen * np.abs(transform.balance)).max(-1), scheme.activation)
 
 

@@ -3,10 +3,15 @@
 Tensors, per quantized layer L (weight [N, K]):
     L.codes             int8 [N, K], or for 3- and 4-bit types uint8 [N * K / 2], two a byte, first in the low nibble
     L.scale             float16 or float32, [] | [N] | [N, K / group_size]
+    L.zero_point        float32 [N], in units of codes; only for asymmetric weights
     L.activation_scale  float32 [] or [steps]; only for static activations
-    L.balance           float32 [K]; the codes are of W / balance, rotated, less the low-rank branch (vditc.transform)
+    L.activation_clip   float32 [steps]; what a dynamic range is multiplied with before it becomes a scale
+    L.shift             float32 [K], taken from the input before anything else (vditc.transform)
+    L.balance           float32 [K]; the codes are of W / balance, rotated, less the low-rank branch
     L.low_rank.down     float16 [R, K]
     L.low_rank.up       float16 [N, R]
+    L.bias_correction   float32 [N], and a rank-1 term of the output (vditc.correction):
+    L.compensation.alpha float32 [K], L.compensation.beta float32 [N], L.compensation.frames float32 [latent frames]
 Metadata key "vditc": JSON of `Calibration` without the tensors.
 """
 
@@ -23,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vditc.correction import ALPHA, BETA, BIAS, FRAMES, NONE, Correction, FrameOrder
 from vditc.errors import InputError
 from vditc.files import sha256
 from vditc.qweight import StoredWeight
@@ -31,9 +37,11 @@ from vditc.safetensors_writer import tensor_file
 from vditc.schedule import Schedule
 from vditc.scheme import QWeight, Scheme, scale_shape
 from vditc.threads import ahead
-from vditc.transform import BALANCE, DOWN, IDENTITY, UP, Transform
+from vditc.transform import BALANCE, DOWN, IDENTITY, SHIFT, UP, Transform
 
+Array = npt.NDArray[Any]
 SCHEMA = 1
+TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES)  # a layer's tensors beside its weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +53,26 @@ class LayerCalibration:
     weight: QWeight  # read or computed whenever it is asked for
     activation_scale: npt.NDArray[np.float32] | None = None  # [] or [steps]
     transform: Transform = IDENTITY  # of the input, before it is quantized; `weight` is what is left of the weight then
+    activation_clip: npt.NDArray[np.float32] | None = None  # [steps]
+    correction: Correction = NONE
 
     @property
     def stored_bits(self) -> int:
-        """Bits that codes, scales and the low-rank branch take in an artefact."""
-        factors = (self.transform.down, self.transform.up)
-        return self.weight.stored_bits + sum(8 * f.nbytes for f in factors if f is not None)
+        """Bits that codes, scales, the low-rank branch and the rank-1 term take in an artefact."""
+        t, c = self.transform, self.correction
+        return self.weight.stored_bits + sum(8 * f.nbytes for f in (t.down, t.up, c.alpha, c.beta) if f is not None)
+
+    @property
+    def tables(self) -> dict[str, Array]:
+        """Float arrays beside the weight, by their names in the file."""
+        both = (("activation_scale", self.activation_scale), ("activation_clip", self.activation_clip))
+        own = {name: array for name, array in both if array is not None}
+        return own | self.transform.tensors() | self.correction.tensors()
+
+    @property
+    def per_step(self) -> bool:
+        """Whether something of it depends on the sampling step."""
+        return self.activation_clip is not None or (self.activation_scale is not None and self.activation_scale.ndim == 1)
 
     def __post_init__(self) -> None:
         act = self.scheme.activation
@@ -59,6 +81,9 @@ class LayerCalibration:
             raise ValueError(f"scheme {self.scheme}: activation_scale is {'missing' if static else 'superfluous'}")
         if act is not None and self.activation_scale is not None and self.activation_scale.ndim != int(act.per_step):
             raise ValueError(f"scheme {self.scheme}: activation_scale has shape {list(self.activation_scale.shape)}")
+        clip = self.activation_clip
+        if clip is not None and (act is None or not act.dynamic or clip.ndim != 1 or not ((clip > 0) & (clip <= 1)).all()):
+            raise ValueError(f"scheme {self.scheme}: an activation_clip that is not [steps] in (0, 1], or without dynamic activations")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,13 +136,13 @@ class Calibration:
         """
         tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         for name, layer in self.layers.items():
-            weight, act = layer.weight, layer.activation_scale
+            weight = layer.weight
             packed = weight.spec.qtype.bits <= 4
             tensors[f"{name}.codes"] = (np.dtype(np.uint8), (weight.count // 2,)) if packed else (np.dtype(np.int8), weight.shape)
             tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
-            if act is not None:
-                tensors[f"{name}.activation_scale"] = act.dtype, act.shape
-            tensors |= {f"{name}.{part}": (array.dtype, array.shape) for part, array in layer.transform.tensors().items()}
+            if not weight.spec.symmetric:
+                tensors[f"{name}.zero_point"] = np.dtype(np.float32), (weight.shape[0],)
+            tensors |= {f"{name}.{part}": (array.dtype, array.shape) for part, array in layer.tables.items()}
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file", "schedule")}
         data |= {
             "schedule": None if self.schedule is None else self.schedule.to_json(),
@@ -128,12 +153,12 @@ class Calibration:
         metadata = {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))}
         with tensor_file(path, tensors, metadata) as put:
             weights = ahead(layer.weight.stored for layer in self.layers.values())
-            for (name, layer), (codes, scale) in zip(self.layers.items(), weights, strict=True):
+            for (name, layer), (codes, scale, zero_point) in zip(self.layers.items(), weights, strict=True):
                 put(f"{name}.codes", codes)
                 put(f"{name}.scale", scale)
-                if layer.activation_scale is not None:
-                    put(f"{name}.activation_scale", layer.activation_scale)
-                for part, array in layer.transform.tensors().items():
+                if zero_point is not None:
+                    put(f"{name}.zero_point", zero_point)
+                for part, array in layer.tables.items():
                     put(f"{name}.{part}", array)
                 advance()
 
@@ -152,21 +177,30 @@ class Calibration:
         layers = {}
         for name, info in data.pop("layers").items():
             scheme, shape = Scheme.from_json(info["scheme"]), tuple(info["shape"])
-            act = entries.get(f"{name}.activation_scale")
+            found = {part: np.array(entry.read()) for part in TABLES if (entry := entries.get(f"{name}.{part}")) is not None}
             if f"{name}.codes" not in entries or f"{name}.scale" not in entries:
                 raise InputError(found="no codes", wanted="codes and scale", where=f"{path}, layer {name}", fix="calibrate again")
             layers[name] = LayerCalibration(
                 role=info["role"],
                 scheme=scheme,
-                weight=StoredWeight(name, entries[f"{name}.codes"], entries[f"{name}.scale"], scheme.weight, shape),
-                activation_scale=None if act is None else np.array(act.read()),
+                weight=StoredWeight(
+                    name, entries[f"{name}.codes"], entries[f"{name}.scale"], scheme.weight, shape, entries.get(f"{name}.zero_point")
+                ),
+                activation_scale=found.get("activation_scale"),
+                activation_clip=found.get("activation_clip"),
                 transform=Transform(
+                    shift=found.get(SHIFT),
+                    balance=found.get(BALANCE),
                     rotation=info.get("rotation"),
-                    **{
-                        field: np.array(entry.read())
-                        for field, part in (("balance", BALANCE), ("down", DOWN), ("up", UP))
-                        if (entry := entries.get(f"{name}.{part}")) is not None
-                    },
+                    down=found.get(DOWN),
+                    up=found.get(UP),
+                ),
+                correction=Correction(
+                    bias=found.get(BIAS),
+                    alpha=found.get(ALPHA),
+                    beta=found.get(BETA),
+                    frames=found.get(FRAMES),
+                    order=FrameOrder(info["frame_order"]) if "frame_order" in info else None,
                 ),
             )
         kept = {n: Kept(role=k["role"], reason=k["reason"], shape=tuple(k["shape"])) for n, k in data.pop("kept").items()}
@@ -176,4 +210,6 @@ class Calibration:
 
 def _about(layer: LayerCalibration) -> dict[str, Any]:
     about: dict[str, Any] = {"role": layer.role, "scheme": layer.scheme.to_json(), "shape": list(layer.weight.shape)}
-    return about | ({} if layer.transform.rotation is None else {"rotation": layer.transform.rotation})
+    order = layer.correction.order
+    about |= {} if layer.transform.rotation is None else {"rotation": layer.transform.rotation}
+    return about | ({} if order is None else {"frame_order": order.value})

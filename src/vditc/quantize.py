@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.numerics import Granularity
-from vditc.scheme import QuantSpec, weight_scale
+from vditc.scheme import QuantSpec, asymmetric_grid, weight_scale
 
 Array = npt.NDArray[Any]
 _BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -48,8 +48,18 @@ def row_scale(rows: Array, spec: QuantSpec, scale_dtype: Any) -> tuple[Array, bo
     return weight_scale(top, spec, scale_dtype), bool(np.isfinite(top).all())
 
 
-def quantize_rows(rows: Array, scale: Array, spec: QuantSpec) -> npt.NDArray[np.int8]:
-    """`clip(rint(rows / scale))` in float32, int8 [R, K]; scale [] | [R] | [R, K / G], rows finite."""
+def row_grid(rows: Array, spec: QuantSpec, scale_dtype: Any) -> tuple[Array, npt.NDArray[np.float32], bool]:
+    """Scale [R] and zero point [R] of whole rows [R, K] of an asymmetric per-channel weight, and whether all elements are finite."""
+    wide = np.empty(rows.shape, np.float32)
+    to_float32(rows, wide)
+    lowest, highest = wide.min(-1), wide.max(-1)
+    if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
+        return np.ones(len(rows), scale_dtype), np.zeros(len(rows), np.float32), False
+    return *asymmetric_grid(lowest, highest, spec, scale_dtype), True
+
+
+def quantize_rows(rows: Array, scale: Array, spec: QuantSpec, zero_point: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int8]:
+    """`clip(rint(rows / scale + zero_point))` in float32, int8 [R, K]; scale [] | [R] | [R, K / G], zero point [R], rows finite."""
     count, width = rows.shape
     scale = scale.astype(np.float32)
     group = width // scale.shape[1] if scale.ndim == 2 else 1
@@ -64,6 +74,8 @@ def quantize_rows(rows: Array, scale: Array, spec: QuantSpec) -> npt.NDArray[np.
             np.divide(grouped, scale[:, start // group : (start + step) // group, None], out=grouped)
         else:
             np.divide(x, scale[:, None] if scale.ndim else scale, out=x)
+        if zero_point is not None:
+            np.add(x, zero_point[:, None], out=x)
         np.rint(x, out=x)
         np.clip(x, np.float32(spec.qtype.low), np.float32(spec.qtype.high), out=x)
         np.copyto(codes[:, start : start + step], x, casting="unsafe")

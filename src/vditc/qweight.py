@@ -14,9 +14,9 @@ import numpy.typing as npt
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight, Rows, open_rows
 from vditc.numerics import Granularity
-from vditc.quantize import Sheet, absmax, quantize_rows, row_scale, unpack_rows
+from vditc.quantize import Sheet, absmax, quantize_rows, row_grid, row_scale, unpack_rows
 from vditc.safetensors_file import TensorEntry
-from vditc.scheme import QTensor, QuantSpec, QWeight, scale_shape, unpack_int4, weight_scale
+from vditc.scheme import QTensor, QuantSpec, QWeight, Stored, scale_shape, unpack_int4, weight_scale
 from vditc.threads import for_each
 
 Array = npt.NDArray[Any]
@@ -32,10 +32,10 @@ class _PanelWeight(QWeight):
 
     def read(self) -> QTensor:
         """The whole tensor, checked."""
-        codes, scale = self.stored()
+        codes, scale, zero_point = self.stored()
         if self.spec.qtype.bits <= 4:
             codes = unpack_int4(codes, self.shape)
-        return QTensor(codes, scale, self.spec)
+        return QTensor(codes, scale, self.spec, zero_point)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +59,34 @@ class RoundedWeight(_PanelWeight):
         """Type of the scale."""
         return np.dtype(self.dtype)  # type: ignore[no-any-return]
 
-    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+    def stored(self, *, transposed: bool = False) -> Stored:
         """See `QWeight.stored`."""
         with open_rows(self.weight.tensor) as rows:
             return self._stored(rows, transposed)
 
-    def _stored(self, rows: Rows, transposed: bool) -> tuple[Array, Array]:
+    def _stored(self, rows: Rows, transposed: bool) -> Stored:
         spec, sheet = self.spec, Sheet(self.shape, self.spec.qtype.bits, transposed=transposed)
         per_tensor = spec.granularity is Granularity.PER_TENSOR
         scale = np.empty(scale_shape(self.shape, spec), self.scale_dtype)
+        zero_point = None if spec.symmetric else np.empty(self.shape[0], np.float32)
         if per_tensor:
             scale[...] = self._tensor_scale(rows)
 
         def one(panel: tuple[int, int]) -> None:
             start, stop = panel
             part = rows(start, stop)
-            if not per_tensor:
+            finite, zero = True, None
+            if zero_point is not None:
+                scale[start:stop], zero_point[start:stop], finite = row_grid(part, spec, self.dtype)
+                zero = zero_point[start:stop]
+            elif not per_tensor:
                 scale[start:stop], finite = row_scale(part, spec, self.dtype)
-                if not finite:
-                    raise self.weight.not_finite()
-            sheet.put(quantize_rows(part, scale if per_tensor else scale[start:stop], spec), start)
+            if not finite:
+                raise self.weight.not_finite()
+            sheet.put(quantize_rows(part, scale if per_tensor else scale[start:stop], spec, zero), start)
 
         for_each(one, _panels(self.shape[0]))
-        return sheet.stored(), np.asarray(scale.T if transposed else scale, order="C")
+        return Stored(sheet.stored(), np.asarray(scale.T if transposed else scale, order="C"), zero_point)
 
     def _tensor_scale(self, rows: Rows) -> Array:
         """One scale for all: the checkpoint is read once for it, and once more for the codes."""
@@ -106,6 +111,7 @@ class StoredWeight(_PanelWeight):
     scale: TensorEntry
     spec: QuantSpec
     size: tuple[int, int]
+    zero_point: TensorEntry | None = None
 
     def __post_init__(self) -> None:
         n, k = self.size
@@ -115,6 +121,9 @@ class StoredWeight(_PanelWeight):
             raise self._bad(f"codes {self.codes.dtype}{list(self.codes.shape)}", f"{wanted[0]}{list(wanted[1])}")
         if self.scale.shape != (shape := scale_shape(self.size, self.spec)):
             raise self._bad(f"scale {list(self.scale.shape)}", f"{list(shape)}")
+        found = None if self.zero_point is None else (self.zero_point.dtype, self.zero_point.shape)
+        if found != (None if self.spec.symmetric else (np.dtype(np.float32), (n,))):
+            raise self._bad(f"zero_point {found}", "none" if self.spec.symmetric else f"float32[{n}]")
 
     def _bad(self, found: str, wanted: str) -> InputError:
         return InputError(found=found, wanted=wanted, where=f"{self.codes.path}, layer {self.layer}", fix="calibrate again")
@@ -129,7 +138,7 @@ class StoredWeight(_PanelWeight):
         """Type of the scale."""
         return self.scale.dtype
 
-    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+    def stored(self, *, transposed: bool = False) -> Stored:
         """See `QWeight.stored`."""
         (n, k), qtype = self.size, self.spec.qtype
         scale = np.array(self.scale.read())
@@ -151,4 +160,5 @@ class StoredWeight(_PanelWeight):
                 sheet.put(codes, panel[0])
 
             for_each(one, _panels(n))
-        return sheet.stored(), np.asarray(scale.T if transposed else scale, order="C")
+        zero_point = None if self.zero_point is None else np.array(self.zero_point.read())
+        return Stored(sheet.stored(), np.asarray(scale.T if transposed else scale, order="C"), zero_point)

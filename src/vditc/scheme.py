@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +44,13 @@ class QuantSpec:
             raise bad("static per_token", "dynamic = true: no table can know the tokens beforehand")
         if self.dynamic and self.per_step:
             raise bad("dynamic and per_step", "one of them")
-        if not self.symmetric:
-            raise bad("symmetric = false", "symmetric codes; no built-in method makes others yet")
+        if not self.symmetric and (self.granularity is not Granularity.PER_CHANNEL or not self.qtype.integer):
+            raise bad(f"symmetric = false with {self.qtype.value} {self.granularity.value}", "integer weights per_channel")
 
     def __str__(self) -> str:
         parts = [self.qtype.value, self.granularity.value + (f"({self.group_size})" if self.group_size else "")]
         parts += [word for word in ("dynamic", "per_step") if getattr(self, word)]
+        parts += [] if self.symmetric else ["asymmetric"]
         return " ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class Scheme:
         w, a = self.weight, self.activation
         if w.dynamic or w.per_step or w.granularity is Granularity.PER_TOKEN:
             raise bad(f"weight {w}", "static per_tensor, per_channel or per_group weights")
-        if a is not None and a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN):
+        if a is not None and (a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) or not a.symmetric):
             raise bad(f"activation {a}", "per_tensor or per_token activations")
         if a is not None and w.granularity is Granularity.PER_GROUP:
             # Outside a plugin an INT8 activation with block-scaled weights is miscompiled by TensorRT.
@@ -102,6 +103,14 @@ class Scheme:
         """Read what `to_json` wrote."""
         act = data["activation"]
         return cls(weight=QuantSpec.from_json(data["weight"]), activation=QuantSpec.from_json(act) if act else None)
+
+
+class Stored(NamedTuple):
+    """A quantized weight as files hold it, in C order."""
+
+    codes: Array  # int8 [N, K], or transposed [K, N]; of up to four bits uint8 [N * K / 2], packed as `pack_int4` does
+    scale: Array  # [] | [N] | [N, K / group_size], transposed [] | [N] | [K / group_size, N]
+    zero_point: npt.NDArray[np.float32] | None = None  # [N], in units of codes, of asymmetric weights
 
 
 class QWeight(abc.ABC):
@@ -123,12 +132,8 @@ class QWeight(abc.ABC):
         """Type of the scale: float16 or float32."""
 
     @abc.abstractmethod
-    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
-        """Codes and scale as files hold them, C order.
-
-        Codes int8 [N, K], or `transposed` [K, N]; of up to four bits uint8 [N * K / 2], packed as `pack_int4` does. The scale is
-        [] | [N] | [N, K / group_size], `transposed` [] | [N] | [K / group_size, N].
-        """
+    def stored(self, *, transposed: bool = False) -> Stored:
+        """Codes, scale and zero point as files hold them."""
 
     @abc.abstractmethod
     def read(self) -> QTensor:
@@ -141,20 +146,23 @@ class QWeight(abc.ABC):
 
     @property
     def stored_bits(self) -> int:
-        """Bits that codes and scales take in an artefact."""
-        return self.count * self.spec.qtype.bits + math.prod(scale_shape(self.shape, self.spec)) * self.scale_dtype.itemsize * 8
+        """Bits that codes, scales and zero points (float32) take in an artefact."""
+        beside = self.scale_dtype.itemsize * 8 + (0 if self.spec.symmetric else 32)
+        return self.count * self.spec.qtype.bits + math.prod(scale_shape(self.shape, self.spec)) * beside
 
 
 @dataclasses.dataclass(frozen=True)
 class QTensor(QWeight):
-    """A quantized weight in memory: `weight ≈ codes * scale`, scale broadcast over its group.
+    """A quantized weight in memory: `weight ≈ (codes - zero_point) * scale`, scale broadcast over its group.
 
     codes: int8 [N, K], every code within the qtype's range. scale: positive float, shape [] | [N] | [N, K / group_size].
+    zero_point: float32 [N], any real number, exactly for an asymmetric spec.
     """
 
     codes: npt.NDArray[np.int8]
     scale: Array
     spec: QuantSpec
+    zero_point: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         def bad(found: str, wanted: str) -> ValueError:
@@ -170,10 +178,18 @@ class QTensor(QWeight):
         low, high = int(self.spec.qtype.low), int(self.spec.qtype.high)
         if self.codes.size and (self.codes.min() < low or self.codes.max() > high):
             raise bad(f"codes in [{self.codes.min()}, {self.codes.max()}]", f"[{low}, {high}]")
+        z = self.zero_point
+        if (z is None) != self.spec.symmetric or (z is not None and (z.shape != want or not np.isfinite(z).all())):
+            raise bad("no such zero_point" if z is None else f"zero_point {list(z.shape)}", "a finite one [N], exactly when asymmetric")
+
+    def scaled_codes(self) -> npt.NDArray[np.float32]:
+        """float32 [N, K]: codes * scale, without the zero point."""
+        return np.asarray(self.codes * _spread(self.scale.astype(np.float32), self.codes.shape), np.float32)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 [N, K]."""
-        return np.asarray(self.codes * _spread(self.scale.astype(np.float32), self.codes.shape), np.float32)
+        offset = zero_offset(self.scale, self.zero_point)
+        return self.scaled_codes() if offset is None else self.scaled_codes() + offset[:, None]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -186,10 +202,10 @@ class QTensor(QWeight):
         """Type of the scale."""
         return self.scale.dtype
 
-    def stored(self, *, transposed: bool = False) -> tuple[Array, Array]:
+    def stored(self, *, transposed: bool = False) -> Stored:
         """See `QWeight.stored`."""
         codes, scale = (np.asarray(a.T if transposed else a, order="C") for a in (self.codes, self.scale))
-        return (pack_int4(codes) if self.spec.qtype.bits <= 4 else codes), scale
+        return Stored(pack_int4(codes) if self.spec.qtype.bits <= 4 else codes, scale, self.zero_point)
 
     def read(self) -> QTensor:
         """Itself."""
@@ -235,23 +251,55 @@ def nearest_scale(weight: npt.NDArray[np.float32], spec: QuantSpec, scale_dtype:
     return weight_scale(np.asarray(np.abs(groups).max(-1)), spec, scale_dtype)
 
 
+def zero_offset(scale: Array, zero_point: Array | None) -> npt.NDArray[np.float32] | None:
+    """What every weight of a row is off by without the zero point: -scale * zero_point, float32 [N]."""
+    return None if zero_point is None else np.asarray(-scale.astype(np.float32) * zero_point, np.float32)
+
+
+def asymmetric_grid(lowest: Array, highest: Array, spec: QuantSpec, scale_dtype: Any) -> tuple[Array, npt.NDArray[np.float32]]:
+    """Scale and zero point, a whole number, of ranges [N] that are widened to hold 0: ViDiT-Q (arXiv 2406.02540), min-max.
+
+    scale = (highest - lowest) / (high - low); zero_point = low - rint(lowest / scale), so that 0 has a code of its own.
+    """
+    low, high = np.float32(spec.qtype.low), np.float32(spec.qtype.high)
+    lowest, highest = np.minimum(lowest, np.float32(0)), np.maximum(highest, np.float32(0))
+    # Halves, since the difference of two finite numbers need not be finite.
+    span = (highest / 2 - lowest / 2) / ((high - low) / 2)
+    scale = _rounded(np.maximum(span, np.float32(EPS)), scale_dtype)
+    zero_point = np.clip(low - np.rint(lowest / scale.astype(np.float32)), low, high)
+    return scale, np.asarray(zero_point, np.float32)
+
+
 def _rounded(scale: Array, dtype: Any) -> Array:
     # A float16 scale has no value between 0 and 6e-8: the smallest normal one stands for "all zero" then.
     return np.asarray(np.maximum(np.asarray(scale), np.finfo(dtype).tiny).astype(dtype))
 
 
-def quantize_weight(weight: Array, spec: QuantSpec, scale: Array | None = None, scale_dtype: Any = np.float32) -> QTensor:
-    """Round an [N, K] weight to nearest, ties to even, in float32: `codes = clip(rint(weight / scale))`.
+def quantize_weight(
+    weight: Array,
+    spec: QuantSpec,
+    scale: Array | None = None,
+    scale_dtype: Any = np.float32,
+    zero_point: npt.NDArray[np.float32] | None = None,
+) -> QTensor:
+    """Round an [N, K] weight to nearest, ties to even, in float32: `codes = clip(rint(weight / scale + zero_point))`.
 
-    Without `scale`, it is `max(absmax / high, EPS)` of each group. The scale is rounded to `scale_dtype` before it
-    divides, so codes and stored scale fit each other.
+    Without `scale`, it is `max(absmax / high, EPS)` of each group, or `asymmetric_grid`. The scale is rounded to `scale_dtype` before
+    it divides, so codes and stored scale fit each other. An asymmetric spec takes both `scale` and `zero_point` or neither.
     """
     weight = np.asarray(weight, np.float32)
     scale_shape(weight.shape, spec)  # InputError when the groups do not fit, with or without a scale
-    scale = nearest_scale(weight, spec, scale_dtype) if scale is None else _rounded(scale, scale_dtype)
-    spread = _spread(scale.astype(np.float32), weight.shape)
-    codes = np.clip(np.rint(weight / spread), spec.qtype.low, spec.qtype.high).astype(np.int8)
-    return QTensor(codes, scale, spec)
+    if scale is not None:
+        scale = _rounded(scale, scale_dtype)
+    elif spec.symmetric:
+        scale = nearest_scale(weight, spec, scale_dtype)
+    else:
+        scale, zero_point = asymmetric_grid(weight.min(-1), weight.max(-1), spec, scale_dtype)
+    ratio = weight / _spread(scale.astype(np.float32), weight.shape)
+    if zero_point is not None:
+        ratio += zero_point[:, None]
+    codes = np.clip(np.rint(ratio), spec.qtype.low, spec.qtype.high).astype(np.int8)
+    return QTensor(codes, scale, spec, zero_point)
 
 
 def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

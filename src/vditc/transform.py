@@ -1,6 +1,6 @@
 """What happens to a linear layer's input before it is quantized, and to its weight, so that the product stays the same.
 
-    x [..., K] -> x' = (x * balance) Q        W [N, K] -> W' = (W / balance) Q        x' W'^T = x W^T for orthonormal Q
+    x [..., K] -> x' = ((x - shift) * balance) Q    W [N, K] -> W' = (W / balance) Q    x' W'^T + shift W^T = x W^T for orthonormal Q
 
 With a low-rank branch, of what W' holds only W' - up down is quantized, and up down x' is added in floating point:
 y = quantized(x') quantized(W' - up down)^T + x' down^T up^T + bias (Li et al., "SVDQuant", arXiv 2411.05007, eq. 5).
@@ -18,13 +18,14 @@ from vditc.float_weight import FloatWeight
 from vditc.hadamard import rotate
 
 Array = npt.NDArray[Any]
-BALANCE, DOWN, UP = "balance", "low_rank.down", "low_rank.up"  # names of a layer's tensors
+SHIFT, BALANCE, DOWN, UP = "shift", "balance", "low_rank.down", "low_rank.up"  # names of a layer's tensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Transform:
-    """The transform of one layer; layers that read one tensor share balance and rotation, so that it is quantized once."""
+    """The transform of one layer; layers that read one tensor share all but the branch, so that it is quantized once."""
 
+    shift: npt.NDArray[np.float32] | None = None  # [K]; what it takes from the output, W shift, is the layer's correction's to give back
     balance: npt.NDArray[np.float32] | None = None  # [K], finite and not zero
     rotation: int | None = None  # channels of a block that Q spreads over each other (vditc.hadamard); it divides K
     down: npt.NDArray[np.float16] | None = None  # [R, K]
@@ -33,6 +34,8 @@ class Transform:
     def __post_init__(self) -> None:
         if self.balance is not None and not (np.isfinite(self.balance).all() and self.balance.all()):
             raise ValueError("a balance that is zero or not finite")
+        if self.shift is not None and not np.isfinite(self.shift).all():
+            raise ValueError("a shift that is not finite")
         if (self.down is None) != (self.up is None) or (
             self.down is not None and self.up is not None and len(self.down) != self.up.shape[1]
         ):
@@ -41,25 +44,37 @@ class Transform:
     @property
     def identity(self) -> bool:
         """Whether it changes nothing."""
+        return self.tensors() == {} and self.rotation is None
+
+    @property
+    def same_weight(self) -> bool:
+        """Whether the weight is left as it is."""
         return self.balance is None and self.rotation is None and self.down is None
 
     def __str__(self) -> str:
         low_rank = "" if self.down is None else f"less a branch of rank {len(self.down)}"
-        parts = ("" if self.balance is None else "balanced", self.rotation and f"rotated in blocks of {self.rotation}", low_rank)
+        parts = (
+            "" if self.shift is None else "shifted",
+            "" if self.balance is None else "balanced",
+            self.rotation and f"rotated in blocks of {self.rotation}",
+            low_rank,
+        )
         return ", ".join(part for part in parts if part) or "as it is"
 
     def input_key(self) -> bytes:
         """Equal for layers whose inputs are transformed alike."""
-        balance = b"" if self.balance is None else self.balance.tobytes()
-        return f"{self.rotation} ".encode() + balance
+        parts = (b"-" if array is None else array.tobytes() for array in (self.shift, self.balance))
+        return f"{self.rotation} ".encode() + b" ".join(parts)
 
     def tensors(self) -> dict[str, Array]:
         """What a file holds of it, by the names above."""
-        both = ((BALANCE, self.balance), (DOWN, self.down), (UP, self.up))
+        both = ((SHIFT, self.shift), (BALANCE, self.balance), (DOWN, self.down), (UP, self.up))
         return {name: array for name, array in both if array is not None}
 
     def input(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """x [..., K] -> x', float32."""
+        if self.shift is not None:
+            x = x - self.shift
         if self.balance is not None:
             x = x * self.balance
         return x if self.rotation is None else rotate(x, self.rotation)
@@ -102,4 +117,4 @@ class TransformedTensor:
 
 def transformed(weight: FloatWeight, transform: Transform) -> FloatWeight:
     """The weight that is left to be quantized."""
-    return weight if transform.identity else FloatWeight(TransformedTensor(weight, transform), weight.where)
+    return weight if transform.same_weight else FloatWeight(TransformedTensor(weight, transform), weight.where)
