@@ -17,12 +17,12 @@ from torch.nn.functional import linear
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import InputError
-from vditc.hadamard import factors
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
 from vditc.sampling import Feeds
 from vditc.scheme import QuantSpec, zero_offset
 from vditc.torch_device import exact_float32, torch_device
+from vditc.torch_transform import InputTransform
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +80,7 @@ class QuantizedLinear(torch.nn.Module):
         self.bias = bias
         self.activation = layer.scheme.activation
         self.step, self.clips = 0, 1  # of the current forward pass: index in the schedule, clips in the batch
-        self.inputs = _Inputs(layer)
+        self.inputs = InputTransform(layer.transform)
         self.correction = _Correction(layer)
         self.table: torch.Tensor | None  # [] or [steps]
         self.clip: torch.Tensor | None  # [steps]
@@ -123,39 +123,6 @@ class QuantizedLinear(torch.nn.Module):
         # The divisor is a tensor: CUDA multiplies by the reciprocal of a Python number, which is not IEEE division.
         high = torch.full((), spec.qtype.high, device=x.device)
         return (top / high).clamp_min(EPS)
-
-
-class _Inputs(torch.nn.Module):
-    """A layer's transform (`vditc.transform`) in PyTorch."""
-
-    shift: torch.Tensor | None
-    balance: torch.Tensor | None
-    left: torch.Tensor | None
-    right: torch.Tensor | None
-    down: torch.Tensor | None
-    up: torch.Tensor | None
-
-    def __init__(self, layer: LayerCalibration) -> None:
-        super().__init__()
-        t = layer.transform
-        left, right = (None, None) if t.rotation is None else factors(t.rotation) or (None, None)
-        for name, array in (("shift", t.shift), ("balance", t.balance), ("left", left), ("right", right), ("down", t.down), ("up", t.up)):
-            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array, np.float32)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., K] -> x', float32."""
-        if self.shift is not None:
-            x = x - self.shift
-        if self.balance is not None:
-            x = x * self.balance
-        if self.left is not None and self.right is not None:
-            parts = x.reshape(-1, len(self.left), len(self.right))
-            x = (self.left.T @ (parts @ self.right)).reshape(x.shape)
-        return x
-
-    def add_branch(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """y plus what the low-rank branch makes of x'."""
-        return y if self.down is None or self.up is None else y + linear(linear(x, self.down), self.up)
 
 
 class _Correction(torch.nn.Module):

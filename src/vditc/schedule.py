@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+TABLES = ("timesteps", "seen", "kept", "added", "signal", "noise")  # of a schedule, each [steps]
 
 
 class Scheduler(Protocol):
@@ -39,7 +40,8 @@ class Schedule:
     """At step i the model sees seen[i] * x and the time timesteps[i]; then x becomes kept[i] * x + added[i] * prediction.
 
     Flow matching: kept = 1, added = sigma(i + 1) - sigma(i). DDIM of a model that predicts the noise or v: both follow from the
-    signal's share of the variance before and after the step (Song et al., arXiv 2010.02502, eq. 12 with eta = 0).
+    signal's share of the variance before and after the step (Song et al., arXiv 2010.02502, eq. 12 with eta = 0). On its way from noise to
+    a clip x0, x is at step i as signal[i] * x0 + noise[i] * standard normal noise.
     """
 
     scheduler: str  # the diffusers class that it was read from
@@ -47,6 +49,8 @@ class Schedule:
     seen: npt.NDArray[np.float32]
     kept: npt.NDArray[np.float32]
     added: npt.NDArray[np.float32]
+    signal: npt.NDArray[np.float32]
+    noise: npt.NDArray[np.float32]
     start: float = 1.0
 
     @classmethod
@@ -54,7 +58,10 @@ class Schedule:
         """Euler steps of flow matching over noise levels [steps + 1] that fall from 1 to 0, with times of 1000 sigma."""
         levels = np.asarray(sigmas, np.float32)
         ones = np.ones(len(levels) - 1, np.float32)
-        return cls(scheduler="flow", timesteps=levels[:-1] * np.float32(1000), seen=ones, kept=ones, added=levels[1:] - levels[:-1])
+        at = levels[:-1]
+        return cls(
+            scheduler="flow", timesteps=at * np.float32(1000), seen=ones, kept=ones, added=levels[1:] - at, signal=ones - at, noise=at
+        )
 
     def shown(self, index: int, latents: Array) -> Array:
         """float32."""
@@ -71,11 +78,11 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
-        tables = {name: getattr(self, name).tolist() for name in ("timesteps", "seen", "kept", "added")}
+        tables = {name: getattr(self, name).tolist() for name in TABLES}
         return {"scheduler": self.scheduler, "start": self.start, **tables}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
-        tables = {name: np.array(data[name], np.float32) for name in ("timesteps", "seen", "kept", "added")}
+        tables = {name: np.array(data[name], np.float32) for name in TABLES}
         return cls(scheduler=data["scheduler"], start=float(data["start"]), **tables)

@@ -1,4 +1,4 @@
-"""Where PyTorch computes, and how exactly: shared by every stage that runs a model. The one root module that imports torch."""
+"""Where PyTorch computes, and how exactly: shared by every stage that runs a model. Only this root module and torch_transform import torch."""
 
 from __future__ import annotations
 

@@ -85,6 +85,30 @@ def test_ddim_with_the_true_noise_finds_the_clip() -> None:
     np.testing.assert_allclose(x, clean, atol=1e-3)  # the first levels amplify float32 by 1 / sqrt(share)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_signal_and_noise_are_those_of_a_walk_with_true_predictions(name: str) -> None:
+    """What a perfect model predicts at a level leads to the next level, for every kind of prediction."""
+    schedule, (clean, noise) = schedule_of(PUBLISHED[name], 5), (2.0, -1.0)  # 5 divides 1000: DDIM takes whole strides
+    for index in range(4):
+        a, b = float(schedule.signal[index]), float(schedule.noise[index])
+        predicted = {
+            "wan": noise - clean,
+            "stretched": noise - clean,
+            "mochi": clean - noise,
+            "latte": noise,
+            "euler": noise,
+            "cogvideox": a * noise - b * clean,
+        }
+        x = a * clean + b * noise
+        if name == "cosmos":  # EDM predicts a mixture that depends on the level and on sigma_data
+            sigma, data = b, 0.5
+            skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
+            predicted[name] = (clean - skip * x) / out
+        after = schedule.step(np.full(1, predicted[name], np.float32), index, np.full(1, x, np.float32))
+        wanted = float(schedule.signal[index + 1]) * clean + float(schedule.noise[index + 1]) * noise
+        np.testing.assert_allclose(after, wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_a_unipc_configuration_of_a_flow_model_says_flow_shift() -> None:
     wan = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     assert schedule_of({**wan, "num_train_timesteps": 1000}, 4).to_json() == schedule_of(PUBLISHED["wan"], 4).to_json()

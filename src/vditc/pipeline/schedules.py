@@ -58,7 +58,7 @@ def schedule_of(config: dict[str, Any], steps: int, where: str = "scheduler_conf
         )
     state, prediction = (torch.tensor(values, dtype=torch.float32) for values in ((1.0, 0.0, 2.0), (0.0, 1.0, 3.0)))
     rows = []
-    for timestep in scheduler.timesteps:
+    for index, timestep in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(state, timestep) if hasattr(scheduler, "scale_model_input") else state
         after = scheduler.step(prediction, timestep, state, return_dict=False)[0]
         kept, added, both = (float(x) for x in after)
@@ -69,7 +69,7 @@ def schedule_of(config: dict[str, Any], steps: int, where: str = "scheduler_conf
                 where=where,
                 fix="correct the scheduler's configuration",
             )
-        rows.append((float(timestep), float(seen[0]), kept, added))
+        rows.append((float(timestep), float(seen[0]), kept, added, *_levels(scheduler, index)))
     table = np.array(rows, np.float32).T
     return Schedule(
         scheduler=type(scheduler).__name__,
@@ -77,8 +77,21 @@ def schedule_of(config: dict[str, Any], steps: int, where: str = "scheduler_conf
         seen=table[1],
         kept=table[2],
         added=table[3],
+        signal=table[4],
+        noise=table[5],
         start=float(scheduler.init_noise_sigma) if hasattr(scheduler, "init_noise_sigma") else 1.0,
     )
+
+
+def _levels(scheduler: Any, index: int) -> tuple[float, float]:
+    """Signal and noise in the latents at a step: flow matching mixes, a variance-preserving schedule has sqrt(a) and sqrt(1 - a), others add."""
+    if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+        sigma = float(scheduler.sigmas[index])
+        return (sigma, 1 - sigma) if scheduler.config.invert_sigmas else (1 - sigma, sigma)
+    if type(scheduler).__name__ in ("DDIMScheduler", "CogVideoXDDIMScheduler"):
+        share = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
+        return share**0.5, (1 - share) ** 0.5
+    return 1.0, float(scheduler.sigmas[index])
 
 
 def _scheduler(config: dict[str, Any], where: str) -> Any:
