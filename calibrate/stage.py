@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vditc.adapter import ModelAdapter
-from vditc.calibrate.methods.base import InputStatistics, Method
+from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
@@ -76,13 +76,27 @@ def calibrate(
     else:
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
 
-    layers: dict[str, LayerCalibration] = {}
+    chosen_for: dict[str, Quantized] = {}
     with progress.task(f"choose by {method.name}", len(schemes)) as advance:
         for group in groups:
-            layers |= _quantize(source, method, group, schemes, roles, statistics.get(group[0]))
+            chosen_for |= _quantize(source, method, group, schemes, statistics.get(group[0]))
             for _ in group:
                 advance()
-    layers = {layer: layers[layer] for layer in schemes}
+    report = _report(statistics, len(conditioning)) if observed else {}
+    if isinstance(method, TrainedMethod):
+        job = TrainingJob(
+            source=source,
+            adapter=adapter,
+            schemes=schemes,
+            conditioning=conditioning,
+            scheduler=scheduler,
+            guidance_scale=guidance_scale,
+            recipe_digest=recipe.digest,
+            device=chosen,
+            work=work,
+            progress=progress,
+        )
+        chosen_for, report["training"] = method.train(job, chosen_for)
     calibration = Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -91,11 +105,11 @@ def calibrate(
         method=recipe.method,
         schedule=scheduler,
         guidance_scale=guidance_scale,
-        layers=layers,
+        layers=_layers(chosen_for, schemes, roles),
         kept=_kept(source, roles, rules),
-        statistics=_report(statistics, len(conditioning)) if observed else {},
+        statistics=report,
     )
-    with progress.task("quantize weights", len(layers)) as advance:
+    with progress.task("quantize weights", len(schemes)) as advance:
         calibration.save(out, advance)
     state.unlink(missing_ok=True)
     return Calibration.load(out)
@@ -108,16 +122,16 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
     the model, or has static activations. There is no schedule in it, and no statistics.
     """
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
-    if needy := [layer for layer, scheme in schemes.items() if method.needs_statistics(scheme)]:
+    if needy := [layer for layer, scheme in schemes.items() if isinstance(method, TrainedMethod) or method.needs_statistics(scheme)]:
         raise InputError(
             found=f"{len(needy)} layers that need calibration data, first {needy[0]}",
             wanted="a recipe with dynamic activations or none",
             where=f"recipe {recipe.name}",
             fix=f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration",
         )
-    layers: dict[str, LayerCalibration] = {}
+    chosen: dict[str, Quantized] = {}
     for layer in schemes:
-        layers |= _quantize(source, method, (layer,), schemes, roles, None)
+        chosen |= _quantize(source, method, (layer,), schemes, None)
     return lambda: Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -126,7 +140,7 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
         method=recipe.method,
         schedule=None,
         guidance_scale=None,
-        layers=layers,
+        layers=_layers(chosen, schemes, roles),
         kept=_kept(source, roles, rules),
         statistics={},
     )
@@ -137,17 +151,17 @@ def _quantize(
     method: Method,
     group: tuple[str, ...],
     schemes: Mapping[str, Scheme],
-    roles: Mapping[str, str],
     statistics: InputStatistics | None,
-) -> dict[str, LayerCalibration]:
+) -> dict[str, Quantized]:
     """Layers that read one tensor."""
     weights, own = {layer: _weight(source, layer) for layer in group}, {layer: schemes[layer] for layer in group}
     if not any(method.needs_statistics(scheme) for scheme in own.values()):
         statistics = None
-    return {
-        layer: LayerCalibration(role=roles[layer], scheme=own[layer], **done._asdict())
-        for layer, done in method.quantize(weights, statistics, own).items()
-    }
+    return method.quantize(weights, statistics, own)
+
+
+def _layers(chosen: Mapping[str, Quantized], schemes: Mapping[str, Scheme], roles: Mapping[str, str]) -> dict[str, LayerCalibration]:
+    return {n: LayerCalibration(role=roles[n], scheme=scheme, **chosen[n]._asdict()) for n, scheme in schemes.items()}
 
 
 def _schemes(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> tuple[Method, dict[str, str], dict[str, Rule], dict[str, Scheme]]:

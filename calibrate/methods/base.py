@@ -5,17 +5,23 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vditc.adapter import ModelAdapter
 from vditc.calibrate.row_sample import RowSample
+from vditc.conditioning import Conditioning
 from vditc.correction import NONE, Correction
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
+from vditc.model_dir import ModelDir
 from vditc.numerics import EPS, Granularity
+from vditc.progress import Progress
 from vditc.qweight import RoundedWeight
+from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, QWeight, Scheme
 from vditc.transform import IDENTITY, Transform, transformed
 
@@ -106,6 +112,56 @@ class Method(abc.ABC):
 
         A weight that is not finite is an InputError, at the latest when the result is read.
         """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What a method that trains the whole model is given."""
+
+    source: ModelDir
+    adapter: ModelAdapter
+    schemes: Mapping[str, Scheme]  # of every quantized layer
+    conditioning: Conditioning
+    scheduler: Schedule
+    guidance_scale: float
+    recipe_digest: str
+    device: Any  # torch.device
+    work: Path  # folder for what a killed run leaves
+    progress: Progress
+
+
+class Trained(NamedTuple):
+    """What came out of a training."""
+
+    layers: dict[str, Quantized]
+    report: dict[str, Any]  # plain data, for people
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedMethod(Method):
+    """A method that starts with `quantize` and then learns, with the whole quantized model in the loop."""
+
+    def check(self, scheme: Scheme) -> None:
+        """Ranges that are found at run time, or none: a static one would have to follow what is learnt."""
+        super().check(scheme)
+        if scheme.activation is not None and not scheme.activation.dynamic:
+            raise InputError(
+                found=f"activation {scheme.activation}",
+                wanted=f"dynamic activations or none with method {self.name}",
+                where=f"scheme {scheme}",
+                fix='use granularity = "per_token" with dynamic = true',
+            )
+        if scheme.weight.granularity is not Granularity.PER_CHANNEL:
+            raise InputError(
+                found=f"weight {scheme.weight}",
+                wanted=f"per_channel weights with method {self.name}",
+                where=f"scheme {scheme}",
+                fix='use granularity = "per_channel"',
+            )
+
+    @abc.abstractmethod
+    def train(self, job: TrainingJob, start: Mapping[str, Quantized]) -> Trained:
+        """Learn, from what `quantize` gave for every layer."""
 
 
 def static_scale(absmax: Array, spec: QuantSpec) -> npt.NDArray[np.float32]:

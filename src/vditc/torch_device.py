@@ -1,4 +1,4 @@
-"""Where PyTorch computes, and how exactly: shared by every stage that runs a model. Only this root module and torch_transform import torch."""
+"""Where PyTorch computes, and how exactly: for every stage that runs a model. Only this root module and torch_transform import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer's transform (`vditc.transform`) in PyTorch: shared by the reference and by methods that train. Like torch_device, it imports torch."""
+"""A layer's transform (`vditc.transform`) in PyTorch: for the reference and for methods that train. Like torch_device, it imports torch."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def schedule_of(config: dict[str, Any], steps: int, where: str = "scheduler_conf
 
 
 def _levels(scheduler: Any, index: int) -> tuple[float, float]:
-    """Signal and noise in the latents at a step: flow matching mixes, a variance-preserving schedule has sqrt(a) and sqrt(1 - a), others add."""
+    """Signal and noise in the latents at a step: a flow mixes, a variance-preserving schedule has sqrt(a), sqrt(1 - a), others add."""
     if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
         sigma = float(scheduler.sigmas[index])
         return (sigma, 1 - sigma) if scheduler.config.invert_sigmas else (1 - sigma, sigma)

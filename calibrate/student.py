@@ -1,0 +1,104 @@
+"""The model that learns: an adapter's module whose quantized linears were replaced by ones that fake their quantization."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from vditc.adapter import ModelAdapter
+from vditc.calibrate.methods.base import Quantized, TrainingJob
+from vditc.calibrate.training import Now
+from vditc.errors import InputError
+from vditc.model_dir import ModelDir
+from vditc.scheme import Scheme
+from vditc.torch_transform import InputTransform
+
+
+class TrainedLinear(torch.nn.Module, abc.ABC):
+    """One quantized linear that learns. Its weight [N, K] is that behind the transform; only what a method frees has gradients."""
+
+    def __init__(self, scheme: Scheme, start: Quantized, weight: torch.Tensor, bias: torch.Tensor | None, now: Now) -> None:
+        """`start`: transform and grid to begin with; `weight` and `bias`: the full-precision layer's."""
+        super().__init__()
+        self.scheme, self.start, self.now = scheme, start, now
+        self.inputs = InputTransform(start.transform)
+        changed = start.transform.weight(weight.detach().float().numpy())
+        self.weight = torch.nn.Parameter(torch.from_numpy(np.array(changed, np.float32)), requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.detach().clone().float(), requires_grad=False)
+        grid = start.weight.read()
+        self.scale = torch.nn.Parameter(torch.from_numpy(grid.scale.astype(np.float32)), requires_grad=False)
+        zero = None if grid.zero_point is None else torch.from_numpy(np.array(grid.zero_point))
+        self.zero_point = None if zero is None else torch.nn.Parameter(zero, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> [..., N]."""
+        x = self.quantized_input(self.inputs(x.float()))
+        return self.corrected(linear(x, self.quantized_weight(), self.bias), x)
+
+    @abc.abstractmethod
+    def quantized_input(self, x: torch.Tensor) -> torch.Tensor:
+        """The transformed input through its codes."""
+
+    @abc.abstractmethod
+    def quantized_weight(self) -> torch.Tensor:
+        """[N, K], what the product is computed with."""
+
+    def corrected(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The output, with what the method adds; x is the quantized input."""
+        return y
+
+    @abc.abstractmethod
+    def result(self) -> Quantized:
+        """What the calibration file takes."""
+
+
+class Student(torch.nn.Module):
+    """The whole model as one module that takes a mapping of inputs."""
+
+    def __init__(self, adapter: ModelAdapter, model: Any, linears: Mapping[str, TrainedLinear]) -> None:
+        super().__init__()
+        self.adapter, self.model, self.linears = adapter, model, dict(linears)
+
+    def forward(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The prediction [B, C, F, H, W]."""
+        said: torch.Tensor = self.adapter.forward(self.model, feeds)
+        return said
+
+
+def resident(adapter: ModelAdapter, source: ModelDir) -> Any:
+    """The module with all its weights in memory: gradients want them there."""
+    return adapter.load(source, memory=1 << 62)
+
+
+def student_of(
+    job: TrainingJob,
+    make: Callable[[str, torch.nn.Linear], TrainedLinear],
+    *,
+    checkpointing: bool,
+) -> Student:
+    """The model with `make(layer, linear)` in place of every quantized linear; nothing else has gradients.
+
+    `checkpointing` computes each block's activations again for its gradients (Chen et al., arXiv 1604.06174). InputError when the model's
+    class has no such thing.
+    """
+    model = resident(job.adapter, job.source)
+    model.requires_grad_(False)
+    linears = {}
+    for layer in job.schemes:
+        linears[layer] = make(layer, model.get_submodule(layer))
+        model.set_submodule(layer, linears[layer])
+    if checkpointing:
+        if not getattr(model, "_supports_gradient_checkpointing", False):
+            raise InputError(
+                found=f"{job.source.model_class}, which cannot compute its activations again",
+                wanted="checkpointing = false",
+                where="[settings]",
+                fix="train without it, with a smaller batch_size if memory is short",
+            )
+        model.enable_gradient_checkpointing()
+    return Student(job.adapter, model, linears)

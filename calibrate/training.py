@@ -1,0 +1,221 @@
+"""Training of a whole model whose quantized linears learn: on one process, or on several under `torchrun` or `accelerate launch`.
+
+Accelerate places the model and adds gradients up (data parallel, or FSDP if its configuration says so). Every iteration's batch depends on
+the seed and the iteration alone, so that a run that was killed goes on from its checkpoint with the same numbers. Checkpoints are
+safetensors: learnt parameters and AdamW's moments, whole or not at all; no pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.distributed.checkpoint import state_dict as whole
+
+from vditc.errors import InputError, VditcError
+from vditc.progress import Progress
+from vditc.safetensors_file import read_header, write_tensors
+
+CHECKPOINT_SECONDS = 120.0  # between two checkpoints
+PRECISIONS = ("no", "bf16")
+_WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one process computes in one iteration."""
+
+    feeds: Mapping[str, torch.Tensor]  # of the model
+    target: torch.Tensor  # [B, C, F, H, W], what the full-precision model says
+    steps: torch.Tensor  # int64 [B], index in the schedule
+
+
+@dataclasses.dataclass(kw_only=True)
+class Now:
+    """What the linears want to know of the forward pass that runs. One object, shared by all of them."""
+
+    steps: torch.Tensor  # int64 [B]
+
+    def of_rows(self, table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Entries of a table [steps] for the rows of x [rows, ..., K], which are clips, or clips times frames or tokens: [rows, 1...]."""
+        picked = table[self.steps].repeat_interleave(x.shape[0] // len(self.steps))
+        return picked.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast."""
+
+    iterations: int
+    batch_size: int  # over all processes
+    groups: Sequence[tuple[Sequence[torch.nn.Parameter], float]]  # parameters and their greatest learning rate
+    run: str  # digest of all that the result depends on
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_norm: float | None = None
+    precision: str = "no"
+    seed: int = 0
+
+    def rate(self, iteration: int) -> float:
+        """Share of the greatest learning rate: linear warm-up, then a cosine to 0."""
+        if iteration < self.warmup:
+            return (iteration + 1) / (self.warmup + 1)
+        done = (iteration - self.warmup) / max(1, self.iterations - self.warmup)
+        return 0.5 + 0.5 * math.cos(math.pi * done)
+
+
+Batches = Callable[[int, slice], Batch]  # iteration, which of the batch's examples -> those
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what the student says, what the teacher says -> a number
+
+
+def train(
+    *,
+    student: torch.nn.Module,
+    now: Now,
+    plan: Plan,
+    batches: Batches,
+    loss: Loss,
+    before: Callable[[int], Sequence[torch.nn.Parameter]],
+    device: torch.device,
+    state: Path,
+    progress: Progress,
+) -> list[tuple[int, float]]:
+    """Train in place; the loss of some iterations, [(iteration, mean since the one before)].
+
+    `before(iteration)` may change the student; parameters that it returns lose AdamW's moments. Resumes from `state`.
+
+    Raises VditcError when the loss is not finite, InputError for a batch that the processes cannot share.
+    """
+    with _accelerator(plan, device) as accelerator:
+        share = _share(plan.batch_size, accelerator)
+        fused = {"fused": True} if accelerator.device.type == "cuda" else {}
+        named = [{"params": list(params), "lr": rate} for params, rate in plan.groups]
+        optimizer = torch.optim.AdamW(named, betas=plan.betas, weight_decay=plan.weight_decay, eps=1e-8, **fused)
+        model, optimizer = accelerator.prepare(student, optimizer)
+        first, history = _resume(model, optimizer.optimizer, plan, state, progress)
+        saved, total, count = time.monotonic(), 0.0, 0
+        with progress.task("train", plan.iterations) as advance:
+            for _ in range(first):
+                advance()
+            for iteration in range(first, plan.iterations):
+                for parameter in before(iteration):
+                    optimizer.optimizer.state.pop(parameter, None)
+                for group, (_, rate) in zip(optimizer.param_groups, plan.groups, strict=True):
+                    group["lr"] = rate * plan.rate(iteration)
+                batch = batches(iteration, share)
+                now.steps = batch.steps.to(accelerator.device)
+                with accelerator.autocast():
+                    said = model({n: t.to(accelerator.device) for n, t in batch.feeds.items()})
+                value = loss(said.float(), batch.target.to(accelerator.device))
+                if not torch.isfinite(value):
+                    raise VditcError(
+                        found=f"a loss of {float(value)}",
+                        wanted="a finite one",
+                        where=f"training, iteration {iteration}",
+                        fix="lower the learning rates in [settings]; delete the work folder to begin anew",
+                    )
+                accelerator.backward(value)
+                if plan.max_norm is not None:
+                    accelerator.clip_grad_norm_([p for params, _ in plan.groups for p in params], plan.max_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                total, count = total + float(value.detach()), count + 1
+                if (iteration + 1) % max(1, plan.iterations // 50) == 0 or iteration + 1 == plan.iterations:
+                    history.append((iteration + 1, total / count))
+                    total, count = 0.0, 0
+                    # At these iterations only, so that a resumed run has the same history.
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        _save(model, optimizer.optimizer, plan, state, iteration + 1, history, accelerator)
+                        saved = time.monotonic()
+                advance()
+        _save(model, optimizer.optimizer, plan, state, plan.iterations, history, accelerator)
+    return history
+
+
+@contextlib.contextmanager
+def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
+    AcceleratorState._reset_state()  # of an earlier training in this process, which may have computed in another precision
+    accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
+    try:
+        yield accelerator
+    finally:
+        accelerator.free_memory()
+
+
+def _share(batch_size: int, accelerator: Accelerator) -> slice:
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if batch_size % world:
+        raise InputError(
+            found=f"a batch of {batch_size} on {world} processes",
+            wanted="a multiple",
+            where="[settings] batch_size",
+            fix="change batch_size or the number of processes",
+        )
+    own = batch_size // world
+    return slice(rank * own, (rank + 1) * own)
+
+
+def _save(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    state: Path,
+    iteration: int,
+    history: list[tuple[int, float]],
+    accelerator: Accelerator,
+) -> None:
+    """Every process takes part, since parts of the model may lie with each; the first one writes."""
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    values: Any
+    values, moments = whole.get_state_dict(model, optimizer, options=_WHOLE)
+    if accelerator.is_main_process:
+        names = {name.removeprefix("module.") for name in wanted}
+        tensors = {f"value/{name}": values[name].float().cpu().numpy() for name in values if name in names}
+        state_of: Any = moments["state"]
+        for name, parts in state_of.items():
+            tensors |= {f"{part}/{name}": torch.as_tensor(tensor).float().cpu().numpy() for part, tensor in parts.items()}
+        about = {"run": plan.run, "iteration": iteration, "history": history}
+        write_tensors(state, tensors, {"vditc": json.dumps(about)})
+    accelerator.wait_for_everyone()
+
+
+def _resume(
+    model: Any, optimizer: torch.optim.Optimizer, plan: Plan, state: Path, progress: Progress
+) -> tuple[int, list[tuple[int, float]]]:
+    """Iterations that are done, and their losses."""
+    if not state.exists():
+        return 0, []
+    try:
+        entries, metadata = read_header(state)
+        about = json.loads(metadata["vditc"])
+        if about["run"] != plan.run:
+            progress.note(f"{state} is of another model, recipe or set of clips: training starts anew")
+            return 0, []
+        read = {name: torch.from_numpy(np.array(entry.read())) for name, entry in entries.items()}
+        values: dict[str, Any] = {name.removeprefix("value/"): tensor for name, tensor in read.items() if name.startswith("value/")}
+        moments: dict[str, Any] = {}
+        for name, tensor in read.items():
+            part, _, parameter = name.partition("/")
+            if part != "value":
+                moments.setdefault(parameter, {})[part] = tensor
+        groups = whole.get_optimizer_state_dict(model, optimizer, options=_WHOLE)["param_groups"]
+        whole.set_model_state_dict(model, values, options=dataclasses.replace(_WHOLE, strict=False))
+        if moments:
+            whole.set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups}, options=_WHOLE)
+        iteration, history = int(about["iteration"]), [(int(i), float(v)) for i, v in about["history"]]
+    except (InputError, KeyError, ValueError, RuntimeError) as error:
+        progress.note(f"{state} cannot be read ({error}): training starts anew")
+        return 0, []
+    progress.note(f"{state} holds {iteration} of {plan.iterations} iterations: training goes on from there")
+    return iteration, history
