@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from tiny_model import save_tiny_model
+from watcher import Watcher
 
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.rtn import RoundToNearest
@@ -33,28 +33,6 @@ from vditc.toml_data import Table
 STEPS = 3
 CLIPS = 2
 GUIDANCE = 2.0
-
-
-class Watcher:
-    """Progress that counts, keeps notes, and can kill the run at one of its parts."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.advanced: dict[str, int] = {}
-        self.kill_at = kill_at
-
-    @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        def advance() -> None:
-            self.advanced[title] = self.advanced.get(title, 0) + 1
-            if sum(self.advanced.values()) == self.kill_at:
-                raise KeyboardInterrupt
-
-        yield advance
-        assert self.advanced.get(title, 0) == total
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 class CannotRun(Wan):
