@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from vditc.adapter import ModelAdapter
+from vditc.calibrate.groups import Groups, forget_groups
 from vditc.calibrate.methods.base import InputStatistics, Method
 from vditc.calibrate.methods.registry import method_for
+from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.conditioning import Conditioning
-from vditc.errors import InputError
-from vditc.float_weight import FloatWeight
+from vditc.errors import InputError, VditcError
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.recipe import Recipe, Rule
@@ -23,7 +24,7 @@ from vditc.schedule import Schedule
 from vditc.scheme import Scheme, scale_shape
 from vditc.torch_device import torch_device
 
-STATE = "observers.safetensors"  # in the working folder, between two clips
+ALONE = Ranks()
 
 
 def calibrate(
@@ -38,16 +39,20 @@ def calibrate(
     work: Path,
     progress: Progress,
     device: str = "cpu",
-) -> Calibration:
-    """Quantize the layers that `recipe` names and write the calibration file `out`; also returns it.
+    memory: int | None = None,
+    ranks: Ranks = ALONE,
+) -> Calibration | None:
+    """Quantize the layers that `recipe` names and write the calibration file `out`; also returns it, on rank 0.
 
     Every rule is checked against every layer before any work. The model is sampled (on `device`: auto, cpu or cuda[:N]) only
-    if a layer needs statistics: one copy of it in float32 is held, and one clip's activations. Weights are quantized as they are
-    written, two in memory at a time. A killed run resumes from `work/observers.safetensors`; the same inputs give the same bytes.
+    if a layer needs statistics: a copy of it in float32 is held, or, where that is more than `memory` bytes (by default half of what is
+    free), one block of it; and one clip's activations. Weights are quantized group by group, two in memory at a time. `ranks` share
+    the clips, rank 0 quantizes. A killed run goes on from the files in `work`; the same inputs give the same bytes.
 
-    Raises InputError when the recipe does not fit the model, the clips do not fit it, or the device is not there.
+    Raises InputError when the recipe does not fit the model, the clips do not fit it or make it compute what is not finite, or the
+    device is not there.
     """
-    chosen = torch_device(device)
+    chosen = torch_device(ranks.device(device))
     adapter.check(source)
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
 
@@ -56,49 +61,77 @@ def calibrate(
     observed = {layer: source.weights[f"{layer}.weight"].shape[1] for layer in schemes if layer in wanted}
     groups: list[tuple[str, ...]] = [(layer,) for layer in schemes if layer not in observed]
     statistics: dict[str, InputStatistics] = {}
-    state = work / STATE
+    trajectories = Trajectories(
+        source=source,
+        adapter=adapter,
+        conditioning=conditioning,
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        recipe_digest=recipe.digest,
+        device=chosen,
+        work=work,
+        ranks=ranks,
+        rows=method.rows,
+        memory=memory,
+    )
     if observed:
-        trajectories = Trajectories(
-            source=source,
-            adapter=adapter,
-            conditioning=conditioning,
-            scheduler=scheduler,
-            guidance_scale=guidance_scale,
-            recipe_digest=recipe.digest,
-            device=chosen,
-            state=state,
-            rows=method.rows,
-        )
         trajectories.check()
-        observers = trajectories.observe(observed, progress)
-        groups += observers.groups()
-        statistics = {layer: observers.statistics(layer) for layer in observed}
+        if (observers := trajectories.observe(observed, progress)) is not None:
+            groups += observers.groups()
+            statistics = {layer: observers.statistics(layer) for layer in observed}
     else:
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
 
-    layers: dict[str, LayerCalibration] = {}
-    with progress.task(f"choose by {method.name}", len(schemes)) as advance:
+    with ranks.together():
+        if ranks.first:
+            layers = _quantized(
+                Groups(source=source, method=method, schemes=schemes, roles=roles), groups, statistics, trajectories, progress
+            )
+            calibration = Calibration(
+                model_class=source.model_class,
+                model_digest=source.digest,
+                recipe=recipe.name,
+                recipe_digest=recipe.digest,
+                method=recipe.method,
+                schedule=scheduler,
+                guidance_scale=guidance_scale,
+                layers=layers,
+                kept=_kept(source, roles, rules),
+                statistics=_report(statistics, len(conditioning)) if observed else {},
+            )
+            with progress.task("quantize weights", len(layers)) as advance:
+                calibration.save(out, advance)
+            forget_groups(work)
+    trajectories.forget()
+    return Calibration.load(out) if ranks.first else None
+
+
+def _quantized(
+    how: Groups,
+    groups: list[tuple[str, ...]],
+    statistics: Mapping[str, InputStatistics],
+    trajectories: Trajectories,
+    progress: Progress,
+) -> dict[str, LayerCalibration]:
+    """Every layer, in the order of the schemes."""
+    run, layers, there = trajectories.run(), dict[str, LayerCalibration](), 0
+    with progress.task(f"choose by {how.method.name}", len(how.schemes)) as advance:
         for group in groups:
-            layers |= _quantize(source, method, group, schemes, roles, statistics.get(group[0]))
+            found, kept = how.kept(group, statistics.get(group[0]), trajectories.work, run)
+            layers |= found
+            there += len(found) if kept else 0
             for _ in group:
                 advance()
-    layers = {layer: layers[layer] for layer in schemes}
-    calibration = Calibration(
-        model_class=source.model_class,
-        model_digest=source.digest,
-        recipe=recipe.name,
-        recipe_digest=recipe.digest,
-        method=recipe.method,
-        schedule=scheduler,
-        guidance_scale=guidance_scale,
-        layers=layers,
-        kept=_kept(source, roles, rules),
-        statistics=_report(statistics, len(conditioning)) if observed else {},
-    )
-    with progress.task("quantize weights", len(layers)) as advance:
-        calibration.save(out, advance)
-    state.unlink(missing_ok=True)
-    return Calibration.load(out)
+    if there:
+        progress.note(f"{trajectories.work} held {there} of {len(layers)} layers of an earlier run: they were not computed again")
+    if missing := [layer for layer in how.schemes if layer not in layers]:
+        raise VditcError(
+            found=f"{len(missing)} layers without codes: {', '.join(missing)}",
+            wanted="every layer that the recipe quantizes",
+            where=f"method {how.method.name}",
+            fix="report the recipe and the model's config.json",
+        )
+    return {layer: layers[layer] for layer in how.schemes}
 
 
 def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> Callable[[], Calibration]:
@@ -116,8 +149,9 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
             fix=f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration",
         )
     layers: dict[str, LayerCalibration] = {}
+    groups = Groups(source=source, method=method, schemes=schemes, roles=roles)
     for layer in schemes:
-        layers |= _quantize(source, method, (layer,), schemes, roles, None)
+        layers |= groups.quantize((layer,), None)
     return lambda: Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -130,24 +164,6 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
         kept=_kept(source, roles, rules),
         statistics={},
     )
-
-
-def _quantize(
-    source: ModelDir,
-    method: Method,
-    group: tuple[str, ...],
-    schemes: Mapping[str, Scheme],
-    roles: Mapping[str, str],
-    statistics: InputStatistics | None,
-) -> dict[str, LayerCalibration]:
-    """Layers that read one tensor."""
-    weights, own = {layer: _weight(source, layer) for layer in group}, {layer: schemes[layer] for layer in group}
-    if not any(method.needs_statistics(scheme) for scheme in own.values()):
-        statistics = None
-    return {
-        layer: LayerCalibration(role=roles[layer], scheme=own[layer], **done._asdict())
-        for layer, done in method.quantize(weights, statistics, own).items()
-    }
 
 
 def _schemes(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> tuple[Method, dict[str, str], dict[str, Rule], dict[str, Scheme]]:
@@ -191,11 +207,6 @@ def check_layer(method: Method, scheme: Scheme, shape: tuple[int, ...], where: s
         method.check(scheme)
     except InputError as error:
         raise InputError(found=error.found, wanted=error.wanted, where=f"{where}: {error.where}", fix=error.fix) from error
-
-
-def _weight(source: ModelDir, layer: str) -> FloatWeight:
-    entry = source.weights[f"{layer}.weight"]
-    return FloatWeight(entry, f"{entry.path}, layer {layer}")
 
 
 def _report(statistics: Mapping[str, InputStatistics], clips: int) -> dict[str, Any]:
