@@ -80,6 +80,7 @@ def row(method: str, bits: str, clips: int, seeds: int, work: Path) -> dict[str,
             work=work,
             progress=SILENT,
         )
+        assert known is not None
         about |= {"calibration_seconds": round(time.monotonic() - began, 1), "mean_bits": round(known.mean_bits, 3)}
     found: dict[str, list[float]] = {}
     for seed in range(seeds):

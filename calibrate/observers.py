@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vditc.calibrate.methods.base import InputStatistics
 from vditc.calibrate.row_sample import PARTS, RowSample
-from vditc.errors import VditcError
+from vditc.errors import InputError, VditcError
 
 Array = npt.NDArray[Any]
 NEVER = -1.0  # below every absolute value: not seen
@@ -45,7 +45,17 @@ class Observers:
         return leader == layer
 
     def update(self, layer: str, step: int, channel_absmax: Array) -> None:
-        """Take in one input of `layer` at `step`, already reduced over batch rows and tokens to absolute maxima [K]."""
+        """Take in one input of `layer` at `step`, already reduced over batch rows and tokens to absolute maxima [K].
+
+        InputError when they are not finite.
+        """
+        if not np.isfinite(channel_absmax).all():
+            raise InputError(
+                found=f"an input that is not finite, first in channel {int((~np.isfinite(channel_absmax)).argmax())}",
+                wanted="finite numbers",
+                where=f"layer {layer}, step {step}",
+                fix="check that the model samples well in full precision, and that weights, schedule and conditionings belong together",
+            )
         if layer not in self.seen:
             self.seen[layer] = np.full((self.steps, self.widths[layer]), NEVER, np.float32)
         row = self.seen[layer][step]
@@ -79,17 +89,16 @@ class Observers:
         return InputStatistics(self.seen[leader], self.samples.get(leader))
 
     def check(self) -> None:
-        """VditcError when a layer was never run at some step, or got an input that is not finite."""
-        for name in self.widths:
-            absmax = self.statistics(name).absmax if name in self.leader else np.full(self.steps, NEVER, np.float32)
-            for found, wrong in (("no input", absmax < 0), ("an input that is not finite", ~np.isfinite(absmax))):
-                if wrong.any():
-                    raise VditcError(
-                        found=found,
-                        wanted="finite inputs at every step",
-                        where=f"layer {name}, step {int(wrong.argmax())}",
-                        fix="sample the full-precision model first: check that its weights and its schedule belong together",
-                    )
+        """VditcError, naming them, when layers never ran at some step."""
+        never = {name: self.statistics(name).absmax < 0 if name in self.leader else np.ones(self.steps, bool) for name in self.widths}
+        if missing := {name: steps for name, steps in never.items() if steps.any()}:
+            first = next(iter(missing))
+            raise VditcError(
+                found=f"no input of {len(missing)} of {len(self.widths)} layers: {', '.join(missing)}",
+                wanted="every layer that the recipe quantizes to run at every step",
+                where=f"layer {first}, step {int(missing[first].argmax())}",
+                fix="give these layers a rule with keep, or conditionings that make the model use them",
+            )
 
     def state(self) -> tuple[dict[str, Array], dict[str, str]]:
         """`{layer}.channel_absmax` [steps, K] and `{layer}.rows.*` of every leader; and the leaders."""

@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from vditc.adapter import InputSpec, ModelAdapter
+from vditc.adapter import InputSpec
+from vditc.calibrate.denoiser import FullPrecision
+from vditc.calibrate.methods.base import TrainingJob
 from vditc.conditioning import Conditioning
-from vditc.model_dir import ModelDir
-from vditc.progress import Progress
 from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampling import Feeds, sample
 from vditc.schedule import Schedule
-from vditc.torch_device import exact_float32
 
 Array = npt.NDArray[Any]
 
@@ -71,41 +69,32 @@ class Recorded:
         return Examples(feeds, np.stack(outputs), np.array(found, np.int64))
 
 
-def record(
-    *,
-    source: ModelDir,
-    adapter: ModelAdapter,
-    conditioning: Conditioning,
-    scheduler: Schedule,
-    guidance_scale: float,
-    device: torch.device,
-    folder: Path,
-    progress: Progress,
-) -> Recorded:
-    """Sample every clip once; clips that are in `folder` from an earlier run with the same inputs are kept."""
-    specs, guided = adapter.inputs(source), guidance_scale != 1.0
-    facts = [source.digest, scheduler.to_json(), guidance_scale, conditioning.digest(), device.type]
-    folder = folder / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def record(job: TrainingJob) -> Recorded:
+    """Sample every clip once, shared by ranks; clips that are there from an earlier run with the same inputs are kept."""
+    specs, guided = job.adapter.inputs(job.source), job.guidance_scale != 1.0
+    conditioning, scheduler = job.conditioning, job.scheduler
+    facts = [job.source.digest, scheduler.to_json(), job.guidance_scale, conditioning.digest(), job.device.type]
+    folder = job.work / "trajectories" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [clip for clip in range(len(conditioning)) if not (folder / _file(clip)).exists()]
-    if missing:
-        model = adapter.load(source).to(device)
-        with progress.task("record trajectories", len(missing) * len(scheduler.timesteps)) as advance, exact_float32():
+    missing = [clip for clip in job.ranks.share(len(conditioning)) if not (folder / _file(clip)).exists()]
+    steps = len(scheduler.timesteps)
+    with job.ranks.together():
+        if missing:
+            model = FullPrecision(job.adapter, job.source, job.device, None)
+        with job.progress.task("record trajectories", len(missing) * steps) as advance:
             for clip in missing:
-                chosen, outputs = conditioning.clips([clip], specs), []
+                chosen, outputs = conditioning.clips([clip], specs), list[Array]()
                 latents = [chosen.start(scheduler)[0]]
 
-                def denoise(feeds: Feeds, _step: int, outputs: list[Array] = outputs) -> Array:
-                    given = {n: torch.tensor(a, device=device) for n, a in feeds.items()}
-                    said: Array = adapter.forward(model, given).float().cpu().numpy()
-                    outputs.append(said)
-                    return said
+                def denoise(feeds: Feeds, step: int, outputs: list[Array] = outputs) -> Array:
+                    outputs.append(model(feeds, step))
+                    return outputs[-1]
 
                 def after(_step: int, x: Array, latents: list[Array] = latents) -> None:
                     latents.append(x[0])
                     advance()
 
-                sample(denoise, scheduler, chosen, guidance_scale, after)
+                sample(denoise, scheduler, chosen, job.guidance_scale, after)
                 write_tensors(folder / _file(clip), {"latents": np.stack(latents[:-1]), "outputs": np.stack(outputs)})
     return Recorded(folder=folder, conditioning=conditioning, specs=specs, scheduler=scheduler, guided=guided)
 

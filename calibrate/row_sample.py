@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,24 @@ class RowSample:
 
     def __init__(self, size: int, width: int) -> None:
         self.size = size
-        self.keys = np.empty(0, np.float64)
+        self.keys = np.empty(0, np.float64)  # in no order, like what belongs to them
         self.rows = np.empty((0, width), np.float16)
         self.scale = np.empty(0, np.float32)
 
     @property
     def bar(self) -> float:
         """Only rows with a key below this can still come in."""
-        return float(self.keys[-1]) if len(self.keys) == self.size else np.inf
+        return float(self.keys.max()) if len(self.keys) == self.size else np.inf
+
+    def chosen(self, keys: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+        """Which of offered rows with these keys would stay: only they need to be had."""
+        below = np.flatnonzero(keys < self.bar)
+        return below if len(below) <= self.size else below[np.argsort(keys[below], kind="stable")[: self.size]]
 
     def offer(self, keys: npt.NDArray[np.float64], rows: Array) -> None:
         """Take in rows float32 [n, K] with their keys [n], uniform in [0, 1)."""
+        if not len(keys):
+            return
         scale = np.maximum(np.abs(rows).max(-1, initial=0), np.finfo(np.float32).tiny).astype(np.float32)
         self._keep(keys, (rows / scale[:, None]).astype(np.float16), scale)
 
@@ -40,27 +48,38 @@ class RowSample:
 
     def read(self) -> npt.NDArray[np.float32]:
         """float32 [at most size, K], in the order of their keys."""
-        return self.rows.astype(np.float32) * self.scale[:, None]
+        order = np.argsort(self.keys, kind="stable")
+        return np.asarray(self.rows[order].astype(np.float32) * self.scale[order, None])
 
     def _keep(self, keys: Array, rows: Array, scale: Array) -> None:
-        keys = np.concatenate([self.keys, keys])
-        order = np.argsort(keys, kind="stable")[: self.size]
-        self.keys = keys[order]
-        self.rows = np.concatenate([self.rows, rows])[order]
-        self.scale = np.concatenate([self.scale, scale])[order]
+        """Rows that go leave their places to those that come: nothing else is moved."""
+        own = len(self.keys)
+        best = np.argsort(np.concatenate([self.keys, keys]), kind="stable")[: self.size]
+        coming = np.sort(best[best >= own]) - own
+        if own < self.size:
+            grown = min(self.size, own + len(keys)) - own
+            for name, array in (("keys", keys), ("rows", rows), ("scale", scale)):
+                setattr(self, name, np.concatenate([getattr(self, name), np.empty((grown, *array.shape[1:]), getattr(self, name).dtype)]))
+        free = np.ones(len(self.keys), bool)
+        free[best[best < own]] = False
+        self.keys[free], self.rows[free], self.scale[free] = keys[coming], rows[coming], scale[coming]
 
     def state(self) -> dict[str, Array]:
-        """keys, rows and scale."""
-        return {part: getattr(self, part) for part in PARTS}
+        """keys, rows and scale, in the order of the keys."""
+        order = np.argsort(self.keys, kind="stable")
+        return {part: getattr(self, part)[order] for part in PARTS}
 
     @classmethod
     def restored(cls, size: int, state: dict[str, Array]) -> RowSample:
         """Read what `state` gave."""
         sample = cls(size, state["rows"].shape[1])
-        sample.keys, sample.rows, sample.scale = (state[part] for part in PARTS)
+        sample.keys, sample.rows, sample.scale = (np.array(state[part]) for part in PARTS)
         return sample
 
 
+@functools.lru_cache(maxsize=8)  # all layers of a step read equally many rows
 def row_keys(seed: tuple[int, ...], count: int) -> npt.NDArray[np.float64]:
-    """Keys of `count` rows; the same seed, one for each clip and step, gives the same keys on every machine."""
-    return np.random.default_rng(seed).random(count)
+    """Keys of `count` rows; the same seed, one for each clip and step, gives the same keys on every machine. Read only."""
+    keys = np.random.default_rng(seed).random(count)
+    keys.flags.writeable = False
+    return keys

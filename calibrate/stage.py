@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from vditc.adapter import ModelAdapter
-from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, TrainedMethod, TrainingJob
+from vditc.calibrate.groups import Groups, forget_groups
+from vditc.calibrate.methods.base import InputStatistics, Method, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
+from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.conditioning import Conditioning
-from vditc.errors import InputError
-from vditc.float_weight import FloatWeight
+from vditc.errors import InputError, VditcError
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.recipe import Recipe, Rule
@@ -23,7 +24,9 @@ from vditc.schedule import Schedule
 from vditc.scheme import Scheme, scale_shape
 from vditc.torch_device import torch_device
 
-STATE = "observers.safetensors"  # in the working folder, between two clips
+ALONE = Ranks()
+
+START = "start.safetensors"  # in the working folder: what a training begins with
 
 
 def calibrate(
@@ -38,16 +41,20 @@ def calibrate(
     work: Path,
     progress: Progress,
     device: str = "cpu",
-) -> Calibration:
-    """Quantize the layers that `recipe` names and write the calibration file `out`; also returns it.
+    memory: int | None = None,
+    ranks: Ranks = ALONE,
+) -> Calibration | None:
+    """Quantize the layers that `recipe` names and write the calibration file `out`; also returns it, on rank 0.
 
     Every rule is checked against every layer before any work. The model is sampled (on `device`: auto, cpu or cuda[:N]) only
-    if a layer needs statistics: one copy of it in float32 is held, and one clip's activations. Weights are quantized as they are
-    written, two in memory at a time. A killed run resumes from `work/observers.safetensors`; the same inputs give the same bytes.
+    if a layer needs statistics: a copy of it in float32 is held, or, where that is more than `memory` bytes (by default half of what is
+    free), one block of it; and one clip's activations. Weights are quantized group by group, two in memory at a time. `ranks` share
+    the clips, rank 0 quantizes. A killed run goes on from the files in `work`; the same inputs give the same bytes.
 
-    Raises InputError when the recipe does not fit the model, the clips do not fit it, or the device is not there.
+    Raises InputError when the recipe does not fit the model, the clips do not fit it or make it compute what is not finite, or the
+    device is not there.
     """
-    chosen = torch_device(device)
+    chosen = torch_device(ranks.device(device))
     adapter.check(source)
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
 
@@ -56,63 +63,104 @@ def calibrate(
     observed = {layer: source.weights[f"{layer}.weight"].shape[1] for layer in schemes if layer in wanted}
     groups: list[tuple[str, ...]] = [(layer,) for layer in schemes if layer not in observed]
     statistics: dict[str, InputStatistics] = {}
-    state = work / STATE
+    trajectories = Trajectories(
+        source=source,
+        adapter=adapter,
+        conditioning=conditioning,
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        recipe_digest=recipe.digest,
+        device=chosen,
+        work=work,
+        ranks=ranks,
+        rows=method.rows,
+        memory=memory,
+    )
     if observed:
-        trajectories = Trajectories(
-            source=source,
-            adapter=adapter,
-            conditioning=conditioning,
-            scheduler=scheduler,
-            guidance_scale=guidance_scale,
-            recipe_digest=recipe.digest,
-            device=chosen,
-            state=state,
-            rows=method.rows,
-        )
         trajectories.check()
-        observers = trajectories.observe(observed, progress)
-        groups += observers.groups()
-        statistics = {layer: observers.statistics(layer) for layer in observed}
+        if (observers := trajectories.observe(observed, progress)) is not None:
+            groups += observers.groups()
+            statistics = {layer: observers.statistics(layer) for layer in observed}
     else:
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
 
-    chosen_for: dict[str, Quantized] = {}
-    with progress.task(f"choose by {method.name}", len(schemes)) as advance:
-        for group in groups:
-            chosen_for |= _quantize(source, method, group, schemes, statistics.get(group[0]))
-            for _ in group:
-                advance()
+    def whole(layers: Mapping[str, LayerCalibration], report: Mapping[str, Any]) -> Calibration:
+        return Calibration(
+            model_class=source.model_class,
+            model_digest=source.digest,
+            recipe=recipe.name,
+            recipe_digest=recipe.digest,
+            method=recipe.method,
+            schedule=scheduler,
+            guidance_scale=guidance_scale,
+            layers=layers,
+            kept=_kept(source, roles, rules),
+            statistics=report,
+        )
+
     report = _report(statistics, len(conditioning)) if observed else {}
+    layers: dict[str, LayerCalibration] = {}
+    start = work / START
+    with ranks.together():
+        if ranks.first:
+            layers = _quantized(
+                Groups(source=source, method=method, schemes=schemes, roles=roles), groups, statistics, trajectories, progress
+            )
+            if isinstance(method, TrainedMethod):
+                whole(layers, report).save(start)
     if isinstance(method, TrainedMethod):
         job = TrainingJob(
             source=source,
             adapter=adapter,
-            schemes=schemes,
+            start=Calibration.load(start).layers,
             conditioning=conditioning,
             scheduler=scheduler,
             guidance_scale=guidance_scale,
             recipe_digest=recipe.digest,
             device=chosen,
             work=work,
+            ranks=ranks,
             progress=progress,
         )
-        chosen_for, report["training"] = method.train(job, chosen_for)
-    calibration = Calibration(
-        model_class=source.model_class,
-        model_digest=source.digest,
-        recipe=recipe.name,
-        recipe_digest=recipe.digest,
-        method=recipe.method,
-        schedule=scheduler,
-        guidance_scale=guidance_scale,
-        layers=_layers(chosen_for, schemes, roles),
-        kept=_kept(source, roles, rules),
-        statistics=report,
-    )
-    with progress.task("quantize weights", len(schemes)) as advance:
-        calibration.save(out, advance)
-    state.unlink(missing_ok=True)
-    return Calibration.load(out)
+        with ranks.together():
+            done, report["training"] = method.train(job)
+            layers = {n: LayerCalibration(role=roles[n], scheme=scheme, **done[n]._asdict()) for n, scheme in schemes.items()}
+    with ranks.together():
+        if ranks.first:
+            with progress.task("quantize weights", len(layers)) as advance:
+                whole(layers, report).save(out, advance)
+            forget_groups(work)
+            start.unlink(missing_ok=True)
+    trajectories.forget()
+    return Calibration.load(out) if ranks.first else None
+
+
+def _quantized(
+    how: Groups,
+    groups: list[tuple[str, ...]],
+    statistics: Mapping[str, InputStatistics],
+    trajectories: Trajectories,
+    progress: Progress,
+) -> dict[str, LayerCalibration]:
+    """Every layer, in the order of the schemes."""
+    run, layers, there = trajectories.run(), dict[str, LayerCalibration](), 0
+    with progress.task(f"choose by {how.method.name}", len(how.schemes)) as advance:
+        for group in groups:
+            found, kept = how.kept(group, statistics.get(group[0]), trajectories.work, run)
+            layers |= found
+            there += len(found) if kept else 0
+            for _ in group:
+                advance()
+    if there:
+        progress.note(f"{trajectories.work} held {there} of {len(layers)} layers of an earlier run: they were not computed again")
+    if missing := [layer for layer in how.schemes if layer not in layers]:
+        raise VditcError(
+            found=f"{len(missing)} layers without codes: {', '.join(missing)}",
+            wanted="every layer that the recipe quantizes",
+            where=f"method {how.method.name}",
+            fix="report the recipe and the model's config.json",
+        )
+    return {layer: layers[layer] for layer in how.schemes}
 
 
 def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> Callable[[], Calibration]:
@@ -129,9 +177,10 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
             where=f"recipe {recipe.name}",
             fix=f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration",
         )
-    chosen: dict[str, Quantized] = {}
+    layers: dict[str, LayerCalibration] = {}
+    groups = Groups(source=source, method=method, schemes=schemes, roles=roles)
     for layer in schemes:
-        chosen |= _quantize(source, method, (layer,), schemes, None)
+        layers |= groups.quantize((layer,), None)
     return lambda: Calibration(
         model_class=source.model_class,
         model_digest=source.digest,
@@ -140,28 +189,10 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
         method=recipe.method,
         schedule=None,
         guidance_scale=None,
-        layers=_layers(chosen, schemes, roles),
+        layers=layers,
         kept=_kept(source, roles, rules),
         statistics={},
     )
-
-
-def _quantize(
-    source: ModelDir,
-    method: Method,
-    group: tuple[str, ...],
-    schemes: Mapping[str, Scheme],
-    statistics: InputStatistics | None,
-) -> dict[str, Quantized]:
-    """Layers that read one tensor."""
-    weights, own = {layer: _weight(source, layer) for layer in group}, {layer: schemes[layer] for layer in group}
-    if not any(method.needs_statistics(scheme) for scheme in own.values()):
-        statistics = None
-    return method.quantize(weights, statistics, own)
-
-
-def _layers(chosen: Mapping[str, Quantized], schemes: Mapping[str, Scheme], roles: Mapping[str, str]) -> dict[str, LayerCalibration]:
-    return {n: LayerCalibration(role=roles[n], scheme=scheme, **chosen[n]._asdict()) for n, scheme in schemes.items()}
 
 
 def _schemes(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> tuple[Method, dict[str, str], dict[str, Rule], dict[str, Scheme]]:
@@ -205,11 +236,6 @@ def check_layer(method: Method, scheme: Scheme, shape: tuple[int, ...], where: s
         method.check(scheme)
     except InputError as error:
         raise InputError(found=error.found, wanted=error.wanted, where=f"{where}: {error.where}", fix=error.fix) from error
-
-
-def _weight(source: ModelDir, layer: str) -> FloatWeight:
-    entry = source.weights[f"{layer}.weight"]
-    return FloatWeight(entry, f"{entry.path}, layer {layer}")
 
 
 def _report(statistics: Mapping[str, InputStatistics], clips: int) -> dict[str, Any]:

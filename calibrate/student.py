@@ -13,19 +13,19 @@ from torch.nn.functional import linear
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.base import Quantized, TrainingJob
 from vditc.calibrate.training import Now
+from vditc.calibration import LayerCalibration
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
-from vditc.scheme import Scheme
 from vditc.torch_transform import InputTransform
 
 
 class TrainedLinear(torch.nn.Module, abc.ABC):
     """One quantized linear that learns. Its weight [N, K] is that behind the transform; only what a method frees has gradients."""
 
-    def __init__(self, scheme: Scheme, start: Quantized, weight: torch.Tensor, bias: torch.Tensor | None, now: Now) -> None:
+    def __init__(self, start: LayerCalibration, weight: torch.Tensor, bias: torch.Tensor | None, now: Now) -> None:
         """`start`: transform and grid to begin with; `weight` and `bias`: the full-precision layer's."""
         super().__init__()
-        self.scheme, self.start, self.now = scheme, start, now
+        self.scheme, self.start, self.now = start.scheme, start, now
         self.inputs = InputTransform(start.transform)
         changed = start.transform.weight(weight.detach().float().numpy())
         self.weight = torch.nn.Parameter(torch.from_numpy(np.array(changed, np.float32)), requires_grad=False)
@@ -89,7 +89,7 @@ def student_of(
     model = resident(job.adapter, job.source)
     model.requires_grad_(False)
     linears = {}
-    for layer in job.schemes:
+    for layer in job.start:
         linears[layer] = make(layer, model.get_submodule(layer))
         model.set_submodule(layer, linears[layer])
     if checkpointing:

@@ -1,36 +1,46 @@
 """Statistics over real sampling trajectories of the full-precision model: prompts x steps x guidance branches.
 
-Clips run one after another. After each one the observers' state is written whole, so a killed run goes on at the next clip and
-ends with the bytes of a run that was never killed.
+Clips run one after another, and what was seen is written whole now and then, in the midst of a clip too: a killed run goes on at the step
+behind its last state and ends with the bytes of a run that was never killed. Under torchrun each rank takes every N-th clip; what they
+saw is merged exactly, so the number of ranks does not change a byte.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 import torch
 
 from vditc.adapter import ModelAdapter
+from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.observers import Observers
+from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.row_sample import row_keys
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.safetensors_file import read_header, write_tensors
-from vditc.sampling import Feeds, sample
+from vditc.sampling import sample
 from vditc.schedule import Schedule
-from vditc.torch_device import exact_float32
 
 Array = npt.NDArray[Any]
+STATE = "observers"  # .safetensors in the working folder
+LATENTS = "latents"  # in a state, beside the observers' own: of the clip that was begun
+SAVE_SHARE = 0.02  # of the time may go into saving states
+SAVE_PAUSE = 5.0  # seconds between two states, at least
 _BLOCK = re.compile(r".*?\.\d+\.")  # of a layer's name: up to the number of its block
 
 
@@ -45,87 +55,183 @@ class Trajectories:
     guidance_scale: float
     recipe_digest: str
     device: torch.device
-    state: Path  # safetensors file of the observers between two clips
+    work: Path  # a folder; each rank has a file of its own
+    ranks: Ranks
     rows: int = 0  # to keep of each input
+    memory: int | None = None  # bytes for weights
 
     def check(self) -> None:
         """InputError when the model is not sampled, there is no clip, or the clips do not fit the model's inputs."""
         self.adapter.check_sampled()
         self.conditioning.check(self.adapter.inputs(self.source))
 
-    def observe(self, widths: dict[str, int], progress: Progress) -> Observers:
-        """Sample every clip and watch the inputs of the linears named in `widths` (layer -> input channels)."""
-        steps, clips, specs = len(self.scheduler.timesteps), len(self.conditioning), self.adapter.inputs(self.source)
-        run = self._run(widths)
-        observers, done = self._resume(Observers(widths, steps, self.rows), run, progress)
-        with progress.task("sample trajectories", clips * steps) as advance:
-            for _ in range(done * steps):
-                advance()
-            if done == clips:
-                return observers
-            with _Watched(self, observers) as denoise:
-                for clip in range(done, clips):
-                    denoise.clip = clip
-                    chosen = self.conditioning.clips([clip], specs)
-                    sample(denoise, self.scheduler, chosen, self.guidance_scale, lambda _step, _latents: advance())
-                    observers.check()
-                    arrays, leader = observers.state()
-                    write_tensors(self.state, arrays, {"vditc": json.dumps({"run": run, "clips": clip + 1, "leader": leader})})
-        return observers
+    @property
+    def state(self) -> Path:
+        """This rank's file."""
+        ranks = "" if self.ranks.size == 1 else f"-{self.ranks.rank}-of-{self.ranks.size}"
+        return self.work / f"{STATE}{ranks}.safetensors"
 
-    def _resume(self, fresh: Observers, run: str, progress: Progress) -> tuple[Observers, int]:
-        """What an earlier, killed run of the same inputs saw, and of how many clips; `fresh` and 0 without one."""
+    def observe(self, widths: dict[str, int], progress: Progress) -> Observers | None:
+        """Sample every clip and watch the inputs of the linears named in `widths` (layer -> input channels).
+
+        Returns what all ranks saw, on rank 0; None on the others, which keep their state until `forget`.
+        """
+        with self.ranks.together():
+            found = self._own(widths, progress)
+        arrays, leader = found.state()
+        packed = b"" if self.ranks.first else safetensors.numpy.save(arrays, {"vditc": json.dumps(leader)})
+        for state in self.ranks.collect(packed):
+            other = Observers(widths, found.steps, self.rows)
+            header = json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])
+            other.restore(safetensors.numpy.load(state), json.loads(header["__metadata__"]["vditc"]))
+            found.merge(other)
+        return found if self.ranks.first else None
+
+    def forget(self) -> None:
+        """Remove this rank's state: the calibration is written."""
+        self.state.unlink(missing_ok=True)
+
+    def _own(self, widths: dict[str, int], progress: Progress) -> Observers:
+        """What this rank's clips show."""
+        steps, clips = len(self.scheduler.timesteps), self.ranks.share(len(self.conditioning))
+        if self.ranks.first and self.ranks.size > len(self.conditioning):
+            progress.note(f"{len(self.conditioning)} clips for {self.ranks.size} ranks: the others have nothing to sample")
+        at = _Position(Observers(widths, steps, self.rows), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size))
+        at = self._resume(at, len(clips), progress)
+        with progress.task("sample trajectories", len(clips) * steps) as advance:
+            for _ in range(at.clips * steps + at.steps):
+                advance()
+            if at.clips == len(clips):
+                return at.observers
+            specs, pause = self.adapter.inputs(self.source), _Pause()
+            model = FullPrecision(self.adapter, self.source, self.device, self.memory)
+            with _watched(model, at.observers) as watch:
+                for clip in clips[at.clips :]:
+
+                    def after(step: int, latents: Array, clip: int = clip) -> None:
+                        self._check_latents(latents, clip, step)
+                        self.ranks.look()
+                        at.steps, at.latents = step + 1, latents
+                        if step + 1 < steps and pause.over():
+                            with pause.begins():
+                                at.save(self.state)
+                        advance()
+
+                    watch.clip, chosen = clip, self.conditioning.clips([clip], specs)
+                    sample(watch, self.scheduler, chosen, self.guidance_scale, after, begin=at.steps, latents=at.latents)
+                    at.observers.check()
+                    at.clips, at.steps, at.latents = at.clips + 1, 0, None
+                    if at.clips == len(clips) or pause.over():
+                        with pause.begins():
+                            at.save(self.state)
+        return at.observers
+
+    def _check_latents(self, latents: Array, clip: int, step: int) -> None:
+        if not np.isfinite(latents).all():
+            raise InputError(
+                found="latents that are not finite",
+                wanted="finite numbers",
+                where=f"clip {clip} ({self.conditioning.prompts[clip]!r}), step {step}",
+                fix="check that the conditionings, the schedule and the weights are of this model",
+            )
+
+    def _resume(self, at: _Position, count: int, progress: Progress) -> _Position:
+        """Where an earlier, killed run of the same inputs was; `at` itself, the beginning, without one."""
         if not self.state.exists():
-            return fresh, 0
+            if strays := [p for p in self.work.glob(f"{STATE}*.safetensors") if self.ranks.first]:
+                progress.note(f"{strays[0]} is of another number of ranks: sampling starts anew")
+            return at
         try:
-            entries, metadata = read_header(self.state)
-            saved = json.loads(metadata["vditc"])
-            if saved["run"] != run:
-                progress.note(f"{self.state} is of another model, recipe, device or set of clips: sampling starts anew")
-                return fresh, 0
-            fresh.restore({name: entry.read() for name, entry in entries.items()}, saved["leader"])
-            clips = int(saved["clips"])
+            found = at.restored(self.state)
         except (InputError, KeyError, ValueError) as error:
             progress.note(f"{self.state} cannot be read ({error}): sampling starts anew")
-            return fresh, 0
-        progress.note(f"{self.state} holds {clips} of {len(self.conditioning)} clips: sampling goes on from there")
-        return fresh, clips
+            return at
+        if found is None:
+            progress.note(f"{self.state} is of another model, recipe, device or set of clips: sampling starts anew")
+            return at
+        begun = f" and {found.steps} steps" if found.steps else ""
+        progress.note(f"{self.state} holds {found.clips} of {count} clips{begun}: sampling goes on from there")
+        return found
 
-    def _run(self, widths: dict[str, int]) -> str:
-        """Digest of everything that the statistics depend on."""
+    def run(self, **more: Any) -> str:
+        """Digest of everything that statistics depend on, and what is made of them; and of `more`."""
         facts = {
             "model": self.source.digest,
             "recipe": self.recipe_digest,
-            "layers": widths,
             "rows": self.rows,
             "schedule": self.scheduler.to_json(),
             "guidance_scale": self.guidance_scale,
             "clips": self.conditioning.digest(),
             "device": self.device.type,  # a GPU adds in another order: half a run each would match neither
+            "vditc": importlib.metadata.version("vditc"),
+            **more,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-class _Watched:
-    """The full-precision model as a denoiser, its linears' inputs told to observers; use it as a context."""
+@dataclasses.dataclass
+class _Position:
+    """How far a run is, and what it has seen."""
 
-    def __init__(self, of: Trajectories, observers: Observers) -> None:
-        self.adapter, self.device, self.observers, self.step, self.clip = of.adapter, of.device, observers, 0, 0
+    observers: Observers
+    run: str
+    clips: int = 0  # that are done
+    steps: int = 0  # of the next one
+    latents: Array | None = None  # after those steps
+
+    def save(self, path: Path) -> None:
+        arrays, leader = self.observers.state()
+        if self.latents is not None:
+            arrays[LATENTS] = self.latents
+        info = {"run": self.run, "clips": self.clips, "steps": self.steps, "leader": leader}
+        write_tensors(path, arrays, {"vditc": json.dumps(info)})
+
+    def restored(self, path: Path) -> _Position | None:
+        """None for the state of another run; InputError, KeyError or ValueError for a damaged one."""
+        entries, metadata = read_header(path)
+        saved = json.loads(metadata["vditc"])
+        if saved["run"] != self.run:
+            return None
+        arrays = {name: entry.read() for name, entry in entries.items()}
+        latents = np.array(arrays.pop(LATENTS)) if saved["steps"] else None
+        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows)
+        observers.restore(arrays, saved["leader"])
+        return _Position(observers, self.run, int(saved["clips"]), int(saved["steps"]), latents)
+
+
+class _Pause:
+    """Between two states: long enough that saving takes its share and no more."""
+
+    def __init__(self) -> None:
+        self.until = time.monotonic() + SAVE_PAUSE
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    @contextmanager
+    def begins(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        now = time.monotonic()
+        self.until = now + max(SAVE_PAUSE, (now - began) * (1 / SAVE_SHARE - 1))
+
+
+@contextmanager
+def _watched(model: FullPrecision, observers: Observers) -> Iterator[_Watch]:
+    """A denoiser that tells `observers` what the linears read."""
+    watch = _Watch(model, observers)
+    with ExitStack() as hooks:
+        for layer in observers.widths:
+            hooks.callback(model.model.get_submodule(layer).register_forward_pre_hook(watch.hook(layer)).remove)
+        yield watch
+
+
+class _Watch:
+    def __init__(self, model: FullPrecision, observers: Observers) -> None:
+        self.model, self.observers, self.step, self.clip = model, observers, 0, 0
         self.last: tuple[str, torch.Tensor] | None = None  # the layer that ran last, and what it read
-        self.model = of.adapter.load(of.source).to(of.device)
-        self.context = contextlib.ExitStack()
 
-    def __enter__(self) -> _Watched:
-        for layer in self.observers.widths:
-            hook = self.model.get_submodule(layer).register_forward_pre_hook(self._hook(layer))
-            self.context.callback(hook.remove)
-        self.context.enter_context(exact_float32())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.context.close()
-
-    def _hook(self, layer: str) -> Any:
+    def hook(self, layer: str) -> Any:
         block = _BLOCK.match(layer)
 
         def watch(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -137,17 +243,17 @@ class _Watched:
                 return
             # Reduced where the tensor lives: K numbers and a few rows, not the activation, cross to the host.
             rows = x.flatten(0, -2)
-            self.observers.update(layer, self.step, rows.abs().amax(0).float().cpu().numpy())
+            # Two passes that only read are a third of abs(), which writes as much as the activation.
+            absmax = torch.maximum(rows.amax(0), -rows.amin(0)).abs()
+            self.observers.update(layer, self.step, absmax.float().cpu().numpy())
             if self.observers.rows:
                 sample = self.observers.sample(layer)
                 keys = row_keys((self.clip, self.step), len(rows))
-                chosen = np.flatnonzero(keys < sample.bar)
+                chosen = sample.chosen(keys)
                 sample.offer(keys[chosen], rows[torch.from_numpy(chosen).to(rows.device)].float().cpu().numpy())
 
         return watch
 
-    def __call__(self, feeds: Feeds, step: int) -> Array:
+    def __call__(self, feeds: Any, step: int) -> Array:
         self.step, self.last = step, None
-        given = {n: torch.tensor(a, device=self.device) for n, a in feeds.items()}
-        velocity: Array = self.adapter.forward(self.model, given).float().cpu().numpy()
-        return velocity
+        return self.model(feeds, step)

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.adapter import ModelAdapter
+from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.row_sample import RowSample
+from vditc.calibration import LayerCalibration
 from vditc.conditioning import Conditioning
 from vditc.correction import NONE, Correction
 from vditc.errors import InputError
@@ -120,13 +122,14 @@ class TrainingJob:
 
     source: ModelDir
     adapter: ModelAdapter
-    schemes: Mapping[str, Scheme]  # of every quantized layer
+    start: Mapping[str, LayerCalibration]  # every quantized layer, as `quantize` gave it
     conditioning: Conditioning
     scheduler: Schedule
     guidance_scale: float
     recipe_digest: str
     device: Any  # torch.device
-    work: Path  # folder for what a killed run leaves
+    work: Path  # folder for what a killed run leaves, seen by all ranks
+    ranks: Ranks
     progress: Progress
 
 
@@ -160,8 +163,8 @@ class TrainedMethod(Method):
             )
 
     @abc.abstractmethod
-    def train(self, job: TrainingJob, start: Mapping[str, Quantized]) -> Trained:
-        """Learn, from what `quantize` gave for every layer."""
+    def train(self, job: TrainingJob) -> Trained:
+        """Learn. All ranks call this; they share every batch."""
 
 
 def static_scale(absmax: Array, spec: QuantSpec) -> npt.NDArray[np.float32]:

@@ -99,25 +99,16 @@ class QVDiT(TrainedMethod):
             for layer, weight in weights.items()
         }
 
-    def train(self, job: TrainingJob, start: Mapping[str, Quantized]) -> Trained:
+    def train(self, job: TrainingJob) -> Trained:
         """See `TrainedMethod.train`: against the full-precision model's outputs on its own trajectories."""
-        examples = record(
-            source=job.source,
-            adapter=job.adapter,
-            conditioning=job.conditioning,
-            scheduler=job.scheduler,
-            guidance_scale=job.guidance_scale,
-            device=job.device,
-            folder=job.work / "trajectories",
-            progress=job.progress,
-        )
+        examples = record(job)
         now = Now(steps=torch.zeros(1, dtype=torch.int64))
         frames = job.adapter.frames_of(job.source, job.conditioning.latent_shape[1])
         random = torch.Generator().manual_seed(self.seed)
 
         def make(layer: str, linear: torch.nn.Linear) -> EstimatedLinear:
             order = job.adapter.frame_order(job.source, layer) if self.frame_factors else None
-            own = EstimatedLinear(job.schemes[layer], start[layer], linear.weight, linear.bias, now)
+            own = EstimatedLinear(job.start[layer], linear.weight, linear.bias, now)
             own.free(self, frames, order, random)
             return own
 

@@ -141,42 +141,67 @@ class Conditioning:
     def digest(self, index: int | None = None) -> str:
         """Of all that a clip's trajectory depends on, the prompt's words included; of all clips without `index`."""
         hashed = hashlib.sha256()
-        for name, array in sorted(self._tensors().items()):
+        for name, array in sorted(self.tensors().items()):
             own = array if index is None or len(array) != len(self) else array[index : index + 1]
             hashed.update(f"{name} {own.dtype} {own.shape}\n".encode() + np.ascontiguousarray(own).tobytes())
         chosen = slice(None) if index is None else slice(index, index + 1)
         hashed.update(json.dumps([self.prompts[chosen], self.seeds[chosen], self.latent_shape, self.known_frames]).encode())
         return hashed.hexdigest()
 
-    def _tensors(self) -> dict[str, Array]:
+    def subset(self, indices: Sequence[int], specs: Iterable[InputSpec]) -> Conditioning:
+        """Some of the clips; `specs` tell which inputs have one value for all."""
+        chosen = list(indices)
+        batched = {spec.name for spec in specs if spec.dims[0] == "batch"}
+
+        def of(array: Array) -> Array:
+            return array if len(array) == 1 and len(self) != 1 else array[chosen]
+
+        return dataclasses.replace(
+            self,
+            prompts=tuple(self.prompts[i] for i in chosen),
+            seeds=tuple(self.seeds[i] for i in chosen),
+            inputs={n: a[chosen] if n in batched else a for n, a in self.inputs.items()},
+            empty={n: of(a) if n in batched else a for n, a in self.empty.items()},
+            channels=None if self.channels is None else of(self.channels),
+            known=None if self.known is None else of(self.known),
+        )
+
+    def tensors(self) -> dict[str, Array]:
+        """What a file holds: inputs/NAME, empty/NAME, channels, known."""
         tensors = {f"inputs/{n}": a for n, a in self.inputs.items()} | {f"empty/{n}": a for n, a in self.empty.items()}
         return tensors | {n: a for n, a in (("channels", self.channels), ("known", self.known)) if a is not None}
 
+    def to_json(self) -> dict[str, Any]:
+        """The rest of it, plain data."""
+        return {"prompts": self.prompts, "seeds": self.seeds, "latent_shape": self.latent_shape, "known_frames": self.known_frames}
+
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        info = {"prompts": self.prompts, "seeds": self.seeds, "latent_shape": self.latent_shape, "known_frames": self.known_frames}
-        write_tensors(path, self._tensors(), {"vditc": json.dumps(info)})
+        write_tensors(path, self.tensors(), {"vditc": json.dumps(self.to_json())})
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array], info: Mapping[str, Any]) -> Conditioning:
+        """The inverse of `tensors` and `to_json`; KeyError, ValueError or TypeError for something else."""
+        c, f, h, w = info["latent_shape"]
+        if strangers := [n for n in arrays if n not in ("channels", "known") and not n.startswith(("inputs/", "empty/"))]:
+            raise ValueError(f"a tensor {strangers[0]}")
+        return cls(
+            prompts=tuple(info["prompts"]),
+            seeds=tuple(info["seeds"]),
+            latent_shape=(c, f, h, w),
+            known_frames=tuple(info["known_frames"]),
+            inputs={n.removeprefix("inputs/"): a for n, a in arrays.items() if n.startswith("inputs/")},
+            empty={n.removeprefix("empty/"): a for n, a in arrays.items() if n.startswith("empty/")},
+            channels=arrays.get("channels"),
+            known=arrays.get("known"),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Conditioning:
         """Read what `save` wrote."""
         entries, metadata = read_header(path)
         try:
-            info: dict[str, Any] = json.loads(metadata["vditc"])
-            c, f, h, w = info["latent_shape"]
-            arrays = {name: np.array(entry.read()) for name, entry in entries.items()}
-            if strangers := [n for n in arrays if n not in ("channels", "known") and not n.startswith(("inputs/", "empty/"))]:
-                raise ValueError(f"a tensor {strangers[0]}")
-            return cls(
-                prompts=tuple(info["prompts"]),
-                seeds=tuple(info["seeds"]),
-                latent_shape=(c, f, h, w),
-                known_frames=tuple(info["known_frames"]),
-                inputs={n.removeprefix("inputs/"): a for n, a in arrays.items() if n.startswith("inputs/")},
-                empty={n.removeprefix("empty/"): a for n, a in arrays.items() if n.startswith("empty/")},
-                channels=arrays.get("channels"),
-                known=arrays.get("known"),
-            )
+            return cls.of({name: np.array(entry.read()) for name, entry in entries.items()}, json.loads(metadata["vditc"]))
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(
                 found=f"no conditioning ({error})",

@@ -82,14 +82,18 @@ def sample(
     clips: Clips,
     guidance_scale: float,
     on_step: Callable[[int, Array], None] | None = None,
+    *,
+    begin: int = 0,
+    latents: Array | None = None,
 ) -> npt.NDArray[np.float32]:
     """Denoise `clips`; returns their latents [B, C, F, H, W].
 
     Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): v = v_empty + scale * (v_text - v_empty); both branches run
     as one batch of 2B, prompts first. At scale 1 only the prompts run. `on_step(index, latents after the step)`.
+    `begin` and `latents`, those after step `begin - 1`, go on with clips that were begun.
     """
-    guided, latents = guidance_scale != 1.0, clips.start(scheduler)
-    for index in range(len(scheduler.timesteps)):
+    guided, latents = guidance_scale != 1.0, clips.start(scheduler) if latents is None else latents
+    for index in range(begin, len(scheduler.timesteps)):
         predicted = denoise(clips.feeds(scheduler, index, latents, guided=guided), index)
         if guided:
             with_text, without = np.split(predicted, 2)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import numpy.typing as npt
 import pytest
 import torch
 from tiny_model import save_tiny_model
+from watcher import Watcher
 
 from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.rtn import RoundToNearest
-from vditc.calibrate.stage import STATE, calibrate, check_layer, uncalibrated
+from vditc.calibrate.stage import calibrate, check_layer, uncalibrated
 from vditc.calibration import Calibration
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
@@ -33,28 +33,6 @@ from vditc.toml_data import Table
 STEPS = 3
 CLIPS = 2
 GUIDANCE = 2.0
-
-
-class Watcher:
-    """Progress that counts, keeps notes, and can kill the run at one of its parts."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.advanced: dict[str, int] = {}
-        self.kill_at = kill_at
-
-    @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        def advance() -> None:
-            self.advanced[title] = self.advanced.get(title, 0) + 1
-            if sum(self.advanced.values()) == self.kill_at:
-                raise KeyboardInterrupt
-
-        yield advance
-        assert self.advanced.get(title, 0) == total
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 class CannotRun(Wan):
@@ -81,7 +59,9 @@ def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Call
             "work": tmp_path / "work",
             "progress": Watcher(),
         }
-        return calibrate(**(arguments | changes))
+        found = calibrate(**(arguments | changes))
+        assert found is not None
+        return found
 
     return call
 
@@ -155,7 +135,7 @@ def test_killed_run_resumes_to_the_same_bytes(run: Callable[..., Calibration], t
     with pytest.raises(KeyboardInterrupt):
         run(progress=Watcher(kill_at))
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / "work" / STATE).exists() == bool(clips_kept)
+    assert (tmp_path / "work" / "observers.safetensors").exists() == bool(clips_kept)
     again = Watcher()
     run(progress=again, **({"adapter": CannotRun()} if clips_kept == CLIPS else {}))
     assert [n for n in again.notes if f"holds {clips_kept} of {CLIPS} clips" in n] == again.notes[:clips_kept]
@@ -188,7 +168,7 @@ def test_state_of_another_run_is_not_used(
 
 def test_damaged_state_is_said_and_not_used(run: Callable[..., Calibration], tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / STATE).write_bytes(b"\x08\x00\x00")
+    (tmp_path / "work" / "observers.safetensors").write_bytes(b"\x08\x00\x00")
     again = Watcher()
     run(progress=again)
     assert "cannot be read" in again.notes[0] and again.notes[0].endswith("sampling starts anew")

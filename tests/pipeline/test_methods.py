@@ -40,7 +40,7 @@ def recipe(method: str) -> Recipe:
 
 
 def calibrated(tiny: ModelDir, conditioning: Conditioning, method: str, out: Path) -> Calibration:
-    return calibrate(
+    found = calibrate(
         source=tiny,
         adapter=adapter_for(tiny),
         recipe=recipe(method),
@@ -51,6 +51,8 @@ def calibrated(tiny: ModelDir, conditioning: Conditioning, method: str, out: Pat
         work=out.parent / "work",
         progress=SILENT,
     )
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("method", sorted(methods()))

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vditc.errors import VditcError
+from vditc.progress import SILENT
+from vditc.progress import Progress as Watcher
 
 app = typer.Typer(
     name="vditc",
@@ -24,7 +26,7 @@ app = typer.Typer(
 console = Console()
 complain = Console(stderr=True)
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
-COMMANDS = ("compile", "stages", "use", "inspect", "lists", "demo")
+COMMANDS = ("compile", "stages", "dataset", "use", "inspect", "lists", "demo")
 
 EXTRAS = {  # package -> the extra of vditc that installs it
     "torch": "calibrate,export",
@@ -55,6 +57,11 @@ class RichProgress:
     def note(self, text: str) -> None:
         """One line."""
         complain.print(text, markup=False, highlight=False)
+
+
+def progress_of(rank: int) -> Watcher:
+    """Bars for rank 0; the others work in silence."""
+    return SILENT if rank else RichProgress()
 
 
 def main() -> None:

@@ -22,9 +22,17 @@ ConditioningOption = Annotated[Path | None, typer.Option("--conditioning", help=
 LoraOption = Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse; repeat for several")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="sizes to serve: 480p81,batch=1:2:2 or frames=1f:41f:81f,height=480px")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N]")]
+MemoryOption = Annotated[float | None, typer.Option("--memory", help="GiB that weights may take [default: half of what is free]")]
 ForceOption = Annotated[bool, typer.Option("--force", help="replace what is there")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def memory_bytes(gibibytes: float | None) -> int | None:
+    """Of --memory; None without it."""
+    if gibibytes is not None and not 0 < gibibytes < 2**20:
+        raise InputError(found=f"{gibibytes:g} GiB", wanted="more than 0", where="--memory", fix="say how many GiB weights may take")
+    return None if gibibytes is None else int(gibibytes * 2**30)
 
 
 def read_prompts(path: Path | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vditc.cli.app import RichProgress, app, console
+from vditc.cli.app import RichProgress, app, console, progress_of
 from vditc.cli.options import (
     ConditioningOption,
     DeviceOption,
@@ -17,6 +17,7 @@ from vditc.cli.options import (
     GuidanceOption,
     JsonOption,
     LoraOption,
+    MemoryOption,
     ModelArg,
     OutOption,
     PartOption,
@@ -25,6 +26,7 @@ from vditc.cli.options import (
     RecipeOption,
     StepsOption,
     fresh,
+    memory_bytes,
     read_prompts,
 )
 from vditc.errors import InputError
@@ -51,40 +53,47 @@ def calibrate_command(
     part: PartOption = None,
     lora: LoraOption = None,
     device: DeviceOption = "auto",
+    memory: MemoryOption = None,
     force: ForceOption = False,
 ) -> None:
     """Quantize the weights and observe activations on real trajectories; write calibration.safetensors.
 
-    An interrupted run leaves OUT.work beside OUT and goes on from it when it is repeated.
+    An interrupted run leaves OUT.work beside OUT and goes on from it when it is repeated. Under torchrun the ranks share the clips.
     """
-    chosen, path = Recipe.load(recipe), fresh(out, force)
+    chosen, path, limit, given = Recipe.load(recipe), fresh(out, force), memory_bytes(memory), read_prompts(prompts)
 
+    from vditc.calibrate.ranks import joined_ranks
     from vditc.calibrate.stage import calibrate
     from vditc.export.adapters.registry import adapter_for
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
     from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
 
-    source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
-    adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
-    channels, sizes = adapter.latent_channels(source), adapter.sizes(source)
-    check_clip(sizes, sampling, source)
-    count, seed = chosen.calibration_prompts, chosen.calibration_seed
-    work = path.with_name(path.name + ".work")
-    result = calibrate(
-        source=source,
-        adapter=adapter,
-        recipe=chosen,
-        conditioning=load_conditioning(conditioning, adapter.inputs(source), sizes)
-        if conditioning
-        else conditioning_for(parts, sampling, channels, count, seed, read_prompts(prompts)),
-        scheduler=parts.schedule(sampling.steps),
-        guidance_scale=sampling.guidance_scale,
-        out=path,
-        work=work,
-        progress=RichProgress(),
-        device=device,
-    )
+    with joined_ranks() as ranks:
+        source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
+        adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
+        channels, sizes = adapter.latent_channels(source), adapter.sizes(source)
+        check_clip(sizes, sampling, source)
+        count, seed = chosen.calibration_prompts, chosen.calibration_seed
+        work = path.with_name(path.name + ".work")
+        result = calibrate(
+            source=source,
+            adapter=adapter,
+            recipe=chosen,
+            conditioning=load_conditioning(conditioning, adapter.inputs(source), sizes)
+            if conditioning
+            else conditioning_for(parts, sampling, channels, count, seed, given),
+            scheduler=parts.schedule(sampling.steps),
+            guidance_scale=sampling.guidance_scale,
+            out=path,
+            work=work,
+            progress=progress_of(ranks.rank),
+            device=device,
+            memory=limit,
+            ranks=ranks,
+        )
+    if result is None:
+        return
     if work.exists() and not any(work.iterdir()):
         work.rmdir()
     say(f"wrote {path}: {len(result.layers)} layers quantized, {len(result.kept)} kept, {result.mean_bits:.2f} bits per weight")
