@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from tolerances import relative_l2
 
 from vditc.adapter import ROLES, ModelAdapter
 from vditc.calibration import Calibration, Kept, LayerCalibration
+from vditc.correction import FrameOrder
 from vditc.errors import VditcError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.describe import describe_inputs
@@ -153,6 +155,65 @@ def check_patches(p: PreparedCase) -> None:
         assert attributes(p.model) == own
         assert all(map(np.array_equal, before, p.wanted(shape)))
         assert distance(patched, before) <= p.case.patch_tolerance
+
+
+def check_frame_orders(p: PreparedCase) -> None:
+    """Noise in one latent frame of one clip changes just the rows that `frame_order` calls that frame's, with and without patches.
+
+    That holds for the first layer of each order, in front of which no frame has seen another; behind it these rows change most, but
+    for what attention answers, which has the order of its queries.
+    """
+    shape = next((s for s in p.case.shapes if p.feeds(s)["hidden_states"].shape[2] > 1), None)
+    orders = {n: order for n in p.adapter.layer_roles(p.source) if (order := p.adapter.frame_order(p.source, n))}
+    if shape is None or not orders:
+        pytest.skip("a model of images, or one whose rows are not frames alone")
+    feeds = p.feeds(shape)
+    clips, latents = feeds["hidden_states"].shape[0], feeds["hidden_states"].shape[2]
+    frames = p.adapter.frames_of(p.source, latents)
+
+    def rows(given: Arrays) -> dict[str, torch.Tensor]:
+        """Inputs of the layers, in the order in which they run: [clips, frames, tokens of a frame, K]."""
+        seen: dict[str, torch.Tensor] = {}
+
+        def hook(name: str, order: FrameOrder) -> Any:
+            def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                assert name not in seen, f"{name} runs twice"
+                x = inputs[0].reshape(*order.shape(clips, frames), inputs[0].shape[-1])
+                seen[name] = x if order is FrameOrder.FRAMES_FIRST else x.transpose(1, 2)
+
+            return keep
+
+        hooks = [p.model.get_submodule(n).register_forward_pre_hook(hook(n, order)) for n, order in orders.items()]
+        with torch.no_grad():
+            p.adapter.forward_all(p.model, {n: torch.from_numpy(a) for n, a in given.items()})
+        for handle in hooks:
+            handle.remove()
+        return seen
+
+    moving = {s.name: s.dims.index("frames") for s in p.adapter.inputs(p.source) if len(s.dims) >= 5 and "frames" in s.dims}
+    moving |= {"hidden_states": 2}
+    for patched in (False, True):
+        with p.adapter.patched(p.model) if patched else contextlib.nullcontext():
+            before, counts = rows(feeds), dict.fromkeys(orders, 0)
+            for latent in range(latents):
+                noisy = {n: a.copy() for n, a in feeds.items()}
+                for name, axis in moving.items():
+                    part = np.moveaxis(noisy[name], axis, 0)[latent, -1]
+                    part += np.random.default_rng(latent).standard_normal(part.shape).astype(part.dtype)
+                after, first = rows(noisy), set(FrameOrder)
+                assert list(after) == list(before) and set(after) == set(orders)
+                for name, x in after.items():
+                    change = (x - before[name]).abs().amax(-1)  # [clips, frames, tokens]
+                    where = name, "patched" if patched else "as it is", latent
+                    own = torch.zeros_like(change, dtype=torch.bool)
+                    own[-1, latent * frames // latents] = True
+                    if orders[name] in first and change.any():
+                        first.remove(orders[name])
+                        assert torch.equal(change > 0, own), where
+                    counts[name] += bool(own.any(-1).flatten()[change.mean(-1).argmax()])
+                assert not first & set(orders.values())
+            answers = {n for n, role in p.adapter.layer_roles(p.source).items() if role.endswith("attn.out")}
+            assert all(counts[name] == latents for name in orders if name not in answers), counts
 
 
 def check_streamed(p: PreparedCase) -> None:

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec
+from vditc.correction import FrameOrder
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -46,6 +48,7 @@ class Allegro(DiffusersAdapter):
         r"transformer_blocks\.\d+\.ff\.net\.2": "ffn.out",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {**block_frames(), **frames_first("proj_out")}
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """hidden_states [B, C, F, H, W], encoder_hidden_states [B, T, text_dim], timestep [B], encoder_attention_mask [B, T]."""

@@ -12,6 +12,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
 from vditc.adapter import InputSpec, Loop
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.export.diffusers_adapter import DiffusersAdapter
 from vditc.export.patches import GridRotary, TimeFrequencies, plain_attention, replaced, rotate_neighbours, still
 from vditc.model_dir import ModelDir
@@ -54,6 +55,7 @@ class CogVideoX(DiffusersAdapter):
         r"norm_out\.linear": "modulation",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {}  # attention and feed-forward see text and video as one sequence
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
         """One, whose last block need not update the text."""

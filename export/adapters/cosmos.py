@@ -11,8 +11,10 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.errors import InputError
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_halves
 from vditc.model_dir import ModelDir
 
@@ -55,6 +57,7 @@ class Cosmos(DiffusersAdapter):
         r"norm_out\.linear_[12]": "modulation",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {**block_frames(), **frames_first(r"patch_embed\.proj", "proj_out")}
 
     def is_layer(self, source: ModelDir, weight: str) -> bool:
         """Learned positions are tables."""

@@ -12,8 +12,10 @@ import torch
 
 from vditc.adapter import InputSpec, Loop
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.export.adapters.cogvideox import Rotary
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 
@@ -59,11 +61,20 @@ class EasyAnimate(DiffusersAdapter):
         r"norm_out\.linear": "modulation",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = frames_first(
+        r"transformer_blocks\.\d+\.attn1\.to_(q|k|v|out\.0)", r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)", "proj_out"
+    )
 
     def is_layer(self, source: ModelDir, weight: str) -> bool:
         """All but what the last block computes for text, which nobody reads."""
         last = rf"transformer_blocks\.{int(source.config['num_layers']) - 1}\.(attn1\.to_add_out|txt_ff\.net\..*)\.weight"
         return not re.fullmatch(last, weight) and super().is_layer(source, weight)
+
+    def frame_order(self, source: ModelDir, layer: str) -> FrameOrder | None:
+        """None in blocks whose layers text and video share."""
+        own = int(source.config["mmdit_layers"])
+        block = re.match(r"transformer_blocks\.(\d+)\.", layer)
+        return None if block and int(block[1]) >= own else super().frame_order(source, layer)
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
         """One, whose last block need not update the text; of two kinds of blocks, the second is repeated."""

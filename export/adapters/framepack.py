@@ -12,6 +12,7 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.export.adapters.hunyuan_blocks import Joint, block_changes, counted, key_mask, patch_grid, refiner_changes, unpatchify
 from vditc.export.adapters.hunyuan_video import HunyuanVideo
 from vditc.export.patches import GridRotary, TimeFrequencies, replaced
@@ -40,6 +41,7 @@ class Framepack(HunyuanVideo):
         r"image_projection\.up": "image_embed.in",
         r"image_projection\.down": "image_embed.out",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {}  # what is before comes in front of the clip's tokens
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """Those of `HunyuanVideo`, image_embeds [B, image_tokens, image_proj_dim], old latents [B, C, 2 or 16, H, W]; int64 indices."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec, Loop
+from vditc.correction import FrameOrder
 from vditc.export.adapters.wan import Wan
 from vditc.export.adapters.wan_blocks import latent_axes, unpack
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_neighbours
@@ -30,6 +31,7 @@ class Helios(Wan):
     model_class: ClassVar[str] = "HeliosTransformer3DModel"
     presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {"384p33": (33, 384, 640)}
     roles: ClassVar[Mapping[str, str]] = {**Wan.roles, r"patch_(short|mid|long)": "patch_embed"}
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {}  # what is before comes in front of the clip's tokens
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
         """Nobody reads what the last block makes of the past."""

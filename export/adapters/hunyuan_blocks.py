@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vditc.correction import FrameOrder
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, rotate_neighbours, still
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -59,6 +61,11 @@ VIDEO_ROLES: Mapping[str, str] = {
     r"single_transformer_blocks\.\d+\.proj_mlp": "ffn.in",
     r"single_transformer_blocks\.\d+\.proj_out": "ffn.out",  # of attention's and feed-forward's channels side by side
 }
+
+# Of double blocks; single blocks have video and text in one sequence.
+DOUBLE_FRAMES: Mapping[str, FrameOrder] = frames_first(
+    r"transformer_blocks\.\d+\.attn\.to_(q|k|v|out\.0)", r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)", "proj_out"
+)
 
 
 class Joint:

@@ -11,7 +11,9 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.export.adapters.hunyuan_blocks import (
+    DOUBLE_FRAMES,
     TEXT_ROLES,
     VIDEO_ROLES,
     Joint,
@@ -40,6 +42,7 @@ class HunyuanVideo(DiffusersAdapter):
     lists: ClassVar[Mapping[str, str]] = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
     presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {"544p129": (129, 544, 960), "720p129": (129, 720, 1280)}
     roles: ClassVar[Mapping[str, str]] = {**VIDEO_ROLES, **TEXT_ROLES}
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = DOUBLE_FRAMES
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """hidden_states [B, C, F, H, W], timestep [B], encoder_hidden_states [B, text_tokens, text_embed_dim], its mask [B, text_tokens],

@@ -12,7 +12,9 @@ import torch
 
 from vditc.adapter import InputSpec, Loop
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.export.adapters.hunyuan_blocks import (
+    DOUBLE_FRAMES,
     DOUBLE_ROLES,
     TEXT_ROLES,
     Joint,
@@ -52,6 +54,7 @@ class HunyuanVideo15(DiffusersAdapter):
         **DOUBLE_ROLES,
         **TEXT_ROLES,
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = DOUBLE_FRAMES
 
     def is_layer(self, source: ModelDir, weight: str) -> bool:
         """All but the table of kinds of text and what the last block computes for text, which nobody reads."""

@@ -11,8 +11,10 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.checkpoint import read_json
+from vditc.correction import FrameOrder
 from vditc.errors import InputError
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -54,6 +56,12 @@ class Kandinsky5(DiffusersAdapter):
         r"visual_transformer_blocks\.\d+\.feed_forward\.out_layer": "ffn.out",
         r"out_layer\.out_layer": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = frames_first(
+        r"visual_transformer_blocks\.\d+\.self_attention\.(to_(query|key|value)|out_layer)",
+        r"visual_transformer_blocks\.\d+\.cross_attention\.(to_query|out_layer)",
+        r"visual_transformer_blocks\.\d+\.feed_forward\.(in|out)_layer",
+        r"out_layer\.out_layer",
+    )
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """hidden_states [B, C, F, H, W], timestep [B], encoder_hidden_states [B, text_tokens, in_text_dim],

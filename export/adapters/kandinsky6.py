@@ -11,8 +11,10 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.export.adapters.kandinsky5 import STRIDE, rotary_tables
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 
@@ -63,6 +65,13 @@ class Kandinsky6(DiffusersAdapter):
         r"visual_transformer_blocks\.\d+\.audio_dec_block\.feed_forward\.net\.2": "audio_ffn.out",
         r"(audio_)?out_layer\.out_layer": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = frames_first(
+        r"visual_transformer_blocks\.\d+\.video_dec_block\.self_attention\.(to_(query|key|value)|out_layer)",
+        r"visual_transformer_blocks\.\d+\.(video_dec_block\.cross|va_cross)_attention\.(to_query|out_layer)",
+        r"visual_transformer_blocks\.\d+\.av_cross_attention\.to_(key|value)",
+        r"visual_transformer_blocks\.\d+\.video_dec_block\.feed_forward\.net\.(0\.proj|2)",
+        r"out_layer\.out_layer",
+    )
 
     def is_layer(self, source: ModelDir, weight: str) -> bool:
         """The table of frame types is no layer."""

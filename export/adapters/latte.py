@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec, Loop
+from vditc.correction import FrameOrder
 from vditc.export.adapters.pixart import PixArt, block_patches, head, text_dim
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import replaced
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -37,6 +39,12 @@ class Latte(PixArt):
         r"temporal_transformer_blocks\.\d+\.attn1\.to_out\.0": "temporal_attn.out",
         r"temporal_transformer_blocks\.\d+\.ff\.net\.0\.proj": "ffn.in",
         r"temporal_transformer_blocks\.\d+\.ff\.net\.2": "ffn.out",
+    }
+    # Text is repeated for every frame in diffusers' module and broadcast in the exported one, so its layers have no order.
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {
+        **block_frames(),
+        r"temporal_transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))": FrameOrder.TOKENS_FIRST,
+        **frames_first("proj_out"),
     }
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:

@@ -12,8 +12,10 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.checkpoint import read_json
+from vditc.correction import FrameOrder
 from vditc.errors import InputError
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -56,6 +58,7 @@ class LtxVideo(DiffusersAdapter):
         r"transformer_blocks\.\d+\.ff\.net\.2": "ffn.out",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {**block_frames(), **frames_first("proj_in", "proj_out")}
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """hidden_states [B, C, F, H, W], encoder_hidden_states [B, T, caption_channels], timestep [B, F], mask [B, T], frame_rate [1]."""

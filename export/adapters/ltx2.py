@@ -11,9 +11,11 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.errors import InputError
 from vditc.export.adapters.ltx2_blocks import RotaryTables, Stream, attend, run_block
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import TimeFrequencies, replaced
 from vditc.model_dir import ModelDir
 
@@ -56,6 +58,16 @@ class Ltx2(DiffusersAdapter):
         r"transformer_blocks\.\d+\.audio_ff\.net\.0\.proj": "audio_ffn.in",
         r"transformer_blocks\.\d+\.audio_ff\.net\.2": "audio_ffn.out",
         r"(audio_)?proj_out": "head",
+    }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {
+        **block_frames(cross=r"attn2\.to_(q|out\.0)"),
+        **frames_first(
+            "proj_in",
+            "proj_out",
+            r"transformer_blocks\.\d+\.(attn[12]|audio_to_video_attn)\.to_gate_logits",
+            r"transformer_blocks\.\d+\.audio_to_video_attn\.to_(q|out\.0)",
+            r"transformer_blocks\.\d+\.video_to_audio_attn\.to_(k|v)",
+        ),
     }
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:

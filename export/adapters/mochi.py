@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec, Loop
+from vditc.correction import FrameOrder
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -49,6 +51,7 @@ class Mochi(DiffusersAdapter):
         r"norm_out\.linear": "modulation",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {**block_frames(cross=r"attn1\.to_out\.0"), **frames_first("proj_out")}
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
         """The last block does not compute the text any further."""

@@ -12,8 +12,10 @@ import torch
 from vditc.adapter import InputSpec, Loop
 from vditc.axis import Axis
 from vditc.checkpoint import read_json
-from vditc.export.adapters.hunyuan_blocks import VIDEO_ROLES, Joint, Pair, block_changes, key_mask, patch_grid, unpatchify
+from vditc.correction import FrameOrder
+from vditc.export.adapters.hunyuan_blocks import DOUBLE_FRAMES, VIDEO_ROLES, Joint, Pair, block_changes, key_mask, patch_grid, unpatchify
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import GridRotary, TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 
@@ -40,6 +42,10 @@ class MotifVideo(DiffusersAdapter):
         r"(single_)?transformer_blocks\.\d+\.cross_attn\.to_k": "cross_attn.k",
         r"(single_)?transformer_blocks\.\d+\.cross_attn\.to_v": "cross_attn.v",
         r"(single_)?transformer_blocks\.\d+\.cross_attn\.to_out\.0": "cross_attn.out",
+    }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {
+        **DOUBLE_FRAMES,
+        **frames_first(r"transformer_blocks\.\d+\.cross_attn\.to_(q|out\.0)"),
     }
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:

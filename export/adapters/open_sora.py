@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec, Loop
+from vditc.correction import FrameOrder
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import frames_first
 from vditc.export.open_sora.stdit import STDiT
 from vditc.export.open_sora.stdit3 import STDiT3
 from vditc.model_dir import ModelDir
@@ -61,6 +63,10 @@ class OpenSora(DiffusersAdapter):
         r"blocks\.\d+\.attn_temp\.qkv": "temporal_attn.qkv",
         r"blocks\.\d+\.attn_temp\.proj": "temporal_attn.out",
         **_block("blocks"),
+    }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {
+        **frames_first(r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|proj)|mlp\.fc[12])", r"final_layer\.linear"),
+        r"blocks\.\d+\.attn_temp\.(qkv|proj)": FrameOrder.TOKENS_FIRST,
     }
 
     def class_(self) -> Any:
@@ -137,6 +143,15 @@ class OpenSora12(OpenSora):
         r"temporal_blocks\.\d+\.attn\.qkv": "temporal_attn.qkv",
         r"temporal_blocks\.\d+\.attn\.proj": "temporal_attn.out",
         **_block("(spatial|temporal)_blocks"),
+    }
+    # Temporal blocks go over the frames of a place in their self-attention alone.
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {
+        **frames_first(
+            r"spatial_blocks\.\d+\.attn\.(qkv|proj)",
+            r"(spatial|temporal)_blocks\.\d+\.(cross_attn\.(q_linear|proj)|mlp\.fc[12])",
+            r"final_layer\.linear",
+        ),
+        r"temporal_blocks\.\d+\.attn\.(qkv|proj)": FrameOrder.TOKENS_FIRST,
     }
 
     def class_(self) -> Any:

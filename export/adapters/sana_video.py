@@ -11,9 +11,11 @@ import torch
 
 from vditc.adapter import InputSpec
 from vditc.axis import Axis
+from vditc.correction import FrameOrder
 from vditc.errors import InputError
 from vditc.export.adapters.wan_blocks import RotaryTables, grid_of
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import TimeFrequencies, plain_attention, replaced, rotate_neighbours
 from vditc.model_dir import ModelDir
 
@@ -51,6 +53,9 @@ class SanaVideo(DiffusersAdapter):
         r"transformer_blocks\.\d+\.ff\.conv_(point|temp)": "other_embed.out",
         r"proj_out": "head",
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = frames_first(
+        r"transformer_blocks\.\d+\.attn1\.to_(q|k|v|out\.0)", r"transformer_blocks\.\d+\.attn2\.to_(q|out\.0)", "proj_out"
+    )
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """hidden_states [B, C, F, H, W], encoder_hidden_states [B, T, caption_channels], timestep [B, F], encoder_attention_mask [B, T]."""

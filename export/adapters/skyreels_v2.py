@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec
+from vditc.correction import FrameOrder
 from vditc.export.adapters.wan import Wan
 from vditc.export.adapters.wan_blocks import RotaryTables, finish, frame_tokens, grid_of, latent_axes, other_json, wan_changes
 from vditc.export.patches import replaced
@@ -44,6 +45,10 @@ class SkyReelsV2(Wan):
     def time_per_frame(self, source: ModelDir) -> bool:
         """Whether this is a diffusion-forcing model."""
         return "DiffusionForcing" in str(other_json(source, "model_index.json").get("_class_name"))
+
+    def frame_order(self, source: ModelDir, layer: str) -> FrameOrder | None:
+        """None for a model that is told the frame rate: diffusers' class runs clips of a batch one by one."""
+        return None if source.config.get("inject_sample_info") else super().frame_order(source, layer)
 
     def inputs(self, source: ModelDir) -> tuple[InputSpec, ...]:
         """Wan's, and fps [B] with `inject_sample_info`: 0 for 16 frames a second, 1 for 24."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec
+from vditc.correction import FrameOrder
 from vditc.export.adapters.wan_blocks import (
     EMBEDDER_ROLES,
     IMAGE_TOKENS,
@@ -24,6 +25,7 @@ from vditc.export.adapters.wan_blocks import (
     wan_changes,
 )
 from vditc.export.diffusers_adapter import DiffusersAdapter
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import replaced
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -47,6 +49,7 @@ class Wan(DiffusersAdapter):
         "704p121": (121, 704, 1280),
     }
     roles: ClassVar[Mapping[str, str]] = {**EMBEDDER_ROLES, **block_roles()}
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {**block_frames("blocks", feed_forward="ffn"), **frames_first("proj_out")}
 
     def time_per_frame(self, source: ModelDir) -> bool:
         """Whether `timestep` is [batch, frames]."""

@@ -11,8 +11,10 @@ import torch
 from torch.nn import functional
 
 from vditc.adapter import InputSpec, Loop
+from vditc.correction import FrameOrder
 from vditc.export.adapters.wan import Wan
 from vditc.export.adapters.wan_blocks import RotaryTables, latent_axes, unpack, wan_changes
+from vditc.export.frame_orders import frames_first
 from vditc.export.patches import plain_attention, replaced
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis
@@ -40,6 +42,7 @@ class WanAnimate(Wan):
         r"face_encoder\.out_proj": "other_embed.out",
         **{rf"face_adapter\.\d+\.to_{part}": f"image_attn.{part}" for part in ("q", "k", "v", "out")},
     }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {**Wan.frame_orders, **frames_first(r"face_adapter\.\d+\.to_(q|out)")}
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:
         """A face attention and the blocks around it, as far as the next."""

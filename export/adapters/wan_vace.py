@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from vditc.adapter import InputSpec, Loop
+from vditc.correction import FrameOrder
 from vditc.export.adapters.wan import Wan
 from vditc.export.adapters.wan_blocks import RotaryTables, attend, block_roles, unpack, wan_changes
+from vditc.export.frame_orders import block_frames, frames_first
 from vditc.export.patches import replaced
 from vditc.model_dir import ModelDir
 
@@ -29,6 +31,11 @@ class WanVACE(Wan):
         r"vace_patch_embedding": "patch_embed",
         r"vace_blocks\.0\.proj_in": "other_embed.in",
         r"vace_blocks\.\d+\.proj_out": "other_embed.out",
+    }
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {
+        **Wan.frame_orders,
+        **block_frames("vace_blocks", feed_forward="ffn"),
+        **frames_first(r"vace_blocks\.\d+\.proj_(in|out)"),
     }
 
     def loops(self, config: Mapping[str, Any]) -> tuple[Loop, ...]:

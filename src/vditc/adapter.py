@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from vditc.correction import FrameOrder
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.profile import Axis, Profile, Range, Sizes
@@ -104,6 +105,20 @@ class ModelAdapter(abc.ABC):
     published: ClassVar[Mapping[str, Any]] = {}
     # graph output -> the input whose axes it has, maybe with other channels; the prediction for the latents first
     outputs: ClassVar[Mapping[str, str]] = {"velocity": "hidden_states"}
+
+    # Regular expression over a module's name -> how the rows of that linear's input, all leading axes flattened, are made of clips,
+    # frames and tokens; only where they are the video's tokens, each once, in diffusers' module and in the `patched` one alike.
+    frame_orders: ClassVar[Mapping[str, FrameOrder]] = {}
+
+    def frame_order(self, source: ModelDir, layer: str) -> FrameOrder | None:
+        """How the rows of a layer's input are laid out; None where they are not the video's tokens alone."""
+        return next((order for p, order in self.frame_orders.items() if re.fullmatch(p, layer)), None)
+
+    def frames_of(self, source: ModelDir, latents: int) -> int:
+        """Frames of tokens of a clip of so many latent frames: fewer where a patch spans several of them."""
+        patch = source.config.get("patch_size")
+        depth = patch[0] if isinstance(patch, (list, tuple)) else source.config.get("patch_size_t") or 1
+        return latents // int(depth)
 
     def layer_roles(self, source: ModelDir) -> dict[str, str]:
         """Layer name -> role of every linear (and patch convolution) of the checkpoint, in checkpoint order."""

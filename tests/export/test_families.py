@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import family_checks as checks
 import pytest
 from family_case import Case, cases
 
+from vditc.export.adapters.registry import adapters
 from vditc.scheme import Scheme
 
 CASES = cases()
@@ -30,6 +32,20 @@ def test_roles(prepared: checks.PreparedCase) -> None:
 
 def test_patches(prepared: checks.PreparedCase) -> None:
     checks.check_patches(prepared)
+
+
+def test_frame_orders(prepared: checks.PreparedCase) -> None:
+    checks.check_frame_orders(prepared)
+
+
+def test_every_frame_order_is_of_some_layer() -> None:
+    unused: dict[str, set[str]] = {}
+    for case in CASES:
+        adapter = adapters()[case.config["_class_name"]]
+        layers = [name for name, _ in adapter.build(case.config).named_modules()]
+        own = unused.setdefault(adapter.name, set(adapter.frame_orders))
+        own -= {pattern for pattern in own if any(re.fullmatch(pattern, layer) for layer in layers)}
+    assert not any(unused.values()), unused
 
 
 def test_streamed(prepared: checks.PreparedCase) -> None:
