@@ -168,7 +168,8 @@ class EstimatedLinear(TrainedLinear):
             return torch.nn.Parameter(values) if wanted else None
 
         def kaiming(*shape: int) -> torch.Tensor:
-            return (torch.rand(*shape, generator=random) * 2 - 1) * bound
+            values: torch.Tensor = (torch.rand(*shape, generator=random) * 2 - 1) * bound
+            return values
 
         self.down = learnt(method.inner_rank, kaiming(method.inner_rank, k))
         self.up = learnt(method.inner_rank, torch.zeros(n, method.inner_rank))
