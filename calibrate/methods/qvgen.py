@@ -1,0 +1,236 @@
+"""QVGen: quantization-aware training with a branch of low rank that helps at first and is faded out until nothing is left of it.
+
+Huang et al., "QVGen" (arXiv 2505.11497). y = Q(X) Q(W)^T + Q(X) Phi^T with Phi = U V, from the SVD of W - Q(W), faded by
+`vditc.calibrate.rank_decay`; loss ||student - full-precision teacher||^2. Weights have LSQ+ grids: a scale and a real-valued zero point of
+every output channel, both learnt, beside the weights themselves. Activations are quantized per token with a learnt share of their range
+for every step (starts at 0.95).
+
+Where this differs from the release: codes of activations are symmetric (its asymmetric ones need column sums of the weights at run time);
+clips belong to the schedule's steps, not to t mod 50 of a batch's first clip; quantized layers are those that the recipe says; layers that
+stay in floating point and biases are not trained, so that they are the checkpoint's.
+
+Data: `[settings] dataset` is a folder that `vditc dataset` wrote, or one like it (docs/dataset.md); without it, the recipe's calibration
+prompts are sampled from the full-precision model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from vditc.calibrate.clip_examples import ClipExamples
+from vditc.calibrate.dataset import sample_dataset
+from vditc.calibrate.denoiser import FullPrecision
+from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
+from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
+from vditc.calibrate.range_search import searched_grid
+from vditc.calibrate.rank_decay import RankDecay, decomposed
+from vditc.calibrate.student import TrainedLinear, student_of
+from vditc.calibrate.training import PRECISIONS, Now, Plan, train
+from vditc.dataset import INDEX, Dataset
+from vditc.errors import InputError
+from vditc.float_weight import FloatWeight
+from vditc.scheme import Scheme, quantize_weight
+
+CLIP = 0.95  # share of a token's range to begin with
+
+
+@dataclasses.dataclass(frozen=True)
+class QVGen(TrainedMethod):
+    """Everything of a quantized linear learns."""
+
+    dataset: str = ""  # folder of clips; empty: sample the recipe's calibration prompts
+    rank: int = 32  # of the branch to begin with; 0: plain quantization-aware training
+    iterations: int = 2000
+    batch_size: int = 8
+    rate: float = 3e-5  # of weights, grids and branch
+    clip_rate: float = 1e-2
+    warmup: float = 0.1  # share of the iterations
+    tail: float = 0.1  # share of the iterations without the branch, at the end
+    unprompted: float = 0.1  # share of examples without a prompt: guidance needs that branch too
+    seed: int = 0
+    checkpointing: bool = False
+    precision: str = "no"  # or "bf16"
+
+    name: ClassVar[str] = "qvgen"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("rank", 0, 1 << 16), ("iterations", 1, 1 << 40), ("batch_size", 1, 1 << 30)):
+            if not low <= getattr(self, name) <= high:
+                raise _bad(f"{name} = {getattr(self, name)}", f"{low} to {high}")
+        for name in ("warmup", "tail", "unprompted", "rate", "clip_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise _bad(f"{name} = {getattr(self, name)}", "0 to 1")
+        if self.precision not in PRECISIONS:
+            raise _bad(f"precision = {self.precision!r}", f"one of {', '.join(PRECISIONS)}")
+
+    def needs_statistics(self, scheme: Scheme) -> bool:
+        """Ranges of inputs are found at run time, and their clips are learnt."""
+        return False
+
+    def quantize(
+        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+    ) -> dict[str, Quantized]:
+        """See `Method.quantize`: where the training starts."""
+        return {
+            layer: Quantized(
+                searched_grid(weight.read(), schemes[layer].weight, scale_dtype(schemes[layer]), steps=80, least=0.2, power=2.4)
+            )
+            for layer, weight in weights.items()
+        }
+
+    def train(self, job: TrainingJob) -> Trained:
+        """See `TrainedMethod.train`: against what the full-precision model says of noisy clips."""
+        dataset = self._dataset(job)
+        now = Now(steps=torch.zeros(1, dtype=torch.int64))
+        steps, decay = len(job.scheduler.timesteps), RankDecay(self.rank, self.iterations, self.tail)
+
+        def make(layer: str, linear: torch.nn.Linear) -> BranchedLinear:
+            own = BranchedLinear(job.start[layer], linear.weight, linear.bias, now)
+            own.free(decay, steps)
+            return own
+
+        student = student_of(job, make, checkpointing=self.checkpointing).to(job.device)
+        linears: Mapping[str, BranchedLinear] = student.linears  # type: ignore[assignment] # made above
+        clips = [p for linear in linears.values() if (p := linear.clip_logit) is not None]
+        chosen = {id(p) for p in clips}
+        rest = [p for p in student.parameters() if p.requires_grad and id(p) not in chosen]
+
+        def before(iteration: int) -> list[torch.nn.Parameter]:
+            return [p for linear in linears.values() for p in linear.fade(decay, iteration)]
+
+        facts = [dataclasses.asdict(self), job.source.digest, job.recipe_digest, job.scheduler.to_json(), dataset.digest]
+        history = train(
+            student=student,
+            now=now,
+            plan=Plan(
+                iterations=self.iterations,
+                batch_size=self.batch_size,
+                groups=((rest, self.rate), *(((clips, self.clip_rate),) if clips else ())),
+                run=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+                warmup=int(self.warmup * self.iterations),
+                betas=(0.9, 0.95),
+                weight_decay=1e-4,
+                max_norm=1.0,
+                precision=self.precision,
+            ),
+            batches=ClipExamples(
+                dataset=dataset,
+                specs=job.adapter.inputs(job.source),
+                scheduler=job.scheduler,
+                teacher=FullPrecision(job.adapter, job.source, job.device),
+                batch_size=self.batch_size,
+                seed=self.seed,
+                unprompted=self.unprompted,
+            ),
+            loss=torch.nn.functional.mse_loss,
+            before=before,
+            device=job.device,
+            state=job.work / "training.safetensors",
+            progress=job.progress,
+        )
+        before(self.iterations)
+        return Trained({layer: linear.result() for layer, linear in linears.items()}, {"clips": len(dataset), "loss": history})
+
+    def _dataset(self, job: TrainingJob) -> Dataset:
+        """The user's clips, or ones of the full-precision model."""
+        if not self.dataset:
+            folder = job.work / "dataset"
+            if not (folder / INDEX).exists():
+                sample_dataset(
+                    source=job.source,
+                    adapter=job.adapter,
+                    conditioning=job.conditioning,
+                    scheduler=job.scheduler,
+                    guidance_scale=job.guidance_scale,
+                    out=folder,
+                    progress=job.progress,
+                    device=str(job.device),
+                    ranks=job.ranks,
+                )
+                with job.ranks.together():
+                    pass  # rank 0 has put the folder in its place
+            return Dataset.open(folder)
+        found = Dataset.open(Path(self.dataset))
+        if found.model_digest not in (None, job.source.digest):
+            job.progress.note(f"{self.dataset} was sampled from another model: its clips are used, what is said of them is this model's")
+        channels = job.adapter.latent_channels(job.source)
+        if found.latent_shape[0] != channels:
+            raise InputError(
+                found=f"clips of {found.latent_shape[0]} channels",
+                wanted=f"{channels}",
+                where=self.dataset,
+                fix="make a dataset of this model with `vditc dataset`",
+            )
+        found.read([0]).conditioning.check(job.adapter.inputs(job.source))
+        return found
+
+
+class BranchedLinear(TrainedLinear):
+    """A linear with its branch."""
+
+    gamma: torch.Tensor
+
+    def free(self, decay: RankDecay, steps: int) -> None:
+        """Make everything that learns."""
+        for parameter in (self.weight, self.scale, self.zero_point):
+            if parameter is not None:
+                parameter.requires_grad_()
+        dynamic = self.scheme.activation is not None
+        self.clip_logit = torch.nn.Parameter(torch.full((steps,), math.log(CLIP / (1 - CLIP)))) if dynamic else None
+        self.up = self.down = None
+        if decay.rank:
+            with torch.no_grad():
+                up, down = decomposed(self.weight - self._quantized(), decay.rank, decay.rank)
+            self.up, self.down = torch.nn.Parameter(up), torch.nn.Parameter(down)
+            self.register_buffer("gamma", decay.gamma(0))
+
+    def fade(self, decay: RankDecay, iteration: int) -> list[torch.nn.Parameter]:
+        """Set gamma for an iteration; where a stage begins, cut the branch and decompose it again. Parameters that are new then."""
+        if self.up is None or self.down is None:
+            return []
+        fresh = []
+        if decay.begins(iteration):
+            with torch.no_grad():
+                whole = (self.up.float() * decay.gamma(iteration).ne(0).to(self.up.device)) @ self.down.float()
+                for parameter, value in zip((self.up, self.down), decomposed(whole.cpu(), decay.kept(iteration), decay.rank), strict=True):
+                    parameter.copy_(value)
+                    fresh.append(parameter)
+        self.gamma.copy_(decay.gamma(iteration))
+        return fresh
+
+    def _quantized(self) -> torch.Tensor:
+        return quantized_rows(self.weight, self.scale, self.zero_point, self.scheme.weight)
+
+    def quantized_input(self, x: torch.Tensor) -> torch.Tensor:
+        """See TrainedLinear."""
+        spec = self.scheme.activation
+        if spec is None:
+            return x
+        clip = None if self.clip_logit is None else self.now.of_rows(torch.sigmoid(self.clip_logit), x)
+        return quantized_tokens(x, spec, clip)
+
+    def quantized_weight(self) -> torch.Tensor:
+        """See TrainedLinear: with the branch, which has the same input."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            weight = self._quantized()
+            return weight if self.up is None or self.down is None else weight + (self.up * self.gamma) @ self.down
+
+    def result(self) -> Quantized:
+        """See TrainedLinear."""
+        weight, scale = (p.detach().float().cpu().numpy() for p in (self.weight, self.scale))
+        zero_point = None if self.zero_point is None else self.zero_point.detach().float().cpu().numpy()
+        codes = quantize_weight(weight, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)
+        clip = None if self.clip_logit is None else torch.sigmoid(self.clip_logit.detach()).cpu().numpy()
+        return Quantized(codes, activation_clip=clip)
+
+
+def _bad(found: str, wanted: str) -> InputError:
+    return InputError(found=found, wanted=wanted, where="method qvgen", fix="correct [settings]")
