@@ -1,7 +1,7 @@
 """How QVGen's auxiliary branch disappears: ranks that matter little are faded out, half of them at a time, until none is left.
 
-Huang et al., "QVGen" (arXiv 2505.11497): gamma is 1 for the first (1 - lambda) r ranks and u for the last lambda r, with lambda = 1/2 and u a
-cosine from 1 to 0; at u = 0 those ranks are dropped and what is left is decomposed again, so that its ranks are in the order of their
+Huang et al., "QVGen" (arXiv 2505.11497): gamma is 1 for the first (1 - lambda) r ranks and u for the last lambda r, with lambda = 1/2 and
+u a cosine from 1 to 0; at u = 0 those ranks are dropped and what is left is decomposed again, so that its ranks are in the order of their
 singular values once more.
 """
 

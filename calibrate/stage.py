@@ -96,6 +96,7 @@ def calibrate(
             layers=layers,
             kept=_kept(source, roles, rules),
             statistics=report,
+            latent_frames=conditioning.latent_shape[1] if any(c.correction.frames is not None for c in layers.values()) else None,
         )
 
     report = _report(statistics, len(conditioning)) if observed else {}

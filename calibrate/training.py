@@ -209,13 +209,14 @@ def _resume(
             part, _, parameter = name.partition("/")
             if part != "value":
                 moments.setdefault(parameter, {})[part] = tensor
-        groups = whole.get_optimizer_state_dict(model, optimizer, options=_WHOLE)["param_groups"]
-        whole.set_model_state_dict(model, values, options=dataclasses.replace(_WHOLE, strict=False))
-        if moments:
-            whole.set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups}, options=_WHOLE)
         iteration, history = int(about["iteration"]), [(int(i), float(v)) for i, v in about["history"]]
-    except (InputError, KeyError, ValueError, RuntimeError) as error:
+    except (InputError, KeyError, ValueError, TypeError) as error:
         progress.note(f"{state} cannot be read ({error}): training starts anew")
         return 0, []
+    # Without a process group there are no parts to be given to others.
+    options = _WHOLE if torch.distributed.is_initialized() else whole.StateDictOptions()
+    groups = whole.get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
+    whole.set_model_state_dict(model, values, options=dataclasses.replace(options, strict=False))
+    whole.set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups}, options=options)
     progress.note(f"{state} holds {iteration} of {plan.iterations} iterations: training goes on from there")
     return iteration, history

@@ -30,6 +30,7 @@ from vditc.progress import Progress
 
 SCHEMA = 1
 IR_VERSION = 10
+FRAMES = "frames"  # the axis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,10 @@ def export_model(
     calibration = calibration if isinstance(calibration, Calibration) else calibration()
     check_calibration(source, adapter, calibration)  # now, since it waits for the checkpoint's digest
     refit = insert_weights(model, source, calibration)
-    describe_inputs(model, adapter.inputs(source), adapter.sizes(source))
+    sizes = adapter.sizes(source)
+    if calibration.latent_frames is not None:
+        sizes = sizes.pinned(FRAMES, calibration.latent_frames)
+    describe_inputs(model, adapter.inputs(source), sizes)
     text = to_text(refit).encode()
     weights = progress.task("write weights", len(external_tensors(model.graph)))
     with whole_file(refit_file(out)) as refit_map_file, room_for(out, len(text)), weights as advance:
@@ -106,12 +110,21 @@ def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) 
     linears = normalise_linears(model.graph, source)
     quantize_linears(model.graph, linears, calibration.layers)
     attach_weights(model.graph, source, linears)
+    if calibration.latent_frames is not None:
+        _pin(model.graph, calibration.latent_frames)
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "vditc", version("vditc")
     model.graph.name = source.model_class
     model.metadata_props.clear()
     model.metadata_props["vditc"] = json.dumps(_metadata(calibration), sort_keys=True, separators=(",", ":"))
     return refit_map(model.graph, source, calibration, linears)
+
+
+def _pin(graph: ir.Graph, frames: int) -> None:
+    """Clips of one length only: with another, frames would get each other's factors, and nothing would tell."""
+    for value in graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape([frames if isinstance(d, ir.SymbolicDim) and d.value == FRAMES else d for d in value.shape])
 
 
 def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Calibration) -> None:

@@ -76,6 +76,11 @@ class Method(abc.ABC):
         """How many sampled rows of each input `quantize` wants to see."""
         return 0
 
+    @property
+    def pins_frames(self) -> bool:
+        """Whether what it finds is for clips of the calibrated length alone."""
+        return False
+
     def check(self, scheme: Scheme) -> None:
         """InputError when this method cannot quantize to `scheme`."""
         for side, spec in (("weight", scheme.weight), ("activation", scheme.activation)):

@@ -74,6 +74,11 @@ class QVDiT(TrainedMethod):
         if self.frame_factors and not self.estimator:
             raise _bad("frame_factors without estimator", "both, or frame_factors = false: they are factors of the estimate")
 
+    @property
+    def pins_frames(self) -> bool:
+        """Every frame has its factor."""
+        return self.frame_factors
+
     def needs_statistics(self, scheme: Scheme) -> bool:
         """For the balance; the rest is learnt."""
         return scheme.activation is not None

@@ -150,6 +150,11 @@ class Sizes:
         """Of a graph that says nothing but its axes' names: any size."""
         return cls({name: Axis(default=1, unit="steps") for name in names})
 
+    def pinned(self, name: str, size: int) -> Sizes:
+        """The same with one size of an axis; as it is, where there is no such axis."""
+        own = {name: dataclasses.replace(self.axes[name], default=size, low=size, high=size)} if name in self.axes else {}
+        return Sizes({**self.axes, **own}, self.presets)
+
     def check(self, sizes: Mapping[str, int], where: str) -> None:
         """InputError for the first size that the model does not take; axes that it has not are left alone."""
         for name, size in sizes.items():

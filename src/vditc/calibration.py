@@ -109,6 +109,7 @@ class Calibration:
     layers: Mapping[str, LayerCalibration]
     kept: Mapping[str, Kept]
     statistics: Mapping[str, Any]  # what the observers saw, plain data
+    latent_frames: int | None = None  # the only number of them that the layers' per-frame factors are for; None without such factors
     file: Path | None = dataclasses.field(default=None, compare=False)  # where it was read from
 
     @functools.cached_property

@@ -34,9 +34,17 @@ W4A8 = Scheme(
 FLIPS = 1.5e-3  # see tests/export/test_stage.py
 
 
+# Trained for a moment: what is learnt must be in the graph, good or not.
+SETTINGS = {
+    "qvdit": {"iterations": 3, "batch_size": 2, "rate": 0.01, "scale_rate": 1e-3},
+    "qvgen": {"iterations": 8, "batch_size": 2, "rate": 1e-3, "rank": 4},
+}
+
+
 def recipe(method: str) -> Recipe:
     rules = (Rule(match=("self_attn.*", "cross_attn.*", "ffn.*"), scheme=W4A8), Rule(match=("*",), keep="in this test"))
-    return dataclasses.replace(Recipe.load("w8a8"), name="test", method=method, rules=rules, digest=method)
+    settings = SETTINGS.get(method, {})
+    return dataclasses.replace(Recipe.load("w8a8"), name="test", method=method, rules=rules, digest=method, settings=settings)
 
 
 def calibrated(tiny: ModelDir, conditioning: Conditioning, method: str, out: Path) -> Calibration:

@@ -121,7 +121,7 @@ def prepare(job: Job) -> Plan:
     adapter = adapter_for(source)
     adapter.check(source)
     adapter.check_sampled()
-    method_for(job.recipe.method, job.recipe.settings, f"recipe {job.recipe.name}")
+    method = method_for(job.recipe.method, job.recipe.settings, f"recipe {job.recipe.name}")
     schemes = {name: rule.scheme for name, rule in job.recipe.assign(adapter.layer_roles(source)).items()}
     for target in job.targets:
         target.check(job.recipe)
@@ -131,8 +131,6 @@ def prepare(job: Job) -> Plan:
     check_clip(sizes, sampling, source)
     specs = adapter.inputs(source)
     given = None if job.conditioning is None else load_conditioning(job.conditioning, specs, sizes)
-    profile = Profile.parse(job.profile, _default_profile(adapter.default_profile(source), given, specs), sizes)
-    memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     parts = Components.open(job.model_dir)
     count, channels = job.recipe.calibration_prompts, adapter.latent_channels(source)
     if given is not None:
@@ -141,6 +139,12 @@ def prepare(job: Job) -> Plan:
         calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
         verify_set.check(specs)
+    default = _default_profile(adapter.default_profile(source), given, specs)
+    if method.pins_frames:
+        frames = calibration_set.latent_shape[1]
+        sizes, default = sizes.pinned("frames", frames), Profile({**default.axes, "frames": Range(frames, frames, frames)})
+    profile = Profile.parse(job.profile, default, sizes)
+    memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     schedule = parts.schedule(sampling.steps)
     return Plan(job, source, loras, adapter, parts, sampling, schedule, profile, memory, calibration_set, verify_set)
 
