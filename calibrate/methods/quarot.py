@@ -24,6 +24,12 @@ def random_signs(seed: int, width: int) -> np.ndarray[tuple[int], np.dtype[np.fl
     return np.where(np.random.default_rng((seed, width)).random(width) < 0.5, np.float32(-1), np.float32(1))
 
 
+def hadamard(seed: int, width: int, balance: np.ndarray[tuple[int], np.dtype[np.float32]] | None = None) -> Transform:
+    """The rotation of inputs of a width, behind random signs and a balance [K], if there is one."""
+    signs = random_signs(seed, width)
+    return Transform(balance=signs if balance is None else balance * signs, rotation=block_of(width))
+
+
 @dataclasses.dataclass(frozen=True)
 class QuaRot(Method):
     """Rotation of the whole width where a Hadamard matrix is known, of blocks otherwise."""
@@ -42,5 +48,5 @@ class QuaRot(Method):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         width = next(iter(weights.values())).shape[1]
-        transform = Transform(balance=random_signs(self.seed, width), rotation=block_of(width))
+        transform = hadamard(self.seed, width)
         return {layer: rounded(weight, schemes[layer], None, transform) for layer, weight in weights.items()}

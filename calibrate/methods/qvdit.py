@@ -24,7 +24,7 @@ import torch
 
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, joined, scale_dtype
-from vditc.calibrate.methods.quarot import random_signs
+from vditc.calibrate.methods.quarot import hadamard
 from vditc.calibrate.methods.viditq import static_balance
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.recorded import Recorded, record
@@ -34,7 +34,6 @@ from vditc.calibrate.training import PRECISIONS, Batch, Now, Plan, train
 from vditc.correction import Correction, FrameOrder
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
-from vditc.hadamard import block_of
 from vditc.scheme import Scheme, quantize_weight
 from vditc.transform import IDENTITY, Transform
 
@@ -90,10 +89,7 @@ class QVDiT(TrainedMethod):
         transform = IDENTITY
         if statistics is not None:
             balance = static_balance(statistics.channels, joined(weights), self.alpha)
-            transform = Transform(balance=balance)
-            if self.rotation:
-                width = len(balance)
-                transform = Transform(balance=balance * random_signs(self.seed, width), rotation=block_of(width))
+            transform = hadamard(self.seed, len(balance), balance) if self.rotation else Transform(balance=balance)
         return {
             layer: Quantized(
                 searched_grid(

@@ -30,6 +30,7 @@ from vditc.calibrate.dataset import sample_dataset
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
+from vditc.calibrate.methods.quarot import hadamard
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.rank_decay import RankDecay, decomposed
 from vditc.calibrate.student import TrainedLinear, student_of
@@ -38,6 +39,7 @@ from vditc.dataset import INDEX, Dataset
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
 from vditc.scheme import Scheme, quantize_weight
+from vditc.transform import IDENTITY
 
 CLIP = 0.95  # share of a token's range to begin with
 
@@ -47,10 +49,12 @@ class QVGen(TrainedMethod):
     """Everything of a quantized linear learns."""
 
     dataset: str = ""  # folder of clips; empty: sample the recipe's calibration prompts
+    rotation: bool = False  # a Hadamard rotation of every input, as in method quarot: not the paper's, and it costs time when it runs
     rank: int = 32  # of the branch to begin with; 0: plain quantization-aware training
     iterations: int = 2000
     batch_size: int = 8
-    rate: float = 3e-5  # of weights, grids and branch
+    rate: float = 3e-5  # of weights, zero points and branch
+    scale_rate: float = 3e-5  # of the weights' scales, which are a few hundredths: AdamW moves every one by about so much in each iteration
     clip_rate: float = 1e-2
     warmup: float = 0.1  # share of the iterations
     tail: float = 0.1  # share of the iterations without the branch, at the end
@@ -60,12 +64,13 @@ class QVGen(TrainedMethod):
     precision: str = "no"  # or "bf16"
 
     name: ClassVar[str] = "qvgen"
+    rotates: ClassVar[bool] = True  # if the recipe wants it
 
     def __post_init__(self) -> None:
         for name, low, high in (("rank", 0, 1 << 16), ("iterations", 1, 1 << 40), ("batch_size", 1, 1 << 30)):
             if not low <= getattr(self, name) <= high:
                 raise _bad(f"{name} = {getattr(self, name)}", f"{low} to {high}")
-        for name in ("warmup", "tail", "unprompted", "rate", "clip_rate"):
+        for name in ("warmup", "tail", "unprompted", "rate", "scale_rate", "clip_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise _bad(f"{name} = {getattr(self, name)}", "0 to 1")
         if self.precision not in PRECISIONS:
@@ -79,12 +84,14 @@ class QVGen(TrainedMethod):
         self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
     ) -> dict[str, Quantized]:
         """See `Method.quantize`: where the training starts."""
-        return {
-            layer: Quantized(
-                searched_grid(weight.read(), schemes[layer].weight, scale_dtype(schemes[layer]), steps=80, least=0.2, power=2.4)
-            )
-            for layer, weight in weights.items()
-        }
+        width = next(iter(weights.values())).shape[1]
+        transform = hadamard(self.seed, width) if self.rotation else IDENTITY
+        found = {}
+        for layer, weight in weights.items():
+            scheme, changed = schemes[layer], transform.weight(weight.read())
+            grid = searched_grid(changed, scheme.weight, scale_dtype(scheme), steps=80, least=0.2, power=2.4)
+            found[layer] = Quantized(grid, transform=transform)
+        return found
 
     def train(self, job: TrainingJob) -> Trained:
         """See `TrainedMethod.train`: against what the full-precision model says of noisy clips."""
@@ -100,8 +107,10 @@ class QVGen(TrainedMethod):
         student = student_of(job, make, checkpointing=self.checkpointing).to(job.device)
         linears: Mapping[str, BranchedLinear] = student.linears  # type: ignore[assignment] # made above
         clips = [p for linear in linears.values() if (p := linear.clip_logit) is not None]
-        chosen = {id(p) for p in clips}
+        scales = [linear.scale for linear in linears.values()]
+        chosen = {id(p) for p in (*clips, *scales)}
         rest = [p for p in student.parameters() if p.requires_grad and id(p) not in chosen]
+        groups = ((rest, self.rate), (scales, self.scale_rate), (clips, self.clip_rate))
 
         def before(iteration: int) -> list[torch.nn.Parameter]:
             return [p for linear in linears.values() for p in linear.fade(decay, iteration)]
@@ -113,7 +122,7 @@ class QVGen(TrainedMethod):
             plan=Plan(
                 iterations=self.iterations,
                 batch_size=self.batch_size,
-                groups=((rest, self.rate), *(((clips, self.clip_rate),) if clips else ())),
+                groups=tuple(group for group in groups if group[0]),
                 run=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
                 warmup=int(self.warmup * self.iterations),
                 betas=(0.9, 0.95),
@@ -229,7 +238,7 @@ class BranchedLinear(TrainedLinear):
         zero_point = None if self.zero_point is None else self.zero_point.detach().float().cpu().numpy()
         codes = quantize_weight(weight, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)
         clip = None if self.clip_logit is None else torch.sigmoid(self.clip_logit.detach()).cpu().numpy()
-        return Quantized(codes, activation_clip=clip)
+        return Quantized(codes, transform=self.start.transform, activation_clip=clip)
 
 
 def _bad(found: str, wanted: str) -> InputError:

@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from vditc.calibrate.gptq_weight import ROWS, fitted
 from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
-from vditc.calibrate.methods.quarot import random_signs
+from vditc.calibrate.methods.quarot import hadamard
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
-from vditc.hadamard import block_of
 from vditc.scheme import Scheme
 from vditc.transform import Transform
 
@@ -72,10 +71,7 @@ class ViDiTQ(Method):
         if statistics is None:
             return {layer: rounded(weight, schemes[layer]) for layer, weight in weights.items()}
         balance = static_balance(statistics.channels, joined(weights), self.alpha)
-        width = len(balance)
-        transform = Transform(balance=balance)
-        if self.rotation:
-            transform = Transform(balance=balance * random_signs(self.seed, width), rotation=block_of(width))
+        transform = hadamard(self.seed, len(balance), balance) if self.rotation else Transform(balance=balance)
         if self.rounding == "gptq":
             return {layer: fitted(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}
         return {layer: rounded(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}

@@ -33,7 +33,7 @@ def test_a_token_by_hand() -> None:
     x = torch.tensor([[14.0, -2.4, 0.6], [0, 0, 0]], requires_grad=True)
     found = quantized_tokens(x, TOKEN, torch.tensor([[0.5], [0.5]]))
     np.testing.assert_array_equal(found.detach().numpy(), [[7, -2, 1], [0, 0, 0]])
-    found.sum().backward()
+    torch.autograd.backward(found.sum())
     assert x.grad is not None
     np.testing.assert_array_equal(x.grad.numpy(), [[0, 1, 1], [1, 1, 1]])  # straight through, but for what is cut off
 
@@ -42,7 +42,7 @@ def test_slopes_of_scale_and_zero_point_by_hand() -> None:
     """Inside: rint(w/s) - w/s for the scale, 0 for the zero point. Outside: the end of the grid, and -s. Both damped by (K high)^-1/2."""
     weight = torch.tensor([[0.6, -3.3, 20.0, 1.0]])
     scale, zero = (torch.tensor([value], requires_grad=True) for value in (1.0, 0.0))
-    quantized_rows(weight, scale, zero, ROWS[False]).sum().backward()
+    torch.autograd.backward(quantized_rows(weight, scale, zero, ROWS[False]).sum())
     damping = (4 * 7) ** -0.5
     assert scale.grad is not None and zero.grad is not None
     np.testing.assert_allclose(scale.grad.numpy(), [damping * ((1 - 0.6) + (-3 + 3.3) + 7 + 0)], rtol=1e-5)
@@ -51,7 +51,7 @@ def test_slopes_of_scale_and_zero_point_by_hand() -> None:
 
 def test_a_clip_learns_from_what_it_cuts_off() -> None:
     clip = torch.tensor([[0.5]], requires_grad=True)
-    quantized_tokens(torch.tensor([[14.0, 1.0]]), TOKEN, clip).sum().backward()
+    torch.autograd.backward(quantized_tokens(torch.tensor([[14.0, 1.0]]), TOKEN, clip).sum())
     assert clip.grad is not None
     # The scale 14 clip / 7 moves the cut-off value by 7 and the other by its rounding, 0.
     np.testing.assert_allclose(clip.grad.numpy(), [[14 / 7 * 7]], rtol=1e-6)

@@ -1,0 +1,324 @@
+"""Q-VDiT and QVGen: what they learn lowers the error, is what the reference computes, and survives a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vditc.calibrate import training
+from vditc.calibrate.dataset import sample_dataset
+from vditc.calibrate.methods.qvdit import EstimatedLinear, QVDiT
+from vditc.calibrate.methods.qvgen import BranchedLinear
+from vditc.calibrate.methods.registry import method_for
+from vditc.calibrate.rank_decay import RankDecay
+from vditc.calibrate.stage import calibrate, uncalibrated
+from vditc.calibrate.training import Now
+from vditc.calibration import Calibration, LayerCalibration
+from vditc.conditioning import Conditioning
+from vditc.correction import FrameOrder
+from vditc.errors import InputError
+from vditc.export.adapters.registry import adapter_for
+from vditc.export.stage import export_model
+from vditc.model_dir import ModelDir
+from vditc.numerics import Granularity, QType
+from vditc.pipeline.schedules import load_schedule
+from vditc.progress import SILENT
+from vditc.recipe import Recipe, Rule
+from vditc.runtimes.onnxruntime import OnnxRuntimeModel
+from vditc.runtimes.reference import QuantizedLinear, ReferenceModel
+from vditc.sampling import sample
+from vditc.scheme import QuantSpec, Scheme, quantize_weight
+from vditc.transform import Transform
+
+F32 = np.float32
+STEPS, GUIDANCE = 3, 2.0
+SHORT: dict[str, dict[str, Any]] = {
+    "qvdit": {"iterations": 12, "batch_size": 4, "rate": 2e-3, "scale_rate": 1e-3, "gamma": 1.0},
+    "qvgen": {"iterations": 25, "batch_size": 4, "rate": 3e-4, "scale_rate": 1e-4, "clip_rate": 5e-2, "rank": 4, "tail": 0.2},
+}
+
+
+def scheme(weight: QType, activation: QType, symmetric: bool = False) -> Scheme:
+    return Scheme(
+        weight=QuantSpec(qtype=weight, granularity=Granularity.PER_CHANNEL, symmetric=symmetric),
+        activation=QuantSpec(qtype=activation, granularity=Granularity.PER_TOKEN, dynamic=True),
+    )
+
+
+W3A6, W4A4, W3A3 = scheme(QType.INT3, QType.INT6), scheme(QType.INT4, QType.INT4), scheme(QType.INT3, QType.INT3)
+
+
+def recipe(method: str, chosen: Scheme, **settings: Any) -> Recipe:
+    rules = (Rule(match=("self_attn.*", "cross_attn.*", "ffn.*"), scheme=chosen), Rule(match=("*",), keep="in this test"))
+    settings = SHORT[method] | settings
+    return dataclasses.replace(
+        Recipe.load("w8a8"), name="test", method=method, rules=rules, settings=settings, digest=f"{method} {settings}"
+    )
+
+
+Run = Callable[..., Calibration]
+
+
+@pytest.fixture
+def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Run:
+    def calibrated(own: Recipe, work: str = "work", progress: Any = SILENT) -> Calibration:
+        found = calibrate(
+            source=tiny,
+            adapter=adapter_for(tiny),
+            recipe=own,
+            conditioning=tiny_conditioning,
+            scheduler=load_schedule(tiny.path, STEPS),
+            guidance_scale=GUIDANCE,
+            out=tmp_path / f"{work}.safetensors",
+            work=tmp_path / work,
+            progress=progress,
+        )
+        assert found is not None
+        return found
+
+    return calibrated
+
+
+def output_error(tiny: ModelDir, conditioning: Conditioning, known: Calibration) -> float:
+    """Mean squared error on the full-precision model's trajectories, which start from other noise than those that were learnt from."""
+    adapter, schedule = adapter_for(tiny), load_schedule(tiny.path, STEPS)
+    exact, ours, errors = ReferenceModel(adapter, tiny, None), ReferenceModel(adapter, tiny, known), []
+
+    def denoise(feeds: Any, step: int) -> Any:
+        said = exact(feeds, step)
+        errors.append(float(np.square(ours(feeds, step) - said).mean()))
+        return said
+
+    others = dataclasses.replace(conditioning, seeds=(105, 106))
+    sample(denoise, schedule, others.clips([0, 1], adapter.inputs(tiny)), GUIDANCE)
+    return float(np.mean(errors))
+
+
+@pytest.mark.parametrize(("method", "chosen"), [("qvdit", W3A6), ("qvgen", W3A3)])
+def test_what_is_learnt_lowers_the_error_of_the_output(
+    tiny: ModelDir, tiny_conditioning: Conditioning, run: Run, method: str, chosen: Scheme
+) -> None:
+    known = run(recipe(method, chosen))
+    still = run(
+        recipe(method, chosen, iterations=1, rate=0.0, **({"scale_rate": 0.0} if method == "qvdit" else {"clip_rate": 0.0})), "still"
+    )
+    assert output_error(tiny, tiny_conditioning, known) < 0.8 * output_error(tiny, tiny_conditioning, still)
+    history = known.statistics["training"]["loss"]
+    assert history[-1][0] == SHORT[method]["iterations"] and np.isfinite([value for _, value in history]).all()
+    layer = known.layers["blocks.0.ffn.net.2"]
+    if method == "qvgen":
+        assert layer.activation_clip is not None and layer.activation_clip.shape == (STEPS,)
+        assert layer.correction.tensors() == {}, "nothing of the branch is left"
+        zero = layer.weight.read().zero_point
+        assert zero is not None and (zero != np.rint(zero)).any(), "zero points are real numbers"
+    else:
+        assert set(layer.correction.tensors()) == {"compensation.alpha", "compensation.beta", "compensation.frames"}
+
+
+def test_every_part_of_the_estimator_can_be_left_out(run: Run) -> None:
+    def parts(**settings: Any) -> tuple[set[str], int | None]:
+        known = run(recipe("qvdit", W3A6, iterations=1, **settings), f"{settings}")
+        return {name for layer in known.layers.values() for name in layer.correction.tensors()}, known.latent_frames
+
+    assert parts(estimator=False, frame_factors=False) == (set(), None)
+    assert parts(frame_factors=False) == ({"compensation.alpha", "compensation.beta"}, None)
+    assert parts(inner_rank=0, gamma=0.0)[1] == 2
+
+
+def test_text_layers_have_an_estimate_but_no_frames(run: Run) -> None:
+    layers = run(recipe("qvdit", W3A6, iterations=1)).layers
+    assert layers["blocks.0.attn2.to_k"].correction.frames is None and layers["blocks.0.attn2.to_k"].correction.alpha is not None
+    assert layers["blocks.0.attn2.to_q"].correction.order is FrameOrder.FRAMES_FIRST
+
+
+def test_clips_of_another_length_are_refused(tiny: ModelDir, run: Run, tmp_path: Path) -> None:
+    """By the graph and by the reference: their frames would get each other's factors."""
+    known, out = run(recipe("qvdit", W3A6, iterations=1)), tmp_path / "model.onnx"
+    export_model(source=tiny, adapter=adapter_for(tiny), calibration=known, out=out, progress=SILENT)
+    rng = np.random.default_rng(0)
+
+    def feeds(frames: int) -> dict[str, Any]:
+        text = rng.standard_normal((1, 5, 16), np.float32)
+        return {
+            "hidden_states": rng.standard_normal((1, 4, frames, 8, 8), np.float32),
+            "timestep": np.ones(1, F32),
+            "encoder_hidden_states": text,
+        }
+
+    OnnxRuntimeModel(out, threads=1)(feeds(2), 0)
+    with pytest.raises(InputError, match=r"hidden_states"):
+        OnnxRuntimeModel(out, threads=1)(feeds(4), 0)
+    with pytest.raises(InputError, match=r"hidden_states"):
+        OnnxRuntimeModel(out, threads=1)(feeds(1), 0)
+
+
+def made(kind: str, order: FrameOrder | None = None) -> tuple[Any, LayerCalibration, torch.nn.Linear]:
+    """A layer that was trained a little, by noise."""
+    random = torch.Generator().manual_seed(1)
+    linear = torch.nn.Linear(32, 16)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
+    chosen = W3A6 if kind == "qvdit" else W4A4
+    balance = Transform(balance=np.linspace(0.5, 2, 32, dtype=F32), rotation=32) if kind == "qvdit" else Transform()
+    weight = quantize_weight(balance.weight(linear.weight.detach().numpy()), chosen.weight)
+    start = LayerCalibration(role="ffn.in", scheme=chosen, weight=weight, transform=balance)
+    now = Now(steps=torch.tensor([2, 0]))
+    module: Any
+    if kind == "qvdit":
+        module = EstimatedLinear(start, linear.weight, linear.bias, now)
+        module.free(QVDiT(inner_rank=4), 3, order, random)
+    else:
+        module = BranchedLinear(start, linear.weight, linear.bias, now)
+        decay = RankDecay(4, 10)
+        module.free(decay, 3)
+        module.fade(decay, 10)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=random) * 0.02)
+    done = LayerCalibration(role="ffn.in", scheme=chosen, **module.result()._asdict())
+    return module, done, linear
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 32), (6, 2, 32), (2, 3, 2, 32)])
+@pytest.mark.parametrize("order", [None, *FrameOrder])
+def test_the_reference_computes_what_was_learnt_by_qvdit(shape: tuple[int, ...], order: FrameOrder | None) -> None:
+    module, done, linear = made("qvdit", order)
+    reference = QuantizedLinear(done, linear.bias)
+    reference.clips = 2
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        np.testing.assert_allclose(reference(x).numpy(), module(x).numpy(), rtol=0, atol=3e-5)  # sums of 32 products in another order
+        assert float((reference(x) - linear(x)).abs().max()) > 1e-2
+
+
+def test_the_reference_computes_what_was_learnt_by_qvgen() -> None:
+    """Two clips at two steps: each has the clip of its own step."""
+    module, done, linear = made("qvgen")
+    x = torch.randn((2, 6, 32), generator=torch.Generator().manual_seed(2))
+    reference = QuantizedLinear(done, linear.bias)
+    for row, step in enumerate((2, 0)):
+        reference.step = step
+        with torch.no_grad():
+            np.testing.assert_allclose(reference(x)[row].numpy(), module(x)[row].numpy(), rtol=0, atol=3e-5)
+
+
+def test_first_factors_of_frames_by_hand() -> None:
+    """eta = softmax(1 - cos), here of ln 1 and ln 3: 1/4 and 3/4; omega = 1/10 and 9/10; the third frame is empty."""
+    module, _, _ = made("qvdit", FrameOrder.FRAMES_FIRST)
+    module.seen = torch.tensor([[0.0, 4 * math.log(3), -1e9], [1.0, 9.0, 0.0]], dtype=torch.float64)
+    module.set_factors()
+    np.testing.assert_allclose(module.frames.detach().numpy(), [0.25 / 0.1, 0.75 / 0.9, 0], rtol=1e-6)
+
+
+def test_frames_are_watched_apart() -> None:
+    """Only the frame whose tokens have an outlier loses direction by its rounding."""
+    for order, pick in ((FrameOrder.FRAMES_FIRST, (slice(None), slice(2, 4))), (FrameOrder.TOKENS_FIRST, (slice(None), slice(1, None, 3)))):
+        module, _, _ = made("qvdit", order)
+        module.seen = torch.zeros(2, 3, dtype=torch.float64)
+        x = torch.full((2, 6, 32), 0.5)  # every token is a code times its scale
+        x[pick] = torch.linspace(0, 1, 32) ** 2
+        module.quantized_input(x)
+        distance, size = module.seen.tolist()
+        assert distance[1] > 1e-5 > max(distance[0], distance[2]) and size[0] == size[2] == 4 * 32 * 0.5
+        assert size[1] == pytest.approx(4 * float((torch.linspace(0, 1, 32) ** 2).sum()))
+
+
+class Killer:
+    """Progress that ends a run like a kill would, at the n-th advance of a task."""
+
+    def __init__(self, task: str, at: int) -> None:
+        self.name, self.at, self.notes = task, at, list[str]()
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            if title == self.name and done == self.at:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "at"),
+    [("qvdit", "train", 9), ("qvgen", "train", 17), ("qvgen", "sample clips", 4), ("qvdit", "record trajectories", 4)],
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, method: str, task: str, at: int
+) -> None:
+    own = recipe(method, W3A6 if method == "qvdit" else W4A4)
+    wanted = run(own, "whole").digest
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(own, "killed", Killer(task, at))
+    watch = Killer("", 0)
+    assert run(own, "killed", watch).digest == wanted
+    assert task != "train" or any("goes on from there" in note for note in watch.notes)
+
+
+def test_qvgen_learns_from_a_folder_of_clips(tiny: ModelDir, tiny_conditioning: Conditioning, run: Run, tmp_path: Path) -> None:
+    def folder(name: str, seeds: tuple[int, int]) -> str:
+        sample_dataset(
+            source=tiny,
+            adapter=adapter_for(tiny),
+            conditioning=dataclasses.replace(tiny_conditioning, seeds=seeds),
+            scheduler=load_schedule(tiny.path, STEPS),
+            guidance_scale=GUIDANCE,
+            out=tmp_path / name,
+            progress=SILENT,
+        )
+        return str(tmp_path / name)
+
+    own = run(recipe("qvgen", W4A4), "own")
+    first, second = (run(recipe("qvgen", W4A4, dataset=folder(n, s)), n) for n, s in (("same", (5, 6)), ("other", (7, 8))))
+    name = "blocks.0.ffn.net.2"
+    codes = [known.layers[name].weight.read().codes for known in (own, first, second)]
+    assert np.array_equal(codes[0], codes[1]) and not np.array_equal(codes[0], codes[2])
+    with pytest.raises(InputError, match=r"nothing: found no index.json"):
+        run(recipe("qvgen", W4A4, dataset=str(tmp_path / "nothing")), "none")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("qvdit", {"iterations": 0}, "found iterations = 0"),
+        ("qvdit", {"alpha": 1.5}, "alpha = 1.5; wanted 0 to 1"),
+        ("qvdit", {"precision": "fp8"}, "one of no, bf16"),
+        ("qvdit", {"estimator": False}, "frame_factors without estimator"),
+        ("qvgen", {"rank": -1}, "found rank = -1"),
+        ("qvgen", {"tail": 1.5}, "tail = 1.5; wanted 0 to 1"),
+        ("qvgen", {"precision": "fp8"}, "one of no, bf16"),
+    ],
+)
+def test_settings_that_mean_nothing(method: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        method_for(method, settings, "here")
+
+
+@pytest.mark.parametrize("method", ["qvdit", "qvgen"])
+def test_what_they_cannot_do(method: str, tiny: ModelDir) -> None:
+    own = method_for(method, {}, "here")
+    static = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
+    with pytest.raises(InputError, match="wanted dynamic activations"):
+        own.check(dataclasses.replace(W4A4, activation=static))
+    grouped = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=32)
+    with pytest.raises(InputError, match="per_channel weights"):
+        own.check(Scheme(weight=grouped))
+    with pytest.raises(InputError, match="need calibration data"):
+        uncalibrated(source=tiny, adapter=adapter_for(tiny), recipe=recipe(method, W4A4))
