@@ -43,19 +43,8 @@ def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_a_dataset_of_two_ranks_is_that_of_one(tiny_dir: Path, tmp_path: Path, prompts: str) -> None:
     for ranks in (1, 2):
-        done = run(
-            "dataset",
-            str(tiny_dir),
-            "-o",
-            str(tmp_path / f"of {ranks}"),
-            "--prompts",
-            prompts,
-            "--clips",
-            "3",
-            "--shard-size",
-            "1",
-            ranks=ranks,
-        )
+        out = str(tmp_path / f"of {ranks}")
+        done = run(ranks, "dataset", str(tiny_dir), "-o", out, "--prompts", prompts, "--clips", "3", "--shard-size", "1")
         assert done.code == 0, done.stderr
         assert done.stdout.count("wrote") == 1
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / f"of {ranks}").iterdir()} for ranks in (1, 2))
