@@ -185,8 +185,8 @@ CASES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
 
 def main() -> None:
     if sys.argv[1:2] == ["--overhead"]:
-        name, folder, rows, pairs = sys.argv[2:]
-        return print_overhead(name, Path(folder), int(rows), int(pairs))
+        which, model, sampled, pairs = sys.argv[2:]
+        return print_overhead(which, Path(model), int(sampled), int(pairs))
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--case", choices=CASES, action="append", help="default: all")
     ask.add_argument("--runs", type=int, default=3, help="[default: 3]")
