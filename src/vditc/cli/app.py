@@ -27,7 +27,7 @@ app = typer.Typer(
 console = Console()
 complain = Console(stderr=True)
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
-COMMANDS = ("compile", "stages", "dataset", "use", "inspect", "lists", "demo")
+COMMANDS = ("compile", "stages", "dataset", "sensitivity", "use", "inspect", "lists", "demo")
 
 SHARED = ("calibrate", "dataset")  # commands that torchrun may start
 
