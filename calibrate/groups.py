@@ -89,4 +89,4 @@ def _read(path: Path, group: tuple[str, ...], run: str) -> dict[str, LayerCalibr
         layers = dict(part.layers)
     except (InputError, KeyError, ValueError, TypeError):
         return None
-    return layers if part.recipe_digest == run and tuple(layers) == group else None
+    return layers if part.recipe_digest == run and sorted(layers) == sorted(group) else None

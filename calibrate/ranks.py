@@ -31,7 +31,8 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0, store: Store | None = None) -> None:
         """`local`: number on its machine. `store`: what all of them see."""
-        self.rank, self.size, self.local, self._store, self._meetings = rank, size, local, store, 0
+        self.rank, self.size, self.local, self._store = rank, size, local, store
+        self._meetings = self._groups = 0
 
     @property
     def first(self) -> bool:
@@ -81,12 +82,32 @@ class Ranks:
             told = {"kind": "VditcError", "found": found, "wanted": "no error", "where": f"rank {self.rank}", "fix": "see its own message"}
         self._store.set("error", json.dumps(told))
 
+    @contextlib.contextmanager
+    def group(self) -> Iterator[None]:
+        """torch.distributed's default group, for as long as the block runs; all must enter it.
+
+        It is not there otherwise, because nvidia-modelopt, which rank 0 calls alone, synchronizes all ranks where it finds one.
+        """
+        if self._store is None:
+            yield
+            return
+        self._groups += 1
+        # Gradients of a training are summed on the GPUs.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store = PrefixStore(f"group {self._groups}", self._store)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=_FOREVER)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
     def collect(self, data: bytes) -> Iterator[bytes]:
         """What the others give, in the order of their ranks and one at a time, on rank 0; nothing elsewhere. All must call this."""
-        if not self.first:
-            self._send(data)
-        for rank in range(1, self.size if self.first else 1):
-            yield self._receive(rank)
+        with self.group():
+            if not self.first:
+                self._send(data)
+            for rank in range(1, self.size if self.first else 1):
+                yield self._receive(rank)
 
     def _send(self, data: bytes) -> None:
         dist.send(torch.tensor([len(data)]), 0)
@@ -120,12 +141,6 @@ def joined_ranks() -> Iterator[Ranks]:
             where="the environment",
             fix="start with torchrun",
         ) from error
-    # A training method may want gradients summed on the GPUs.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=_FOREVER)
     ranks = Ranks(rank, size, int(os.environ.get("LOCAL_RANK", rank)), PrefixStore("vditc", store))
-    try:
-        with ranks.together():
-            yield ranks
-    finally:
-        dist.destroy_process_group()
+    with ranks.together():
+        yield ranks

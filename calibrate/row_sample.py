@@ -33,28 +33,31 @@ class RowSample:
     def chosen(self, keys: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
         """Which of offered rows with these keys would stay: only they need to be had."""
         below = np.flatnonzero(keys < self.bar)
-        return below if len(below) <= self.size else below[np.argsort(keys[below], kind="stable")[: self.size]]
+        return below if len(below) <= self.size else below[_least(keys[below], self.size)]
 
     def offer(self, keys: npt.NDArray[np.float64], rows: Array) -> None:
         """Take in rows float32 [n, K] with their keys [n], uniform in [0, 1)."""
-        if not len(keys):
-            return
         scale = np.maximum(np.abs(rows).max(-1, initial=0), np.finfo(np.float32).tiny).astype(np.float32)
-        self._keep(keys, (rows / scale[:, None]).astype(np.float16), scale)
+        self.put(keys, (rows / scale[:, None]).astype(np.float16), scale)
 
     def merge(self, other: RowSample) -> None:
         """Take in another sample of other rows."""
-        self._keep(other.keys, other.rows, other.scale)
+        self.put(other.keys, other.rows, other.scale)
 
     def read(self) -> npt.NDArray[np.float32]:
         """float32 [at most size, K], in the order of their keys."""
         order = np.argsort(self.keys, kind="stable")
         return np.asarray(self.rows[order].astype(np.float32) * self.scale[order, None])
 
-    def _keep(self, keys: Array, rows: Array, scale: Array) -> None:
-        """Rows that go leave their places to those that come: nothing else is moved."""
+    def put(self, keys: npt.NDArray[np.float64], rows: Array, scale: Array) -> None:
+        """Take in rows float16 [n, K] that were divided by their scale float32 [n].
+
+        Rows that go leave their places to those that come: nothing else is moved.
+        """
+        if not len(keys):
+            return
         own = len(self.keys)
-        best = np.argsort(np.concatenate([self.keys, keys]), kind="stable")[: self.size]
+        best = _least(np.concatenate([self.keys, keys]), self.size)
         coming = np.sort(best[best >= own]) - own
         if own < self.size:
             grown = min(self.size, own + len(keys)) - own
@@ -75,6 +78,11 @@ class RowSample:
         sample = cls(size, state["rows"].shape[1])
         sample.keys, sample.rows, sample.scale = (np.array(state[part]) for part in PARTS)
         return sample
+
+
+def _least(keys: Array, count: int) -> npt.NDArray[np.intp]:
+    """Where the `count` smallest keys are, in any order."""
+    return np.argpartition(keys, count - 1)[:count] if count < len(keys) else np.arange(len(keys))
 
 
 @functools.lru_cache(maxsize=8)  # all layers of a step read equally many rows

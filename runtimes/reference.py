@@ -37,9 +37,9 @@ class ReferenceModel:
         self.quantized: dict[str, QuantizedLinear] = {}
         self.steps: int | None = None  # of the per-step tables, if any
         if calibration is not None:
-            _same_model(source, calibration)
+            check_same_model(source, calibration)
             for name, layer in calibration.layers.items():
-                self.quantized[name] = QuantizedLinear(layer, _linear(self.model, name).bias)
+                self.quantized[name] = QuantizedLinear(layer, linear_of(self.model, name).bias)
                 self.model.set_submodule(name, self.quantized[name])
             if any(layer.layer.per_step for layer in self.quantized.values()):
                 self.steps = len(calibration.timesteps)
@@ -176,7 +176,7 @@ def layer_errors(
     `||X W^T - Q(X) Q(W)^T||_F / ||X W^T||_F`, without biases; one full-precision forward pass a feed. Layers that did not run are
     left out. Holds the full-precision model and one dequantized weight at a time.
     """
-    _same_model(source, calibration)
+    check_same_model(source, calibration)
     model = ReferenceModel(adapter, source, None, device)
     sums: dict[str, tuple[float, float]] = {}  # squared norms of error and output
     step, clips = 0, 1
@@ -192,7 +192,7 @@ def layer_errors(
         return hook
 
     for name, layer in calibration.layers.items():
-        _linear(model.model, name).register_forward_hook(measure(name, layer))
+        linear_of(model.model, name).register_forward_hook(measure(name, layer))
     for feeds, step in feeds_by_step:  # the hooks read step and clips
         clips = len(next(iter(feeds.values())))
         model(feeds, step)
@@ -208,7 +208,8 @@ def _square(x: torch.Tensor) -> float:
     return float(x.double().square().sum())
 
 
-def _linear(model: Any, name: str) -> torch.nn.Linear:
+def linear_of(model: Any, name: str) -> torch.nn.Linear:
+    """A linear of a torch module; InputError for another layer."""
     module = model.get_submodule(name)
     if not isinstance(module, torch.nn.Linear):
         raise InputError(
@@ -217,11 +218,19 @@ def _linear(model: Any, name: str) -> torch.nn.Linear:
     return module
 
 
-def _same_model(source: ModelDir, calibration: Calibration) -> None:
+def check_same_model(source: ModelDir, calibration: Calibration) -> None:
+    """InputError unless the calibration is of this checkpoint and of layers that it has."""
     if calibration.model_digest != source.digest:
         raise InputError(
             found=f"a calibration of model {calibration.model_digest[:12]}",
             wanted=f"one of model {source.digest[:12]}",
             where=str(source.path),
             fix="calibrate this model",
+        )
+    if strangers := [name for name in calibration.layers if f"{name}.weight" not in source.weights]:
+        raise InputError(
+            found=f"{len(strangers)} layers that the model has not: {', '.join(strangers)}",
+            wanted="layers of this model",
+            where=f"calibration {calibration.file or calibration.recipe}",
+            fix="calibrate this model again",
         )

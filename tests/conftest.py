@@ -10,11 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers by plain name
 
-from tiny_model import save_tiny_model
+from tiny_model import save_tiny_model, tiny_clips
 
-from vditc.conditioning import TEXT, Conditioning
+from vditc.conditioning import Conditioning
 from vditc.model_dir import ModelDir
-from vditc.text_encoder import WordEmbedding
 
 
 @pytest.fixture(scope="session")
@@ -32,15 +31,7 @@ def tiny(tiny_dir: Path) -> ModelDir:
 @pytest.fixture(scope="session")
 def tiny_conditioning(tiny_dir: Path) -> Conditioning:
     """Two prompts for the tiny model."""
-    words = WordEmbedding.load(tiny_dir / "text_encoder")
-    prompts = ("a 7 moving left", "a 2 moving up")
-    return Conditioning(
-        prompts=prompts,
-        inputs={TEXT: words.encode(list(prompts))},
-        empty={TEXT: words.encode([""])},
-        seeds=(5, 6),
-        latent_shape=(4, 2, 8, 8),
-    )
+    return tiny_clips(tiny_dir)
 
 
 @pytest.fixture

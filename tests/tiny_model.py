@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from vditc import digits
 from vditc.codec import PixelShuffleCodec
+from vditc.conditioning import TEXT, Conditioning
 from vditc.text_encoder import PAD, WordEmbedding
 
 SAMPLING = {"steps": 3, "guidance_scale": 2.0, "frames": 2, "height": 8, "width": 8, "semantics": None}
@@ -46,3 +47,16 @@ def save_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}) + "\n")
     (folder / "sampling.json").write_text(json.dumps(SAMPLING) + "\n")
     return folder
+
+
+def tiny_clips(folder: Path) -> Conditioning:
+    """Two prompts for it."""
+    words = WordEmbedding.load(folder / "text_encoder")
+    prompts = ("a 7 moving left", "a 2 moving up")
+    return Conditioning(
+        prompts=prompts,
+        inputs={TEXT: words.encode(list(prompts))},
+        empty={TEXT: words.encode([""])},
+        seeds=(5, 6),
+        latent_shape=(4, 2, 8, 8),
+    )

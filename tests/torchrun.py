@@ -1,4 +1,4 @@
-"""Real processes of `python -m vditc`, alone or under torchrun."""
+"""Commands in real processes that torchrun starts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from command import Run
+from command import vditc as alone
+
 import vditc
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vditc.__file__).parents[1])}
 
 
-def run(*arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run one command line to its end."""
-    start = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *start, "-m", "vditc", *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+def run(ranks: int, *arguments: str) -> Run:
+    """Run one command line to its end; in this process if it is one rank."""
+    if ranks == 1:
+        return alone(*arguments)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "vditc"]
+    command = [sys.executable, *start, *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    return Run(done.returncode, done.stdout, done.stderr)

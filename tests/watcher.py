@@ -19,10 +19,14 @@ class Watcher:
         def advance() -> None:
             self.advanced[title] = self.advanced.get(title, 0) + 1
             if sum(self.advanced.values()) == self.kill_at:
-                raise KeyboardInterrupt
+                self.kill()
 
         yield advance
         assert self.advanced.get(title, 0) == total
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def kill(self) -> None:
+        """As Ctrl-C."""
+        raise KeyboardInterrupt

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vditc.adapter import InputSpec
 from vditc.errors import InputError
-from vditc.safetensors_file import read_header, write_tensors
+from vditc.safetensors_file import is_float, read_header, write_tensors
 from vditc.sampling import Clips, noise
 
 Array = npt.NDArray[Any]
@@ -107,6 +107,10 @@ class Conditioning:
         if missing := [n for n in needed if n not in self.inputs]:
             what = ", ".join(f"{n} [{', '.join(map(str, needed[n].dims))}]" for n in missing)
             raise _bad(f"no {', '.join(missing)}", what, "save everything that the model takes (docs/conditioning.md)")
+        for name, array in self.tensors().items():
+            if name != "known" and is_float(array.dtype) and not np.isfinite(array).all():
+                clip = f", clip {int((~np.isfinite(array)).argmax() // array[0].size)}" if array.ndim > 1 else ""
+                raise _bad(f"{name}{clip} with numbers that are not finite", "finite numbers", "encode the prompts again")
         if strangers := sorted(set(self.inputs) - names):
             raise _bad(f"inputs {', '.join(strangers)}", f"only {', '.join(sorted(names))}", "leave out what the model does not take")
 

@@ -7,7 +7,7 @@ import pytest
 
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.row_sample import row_keys
-from vditc.errors import VditcError
+from vditc.errors import InputError, VditcError
 
 
 def channels(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -82,16 +82,15 @@ def test_state_comes_back_and_goes_on(rng: np.random.Generator) -> None:
 def test_a_step_that_never_ran_is_named() -> None:
     observers = watching("a", width=1)
     observers.update("a", 0, channels(0))
-    with pytest.raises(VditcError, match=r"layer a, step 1: found no input"):
+    with pytest.raises(VditcError, match=r"layer a, step 1: found no input of 1 of 1 layers: a;"):
         observers.check()
-    with pytest.raises(VditcError, match=r"layer b, step 0: found no input"):
-        Observers({"b": 1}, 2).check()
+    with pytest.raises(VditcError, match=r"layer b, step 0: found no input of 2 of 2 layers: b, c;"):
+        Observers({"b": 1, "c": 1}, 2).check()
 
 
-def test_an_input_that_is_not_finite_is_named() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_is_named(value: float) -> None:
     observers = watching("a", width=2)
     observers.update("a", 0, channels(1, 1))
-    observers.update("a", 1, channels(1, np.nan))
-    observers.update("a", 1, channels(1, 1))  # does not hide it
-    with pytest.raises(VditcError, match=r"layer a, step 1: found an input that is not finite"):
-        observers.check()
+    with pytest.raises(InputError, match=r"layer a, step 1: found an input that is not finite, first in channel 1"):
+        observers.update("a", 1, channels(1, value))

@@ -129,51 +129,6 @@ def test_same_inputs_same_bytes(run: Callable[..., Calibration], tmp_path: Path)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-@pytest.mark.parametrize(("kill_at", "clips_kept"), [(2, 0), (STEPS + 1, 1), (2 * STEPS + 1, 2)])
-def test_killed_run_resumes_to_the_same_bytes(run: Callable[..., Calibration], tmp_path: Path, kill_at: int, clips_kept: int) -> None:
-    run("whole", work=tmp_path / "elsewhere")
-    with pytest.raises(KeyboardInterrupt):
-        run(progress=Watcher(kill_at))
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / "work" / "observers.safetensors").exists() == bool(clips_kept)
-    again = Watcher()
-    run(progress=again, **({"adapter": CannotRun()} if clips_kept == CLIPS else {}))
-    assert [n for n in again.notes if f"holds {clips_kept} of {CLIPS} clips" in n] == again.notes[:clips_kept]
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert list((tmp_path / "work").iterdir()) == []
-
-
-@pytest.mark.parametrize("what", ["seed", "text", "model", "recipe", "guidance", "schedule"])
-def test_state_of_another_run_is_not_used(
-    run: Callable[..., Calibration], tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path, what: str
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(progress=Watcher(kill_at=STEPS + 1))
-    c = tiny_conditioning
-    choices: dict[str, Callable[[], dict[str, Any]]] = {
-        "seed": lambda: {"conditioning": dataclasses.replace(c, seeds=(7, 6))},
-        "text": lambda: {"conditioning": dataclasses.replace(c, inputs={TEXT: c.inputs[TEXT][::-1].copy()})},
-        "model": lambda: {"source": ModelDir.open(save_tiny_model(tmp_path / "other", seed=1))},
-        "recipe": lambda: {"recipe": dataclasses.replace(Recipe.load("w8a8-static"), digest="edited")},
-        "guidance": lambda: {"guidance_scale": 3.0},
-        "schedule": lambda: {"scheduler": load_schedule(tiny.path, 2)},
-    }
-    changes = choices[what]()
-    again = Watcher()
-    run(progress=again, **changes)
-    assert len(again.notes) == 1 and again.notes[0].endswith("sampling starts anew")
-    run("fresh", work=tmp_path / "elsewhere", **changes)
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "fresh").read_bytes()
-
-
-def test_damaged_state_is_said_and_not_used(run: Callable[..., Calibration], tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "observers.safetensors").write_bytes(b"\x08\x00\x00")
-    again = Watcher()
-    run(progress=again)
-    assert "cannot be read" in again.notes[0] and again.notes[0].endswith("sampling starts anew")
-
-
 @pytest.mark.parametrize("name", ["w4a16", "fp16"])
 def test_recipes_without_quantized_activations_never_run_the_model(run: Callable[..., Calibration], name: str) -> None:
     watcher = Watcher()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vditc.errors import VditcError
+from vditc.errors import InputError, VditcError
 from vditc.progress import SILENT
 from vditc.progress import Progress as Watcher
 
@@ -26,7 +27,9 @@ app = typer.Typer(
 console = Console()
 complain = Console(stderr=True)
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
-COMMANDS = ("compile", "stages", "dataset", "use", "inspect", "lists", "demo")
+COMMANDS = ("compile", "stages", "dataset", "sensitivity", "use", "inspect", "lists", "demo")
+
+SHARED = ("calibrate", "dataset")  # commands that torchrun may start
 
 EXTRAS = {  # package -> the extra of vditc that installs it
     "torch": "calibrate,export",
@@ -64,6 +67,17 @@ def progress_of(rank: int) -> Watcher:
     return SILENT if rank else RichProgress()
 
 
+def _check_ranks() -> None:
+    """InputError for a command that several processes cannot share."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and sys.argv[1:2] and (name := sys.argv[1]) not in SHARED:
+        raise InputError(
+            found=f"vditc {name} under torchrun",
+            wanted=f"one of {', '.join(SHARED)}",
+            where="WORLD_SIZE",
+            fix="start it without torchrun",
+        )
+
+
 def main() -> None:
     """Run a command; VditcError, and trouble with a file, become one line on stderr and an exit code.
 
@@ -73,9 +87,11 @@ def main() -> None:
     for name in COMMANDS:
         importlib.import_module(f"vditc.cli.{name}")
     try:
+        _check_ranks()
         app(standalone_mode=True)
     except VditcError as error:
-        sys.stderr.write(f"vditc: error: {error}\n")
+        rank = int(os.environ.get("RANK", "0"))
+        sys.stderr.write(f"vditc: {f'rank {rank}: ' if rank else ''}error: {error}\n")
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if (extra := EXTRAS.get((error.name or "").partition(".")[0])) is None:
