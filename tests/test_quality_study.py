@@ -19,6 +19,7 @@ import run
 import table
 from rows import FULL_PRECISION, Row, load_rows
 
+from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import uncalibrated
 from vditc.calibration import Calibration
 from vditc.errors import InputError
@@ -35,8 +36,10 @@ def test_every_row_fits_its_model(tmp_path: Path) -> None:
     for row in rows:
         if row.name != FULL_PRECISION:
             recipe = Recipe.load(row.write_recipe(tmp_path))
-            assert any(rule.scheme for rule in recipe.assign(roles[row.model]).values()), row
-            assert row.method in (None, recipe.method)
+            schemes = [rule.scheme for rule in recipe.assign(roles[row.model]).values() if rule.scheme]
+            assert schemes and row.method in (None, recipe.method), row
+            for scheme in schemes:
+                method_for(recipe.method, recipe.settings, row.name).check(scheme)
 
 
 def file(folder: Path, *lines: str) -> Path:
@@ -177,6 +180,9 @@ def test_tables_stand_between_the_markers() -> None:
 
 def test_results_are_stored_in_the_order_of_the_rows(tmp_path: Path) -> None:
     order = [Row(model="a", name="x"), Row(model="a", name="y")]
-    results = [{"model": "a", "recipe": name} for name in ("gone", "y", "x")]
-    run.save(tmp_path / "q.json", results, order)
-    assert [r["recipe"] for r in json.loads((tmp_path / "q.json").read_text())] == ["x", "y", "gone"]
+    out, lock = tmp_path / "q.json", tmp_path / "work/lock"
+    for name in ("gone", "y", "x"):
+        run.store(out, {"model": "a", "recipe": name, "psnr": 1.0}, order, lock)
+    run.store(out, {"model": "a", "recipe": "y", "psnr": 2.0}, order, lock)
+    found = json.loads(out.read_text())
+    assert [(r["recipe"], r["psnr"]) for r in found] == [("x", 1.0), ("y", 2.0), ("gone", 1.0)]

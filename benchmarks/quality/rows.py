@@ -27,7 +27,7 @@ method = "{method}"
 [settings]
 {settings}
 [[rules]]
-match = ["time_embed.*", "modulation", "patch_embed", "*_embed.*", "head"]
+match = ["modulation", "patch_embed", "*_embed.*", "head"]
 keep = "in every row"
 
 [[rules]]

@@ -5,18 +5,19 @@
 The rows are those of rows.toml. Each is calibrated in a process of its own and sampled in PyTorch as the reference computes it
 (`vditc.runtimes.reference`), which every graph is held against. OUT is rewritten after every row; a row that is in it already, of the same
 model, calibration, clips and seeds, is not sampled again, so that a killed study goes on where it was. WORK keeps the full-precision clips
-and the calibrations; after a change to a method's code, calibrate --again. `table.py` writes the tables of docs/quality.md.
+and the calibrations; after a change to a method's code, calibrate --again. Two of these may run at once on rows of their own, as with
+OMP_NUM_THREADS=1 and a --model each. `table.py` writes the tables of docs/quality.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,20 @@ def measure(row: Row, study: Study, done: dict[str, Any] | None, *, again: bool)
     return about | {"sampled": sampled, "hardware": hardware(), "date": datetime.date.today().isoformat()}
 
 
-def save(out: Path, results: Iterable[dict[str, Any]], order: list[Row]) -> None:
-    """All rows, those of rows.toml first and in its order."""
+def stored(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows in `out` by model and name."""
+    return {(r["model"], r["recipe"]): r for r in json.loads(out.read_text())} if out.exists() else {}
+
+
+def store(out: Path, found: dict[str, Any], order: list[Row], lock: Path) -> None:
+    """Put a row into `out`, those of rows.toml first and in its order. Others may write there too: `lock` is held meanwhile."""
     places = {(row.model, row.name): i for i, row in enumerate(order)}
-    listed = sorted(results, key=lambda r: places.get((r["model"], r["recipe"]), len(places)))
-    write_text(out, json.dumps(listed, indent=1) + "\n")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        results = {**stored(out), (found["model"], found["recipe"]): found}
+        listed = sorted(results.values(), key=lambda r: places.get((r["model"], r["recipe"]), len(places)))
+        write_text(out, json.dumps(listed, indent=1) + "\n")
 
 
 def main() -> None:
@@ -86,17 +96,16 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{row.model}: {row.name}" for row in chosen))
         return
-    results = {(r["model"], r["recipe"]): r for r in json.loads(args.out.read_text())} if args.out.exists() else {}
+    results = stored(args.out)
     study: Study | None = None
     for row in chosen:
         if study is None or study.model != row.model:
             study = Study(row.model, args.clips, args.seeds, args.work)
-        key = row.model, row.name
-        found = measure(row, study, results.get(key), again=args.again)
+        done = results.get((row.model, row.name))
+        found = measure(row, study, done, again=args.again)
         print(json.dumps(found), flush=True)
-        if found is not results.get(key):
-            results[key] = found
-            save(args.out, results.values(), order)
+        if found is not done:
+            store(args.out, found, order, args.work / "lock")
 
 
 if __name__ == "__main__":
