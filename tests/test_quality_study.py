@@ -25,8 +25,10 @@ from vditc.calibration import Calibration
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
+from vditc.numerics import Granularity, QType
 from vditc.recipe import Recipe
 from vditc.runtimes.reference import ReferenceModel
+from vditc.scheme import QuantSpec, Scheme
 
 
 def test_every_row_fits_its_model(tmp_path: Path) -> None:
@@ -53,13 +55,17 @@ def test_rows_are_multiplied_out(tmp_path: Path) -> None:
         tmp_path,
         '{ method = ["rtn", "gptq"], bits = ["w4a8", "w3a6"] }',
         '{ recipe = "w8a8", models = ["b"] }',
-        '{ name = "half", method = "viditq", bits = "w4a8", settings = { alpha = 0.5 } }',
+        '{ name = "half", method = "viditq", bits = "w4a8", settings = { alpha = 0.5 }, symmetric = false, prompts = 9 }',
     )
     names = {model: [row.name for row in load_rows(path) if row.model == model] for model in "ab"}
     grid = ["rtn-w4a8", "gptq-w4a8", "rtn-w3a6", "gptq-w3a6"]
     assert names == {"a": [FULL_PRECISION, *grid, "half"], "b": [FULL_PRECISION, *grid, "w8a8", "half"]}
     half = Recipe.load(load_rows(path)[-1].write_recipe(tmp_path))
-    assert (half.name, half.method, half.settings) == ("half", "viditq", {"alpha": 0.5})
+    assert (half.name, half.method, half.settings, half.calibration_prompts) == ("half", "viditq", {"alpha": 0.5}, 9)
+    assert half.rules[1].scheme == Scheme(
+        weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL, symmetric=False),
+        activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,7 @@ def test_bad_rows_are_refused(tmp_path: Path, line: str, found: str) -> None:
 
 def test_bits_that_nobody_knows_are_refused() -> None:
     with pytest.raises(InputError, match="w5a8"):
-        study_rows.recipe_text("x", "rtn", "w5a8", {})
+        study_rows.recipe_text(Row(model="a", name="x"), "rtn", "w5a8")
 
 
 @pytest.fixture

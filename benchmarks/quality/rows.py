@@ -26,6 +26,9 @@ method = "{method}"
 
 [settings]
 {settings}
+[calibration]
+prompts = {prompts}
+
 [[rules]]
 match = ["modulation", "patch_embed", "*_embed.*", "head"]
 keep = "in every row"
@@ -45,6 +48,8 @@ class Row:
     method: str | None = None  # with `bits`
     bits: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    symmetric: bool = True  # weights
+    prompts: int = 4  # sampled for the calibration
     recipe: str | None = None  # instead: a built-in recipe, or a file
 
     def write_recipe(self, folder: Path) -> str:
@@ -53,11 +58,11 @@ class Row:
             return self.recipe
         assert self.method is not None and self.bits is not None
         path = folder / f"{self.name}.toml"
-        write_text(path, recipe_text(self.name, self.method, self.bits, self.settings))
+        write_text(path, recipe_text(self, self.method, self.bits))
         return str(path)
 
 
-def recipe_text(name: str, method: str, bits: str, settings: dict[str, Any]) -> str:
+def recipe_text(row: Row, method: str, bits: str) -> str:
     """A recipe (`vditc.recipe`) that quantizes the same layers for every method: all linears of the blocks."""
     found = BITS.fullmatch(bits)
     if found is None:
@@ -67,13 +72,15 @@ def recipe_text(name: str, method: str, bits: str, settings: dict[str, Any]) -> 
     weight, activation = (int(n) for n in found.groups())
     floating = activation == 16
     share = 'granularity = "per_group", group_size = 64' if floating else 'granularity = "per_channel"'
+    grid = "" if row.symmetric else ", symmetric = false"
     tokens = f'activation = {{ qtype = "int{activation}", granularity = "per_token", dynamic = true }}\n'
     return RECIPE.format(
-        name=name,
+        name=row.name,
         method=method,
         bits=bits,
-        settings="".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()),  # JSON's numbers and strings are TOML's
-        weight=f'{{ qtype = "int{weight}", {share} }}',
+        settings="".join(f"{key} = {json.dumps(value)}\n" for key, value in row.settings.items()),  # JSON's numbers and strings are TOML's
+        prompts=row.prompts,
+        weight=f'{{ qtype = "int{weight}", {share}{grid} }}',
         activation="" if floating else tokens,
     )
 
@@ -99,17 +106,21 @@ def load_rows(path: Path = FILE) -> list[Row]:
 def _group(table: Table, path: Path) -> Iterable[tuple[Row, tuple[str, ...]]]:
     """Rows of one line, without their model, and the models that it is limited to."""
     name, recipe, only = table.take("name", str), table.take("recipe", str), table.strings("models")
-    methods, bits, settings = _one_or_more(table, "method"), _one_or_more(table, "bits"), table.take("settings", dict, {})
+    methods, bits = _one_or_more(table, "method"), _one_or_more(table, "bits")
+    own: dict[str, Any] = {}
+    for key, kind in (("settings", dict), ("symmetric", bool), ("prompts", int)):
+        if (value := table.take(key, kind)) is not None:
+            own[key] = value
     table.done()
-    if (recipe is None) != bool(methods and bits) or (recipe and (methods or bits or settings)) or (name and len(methods) * len(bits) > 1):
+    if (recipe is None) != bool(methods and bits) or (recipe and (methods or bits or own)) or (name and len(methods) * len(bits) > 1):
         raise InputError(
             found=str(table.data), wanted="method and bits, or recipe; name only for a single row", where=table.where, fix="correct it"
         )
     if recipe is not None:
-        own = recipe if recipe in builtin_recipes() else str(path.parent / recipe)
-        yield Row(model="", name=name or Recipe.load(own).name, recipe=own), only
+        known = recipe if recipe in builtin_recipes() else str(path.parent / recipe)
+        yield Row(model="", name=name or Recipe.load(known).name, recipe=known), only
     for bit, method in itertools.product(bits, methods):
-        yield Row(model="", name=name or f"{method}-{bit}", method=method, bits=bit, settings=dict(settings or {})), only
+        yield Row(model="", name=name or f"{method}-{bit}", method=method, bits=bit, **own), only
 
 
 def _one_or_more(table: Table, key: str) -> tuple[str, ...]:
