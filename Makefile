@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 EXTRAS := calibrate,export,cpu,rtx,report,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check lint bench clean
+.PHONY: help install demo test test-all check lint bench study clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ check: lint ## lint and the fast tests: under two minutes
 
 bench: $(STAMP) ## measure the main job; figures go to docs/measurements/main_job.json
 	$(BIN)/python benchmarks/main_job.py --out docs/measurements/main_job.json
+
+study: $(STAMP) ## the quality study (hours; goes on where it was) and the tables of docs/quality.md
+	$(BIN)/python benchmarks/quality/run.py
+	$(BIN)/python benchmarks/quality/table.py
 
 clean: ## remove the virtual environment and all outputs
 	rm -rf $(VENV) demo-out runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,152 @@
+"""The figures of one row: calibrate in a process of its own, then sample and compare with the full-precision model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rows import Row
+
+from vditc.adapter import ModelAdapter
+from vditc.calibration import Calibration
+from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.export.adapters.registry import adapter_for
+from vditc.files import write_text
+from vditc.model_dir import ModelDir
+from vditc.pipeline.components import Components, conditioning_for, sampling_of
+from vditc.pipeline.quality import Trajectories, compare, sample_clips
+from vditc.progress import SILENT
+from vditc.recipe import Recipe
+from vditc.runtimes.reference import ReferenceModel
+from vditc.safetensors_file import read_header, write_tensors
+from vditc.workspace import digest
+
+ASSETS = Path(__file__).resolve().parents[2] / "src/vditc/assets"
+VDITC = Path(sys.executable).with_name("vditc")
+FIRST_SEED = 7_000  # of prompts and noise; calibrations use others
+FORCED_CLIPS = 4  # of each seed, for output_mse
+BAD_INPUT = 2  # exit status of `vditc`
+FIGURES = ("digit_accuracy", "motion_accuracy", "flicker", "psnr", "ssim", "final_latent_error", "output_mse")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A row's calibration and what it took."""
+
+    calibration: Calibration
+    seconds: float
+    peak_rss_bytes: int
+
+
+class Study:
+    """One model, and the full-precision clips that its rows are compared with."""
+
+    def __init__(self, model: str, clips: int, seeds: int, work: Path) -> None:
+        self.model, self.clips, self.seeds, self.work = model, clips, range(FIRST_SEED, FIRST_SEED + seeds), work
+        self.path = ASSETS / model
+        self.source = ModelDir.open(self.path)
+        self.adapter: ModelAdapter = adapter_for(self.source)
+        self.parts, self.sampling = Components.open(self.path), sampling_of(self.source, None, None)
+        self.schedule, self.specs = self.parts.schedule(self.sampling.steps), self.adapter.inputs(self.source)
+        self.exact = ReferenceModel(self.adapter, self.source, None)
+
+    def calibrate(self, row: Row, *, again: bool) -> Calibrated:
+        """By `vditc calibrate`, measured; or, unless `again`, what an earlier run left in the work folder.
+
+        InputError when `vditc calibrate` refuses the recipe.
+        """
+        folder = self.work / "calibrations" / self.model
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = row.write_recipe(folder)
+        own = {"recipe": Recipe.load(recipe).digest, "model": self.source.digest}
+        out, note = folder / f"{row.name}.safetensors", folder / f"{row.name}.json"
+        known = json.loads(note.read_text()) if note.exists() and out.exists() else {}
+        if again or any(known.get(key) != value for key, value in own.items()):
+            note.unlink(missing_ok=True)
+            shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)  # of a killed run: its time would be missing
+            command = [str(VDITC), "calibrate", str(self.path), "--recipe", recipe, "--device", "cpu", "--force", "-o", str(out)]
+            known = {**own, **measured(command)}
+            write_text(note, json.dumps(known))
+        return Calibrated(calibration=Calibration.load(out), seconds=known["seconds"], peak_rss_bytes=known["peak_rss_bytes"])
+
+    def measure(self, row: Row, calibrated: Calibrated | None) -> dict[str, Any]:
+        """FIGURES of the clips, each with its mean, its standard deviation and its values over the seeds; None in full precision."""
+        calibration = None if calibrated is None else calibrated.calibration
+        key = {"model": self.source.digest, "calibration": None if calibration is None else calibration.digest}
+        ours = self.exact if calibration is None else ReferenceModel(self.adapter, self.source, calibration)
+        folder = self.work / "clips" / self.model / row.name
+        values: dict[str, list[float]] = {name: [] for name in FIGURES}
+        for seed in self.seeds:
+            given, reference = self.reference(seed)
+            sampled = reference if calibration is None else self._sample(ours, given, folder, key)
+            quality = compare(reference, sampled, given, self.parts, self.sampling.semantics)
+            found = {name: quality["quantized"].get(name) for name in ("digit_accuracy", "motion_accuracy", "flicker")}
+            if calibration is not None:
+                found |= {"psnr": quality["quantized"]["psnr_db"], "ssim": quality["quantized"]["ssim"]}
+                found |= {"final_latent_error": quality["step_error"][-1], "output_mse": self._output_mse(ours, seed, given, reference)}
+            for name, value in found.items():
+                if value is not None:
+                    values[name].append(float(value))
+        shutil.rmtree(folder, ignore_errors=True)  # 0.5 MB a clip; what an interrupted row needs, a finished one does not
+        means: dict[str, Any] = {name: _rounded(float(np.mean(v))) if v else None for name, v in values.items()}
+        spread = {name: _rounded(float(np.std(v))) if v else None for name, v in values.items()}
+        return means | {"std": spread, "per_seed": {name: [_rounded(x) for x in v] for name, v in values.items() if v}}
+
+    def reference(self, seed: int) -> tuple[Conditioning, Trajectories]:
+        """The clips of a seed, and their trajectories in full precision, sampled once."""
+        given = conditioning_for(self.parts, self.sampling, self.adapter.latent_channels(self.source), self.clips, seed, ())
+        return given, self._sample(self.exact, given, self.work / "clips" / self.model / "reference", {"model": self.source.digest})
+
+    def _sample(self, model: ReferenceModel, given: Conditioning, folder: Path, key: dict[str, Any]) -> Trajectories:
+        fixed = (given, self.specs, self.schedule, self.sampling.guidance_scale, folder, key, SILENT, "")
+        return sample_clips(lambda: model, *fixed)
+
+    def _output_mse(self, ours: ReferenceModel, seed: int, given: Conditioning, reference: Trajectories) -> float:
+        """Mean squared error of the model's output on the inputs of the full-precision trajectories, over steps and both branches."""
+        exact = self._exact_outputs(seed, given, reference)
+        return float(np.mean([np.square(self._forced(ours, given, reference, clip) - exact[clip]).mean() for clip in range(len(exact))]))
+
+    def _exact_outputs(self, seed: int, given: Conditioning, reference: Trajectories) -> npt.NDArray[np.float32]:
+        """[clips, steps, branches, C, F, H, W], computed once."""
+        clips = range(min(FORCED_CLIPS, self.clips))
+        name = digest({"model": self.source.digest, "clips": [given.digest(i) for i in clips], "schedule": self.schedule.to_json()})
+        file = self.work / "outputs" / self.model / f"{name[:24]}.safetensors"
+        if not file.exists():
+            write_tensors(file, {"outputs": np.stack([self._forced(self.exact, given, reference, clip) for clip in clips])})
+        return np.array(read_header(file)[0]["outputs"].read())
+
+    def _forced(self, model: ReferenceModel, given: Conditioning, reference: Trajectories, clip: int) -> npt.NDArray[np.float32]:
+        """Outputs [steps, branches, C, F, H, W] of `model` on the full-precision trajectory of a clip."""
+        chosen, guided = given.clips([clip], self.specs), self.sampling.guidance_scale != 1.0
+        before = [chosen.start(self.schedule), *(latents[None] for latents in reference.latents[clip, :-1])]
+        return np.stack([model(chosen.feeds(self.schedule, i, x, guided=guided), i) for i, x in enumerate(before)])
+
+
+def measured(command: list[str]) -> dict[str, Any]:
+    """Run `vditc`: wall seconds and peak resident memory of the process. InputError, as it says, when it refuses its input."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    errors = process.stderr.read().strip()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    if code == BAD_INPUT:
+        raise InputError(found=errors, wanted="a recipe that this model takes", where="vditc calibrate", fix="correct the row")
+    if code:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+    return {"seconds": round(time.monotonic() - began, 1), "peak_rss_bytes": usage.ru_maxrss * 1024}
+
+
+def _rounded(value: float) -> float:
+    """Five significant digits."""
+    return float(f"{value:.5g}")
