@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +37,7 @@ class _Seen:
     k: Array
     k_smooth: Array
     v: Array  # [heads, channels]
-    squares: npt.NDArray[np.float64]  # [steps, 2]: of the error and of the output, summed in the order of the clips
+    squares: npt.NDArray[np.float64]  # [clips, measured steps, 2]: of the error and of the output
 
     def ranges(self) -> tuple[Array, ...]:
         return self.q, self.k, self.k_smooth, self.v
@@ -47,12 +46,13 @@ class _Seen:
 class AttentionWatch:
     """Ranges of q, k and v at every step, and the error of quantized attention at ERROR_STEPS steps spread evenly.
 
-    Holds a few numbers a head. The error of a call is that of ROWS of its queries, whole blocks spread evenly, against all keys.
+    Holds a few numbers for every head and clip; merges are exact and commutative. The error of a call is that of ROWS of its queries, whole blocks spread evenly, against all keys.
     """
 
-    def __init__(self, scheme: AttentionScheme, steps: int) -> None:
-        self.scheme, self.steps, self.step = scheme, steps, 0
-        self.measured = {round(i) for i in np.linspace(0, steps - 1, min(ERROR_STEPS, steps))}
+    def __init__(self, scheme: AttentionScheme, steps: int, clips: int) -> None:
+        self.scheme, self.steps, self.clips = scheme, steps, clips
+        self.measured = sorted({round(i) for i in np.linspace(0, steps - 1, min(ERROR_STEPS, steps))})
+        self.clip, self.step = 0, 0
         self.seen: dict[str, _Seen] = {}
 
     @contextlib.contextmanager
@@ -69,9 +69,9 @@ class AttentionWatch:
             stack.enter_context(_Calls(self))
             yield
 
-    def begin(self, step: int) -> None:
-        """A forward pass of this sampling step is next."""
-        self.step, self.calls = step, {}
+    def begin(self, clip: int, step: int) -> None:
+        """The forward pass of this clip and sampling step is next."""
+        self.clip, self.step, self.calls = clip, step, {}
         self.running.clear()
 
     def _leave(self) -> None:
@@ -86,7 +86,17 @@ class AttentionWatch:
         ranges = (_heads(q), _heads(k), _heads(smoothed(k)), np.array(_channels(values).numpy()))
         tokens = (q.shape[-2], k.shape[-2])
         if entry not in self.seen:
-            self.seen[entry] = _Seen(tokens, *(np.zeros_like(r) for r in ranges), np.zeros((self.steps, 2)))
+            self.seen[entry] = _Seen(tokens, *(np.zeros_like(r) for r in ranges), np.zeros((self.clips, len(self.measured), 2)))
+        seen = self._widen(entry, tokens, ranges)
+        if self.step in self.measured:
+            rows = self._rows(tokens[0]).to(q.device)
+            chosen = mask if mask is None or mask.shape[-2] == 1 else mask.index_select(-2, rows)
+            ours = quantized_attention(q.index_select(-2, rows), k, v, self.scheme, mask=chosen, scale=scale)
+            exact = out.index_select(-2, rows)
+            at = self.clip, self.measured.index(self.step)
+            seen.squares[at] = float((exact - ours).double().square().sum()), float(exact.double().square().sum())
+
+    def _widen(self, entry: str, tokens: tuple[int, int], ranges: tuple[Array, ...]) -> _Seen:
         seen = self.seen[entry]
         if [r.shape for r in ranges] != [r.shape for r in seen.ranges()]:
             raise VditcError(
@@ -98,12 +108,7 @@ class AttentionWatch:
         seen.tokens = max(tokens[0], seen.tokens[0]), max(tokens[1], seen.tokens[1])
         for old, new in zip(seen.ranges(), ranges, strict=True):
             np.maximum(old, new, out=old)
-        if self.step in self.measured:
-            rows = self._rows(tokens[0]).to(q.device)
-            chosen = mask if mask is None or mask.shape[-2] == 1 else mask.index_select(-2, rows)
-            ours = quantized_attention(q.index_select(-2, rows), k, v, self.scheme, mask=chosen, scale=scale)
-            exact = out.index_select(-2, rows)
-            seen.squares[self.step] += float((exact - ours).double().square().sum()), float(exact.double().square().sum())
+        return seen
 
     def _rows(self, tokens: int) -> torch.Tensor:
         """Indices of at most ROWS queries (one block if that is longer): whole blocks, spread evenly."""
@@ -131,7 +136,7 @@ class AttentionWatch:
                     where="sampling",
                     fix="sample the full-precision model first: check that its weights and its schedule belong together",
                 )
-            errors = tuple((step, _relative(seen.squares[step])) for step in sorted(self.measured))
+            errors = tuple((step, _relative(seen.squares[:, i].sum(0))) for i, step in enumerate(self.measured))
             found[entry] = AttentionCalibration(
                 scheme=self.scheme,
                 tokens=seen.tokens,
@@ -140,21 +145,30 @@ class AttentionWatch:
                 k_smooth=seen.k_smooth,
                 v=seen.v,
                 errors=errors,
-                error=_relative(seen.squares.sum(0)),
+                error=_relative(seen.squares.sum((0, 1))),
             )
         return found
 
-    def state(self) -> tuple[dict[str, Array], str]:
-        """Arrays `ENTRY.attention.PART`, and the rest as text."""
+    def state(self) -> tuple[dict[str, Array], dict[str, list[int]]]:
+        """Arrays `ENTRY.attention.PART`, and the tokens of every entry."""
         arrays = {f"{entry}{_KEY}{part}": getattr(seen, part) for entry, seen in self.seen.items() for part in PARTS}
-        return arrays, json.dumps({entry: seen.tokens for entry, seen in self.seen.items()})
+        return arrays, {entry: list(seen.tokens) for entry, seen in self.seen.items()}
 
-    def restore(self, arrays: Mapping[str, Array], text: str) -> None:
-        """Read what `state` gave; KeyError or ValueError, and nothing changed, when it is damaged."""
-        seen = {}
-        for entry, tokens in json.loads(text).items():
-            seen[entry] = _Seen((tokens[0], tokens[1]), *(np.array(arrays[f"{entry}{_KEY}{part}"]) for part in PARTS))
-        self.seen = seen
+    def restored(self, arrays: Mapping[str, Array], tokens: Mapping[str, list[int]]) -> AttentionWatch:
+        """A new one with what `state` gave; KeyError or ValueError when it is damaged."""
+        made = AttentionWatch(self.scheme, self.steps, self.clips)
+        for entry, (queries, keys) in tokens.items():
+            made.seen[entry] = _Seen((queries, keys), *(np.array(arrays[f"{entry}{_KEY}{part}"]) for part in PARTS))
+        return made
+
+    def merge(self, other: AttentionWatch) -> None:
+        """Take in all that `other` has seen of other clips."""
+        for entry, theirs in other.seen.items():
+            if entry not in self.seen:
+                self.seen[entry] = theirs
+                continue
+            self._widen(entry, theirs.tokens, theirs.ranges())
+            self.seen[entry].squares += theirs.squares  # one of each pair is 0
 
 
 class _Calls(TorchFunctionMode):

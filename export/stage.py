@@ -85,6 +85,12 @@ def export_model(
         advance()
     calibration = calibration if isinstance(calibration, Calibration) else calibration()
     check_calibration(source, adapter, calibration)  # now, since it waits for the checkpoint's digest
+    if calibration.attention:
+        scheme = next(iter(calibration.attention.values())).scheme
+        progress.note(
+            f"attention of {len(calibration.attention)} modules is calibrated as {scheme}, but recorded only: "
+            "the graph computes attention in floating point"
+        )
     refit = insert_weights(model, source, calibration)
     describe_inputs(model, adapter.inputs(source), adapter.sizes(source))
     text = to_text(refit).encode()

@@ -12,6 +12,8 @@ Tensors, per quantized layer L (weight [N, K]):
     L.low_rank.up       float16 [N, R]
     L.bias_correction   float32 [N], and a rank-1 term of the output (vditc.correction):
     L.compensation.alpha float32 [K], L.compensation.beta float32 [N], L.compensation.frames float32 [latent frames]
+Per attention module M whose calibration the recipe asked for (vditc.attention):
+    M.attention.v_absmax  float32 [heads, channels]; the rest is in the metadata
 Metadata key "vditc": JSON of `Calibration` without the tensors.
 """
 
@@ -28,11 +30,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vditc.attention import AttentionCalibration
 from vditc.correction import ALPHA, BETA, BIAS, FRAMES, NONE, Correction, FrameOrder
 from vditc.errors import InputError
 from vditc.files import sha256
 from vditc.qweight import StoredWeight
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import TensorEntry, read_header
 from vditc.safetensors_writer import tensor_file
 from vditc.schedule import Schedule
 from vditc.scheme import QWeight, Scheme, scale_shape
@@ -41,6 +44,7 @@ from vditc.transform import BALANCE, DOWN, IDENTITY, SHIFT, UP, Transform
 
 Array = npt.NDArray[Any]
 SCHEMA = 1
+V_ABSMAX = ".attention.v_absmax"
 TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES)  # a layer's tensors beside its weight
 
 
@@ -109,6 +113,7 @@ class Calibration:
     layers: Mapping[str, LayerCalibration]
     kept: Mapping[str, Kept]
     statistics: Mapping[str, Any]  # what the observers saw, plain data
+    attention: Mapping[str, AttentionCalibration] = dataclasses.field(default_factory=dict)  # by module; recorded, not lowered
     file: Path | None = dataclasses.field(default=None, compare=False)  # where it was read from
 
     @functools.cached_property
@@ -143,8 +148,10 @@ class Calibration:
             if not weight.spec.symmetric:
                 tensors[f"{name}.zero_point"] = np.dtype(np.float32), (weight.shape[0],)
             tensors |= {f"{name}.{part}": (array.dtype, array.shape) for part, array in layer.tables.items()}
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file", "schedule")}
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OTHERWISE}
+        tensors |= {f"{name}{V_ABSMAX}": (found.v.dtype, found.v.shape) for name, found in self.attention.items()}
         data |= {
+            "attention": {name: found.to_json() for name, found in self.attention.items()},
             "schedule": None if self.schedule is None else self.schedule.to_json(),
             "schema": SCHEMA,
             "layers": {n: _about(c) for n, c in self.layers.items()},
@@ -161,6 +168,8 @@ class Calibration:
                 for part, array in layer.tables.items():
                     put(f"{name}.{part}", array)
                 advance()
+            for name, found in self.attention.items():
+                put(f"{name}{V_ABSMAX}", found.v)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -204,8 +213,21 @@ class Calibration:
                 ),
             )
         kept = {n: Kept(role=k["role"], reason=k["reason"], shape=tuple(k["shape"])) for n, k in data.pop("kept").items()}
+        attention = {
+            n: AttentionCalibration.from_json(a, np.array(_needed(entries, f"{n}{V_ABSMAX}", path).read()))
+            for n, a in data.pop("attention", {}).items()  # files of older versions have none
+        }
         schedule = data.pop("schedule")
-        return cls(layers=layers, kept=kept, file=path, schedule=None if schedule is None else Schedule.from_json(schedule), **data)
+        return cls(layers=layers, kept=kept, attention=attention, file=path, schedule=None if schedule is None else Schedule.from_json(schedule), **data)
+
+
+_OTHERWISE = ("layers", "kept", "attention", "file", "schedule")  # fields that the metadata holds in a form of their own
+
+
+def _needed(entries: Mapping[str, TensorEntry], name: str, path: Path) -> TensorEntry:
+    if name not in entries:
+        raise InputError(found=f"no tensor {name}", wanted="all tensors of the calibration", where=str(path), fix="calibrate again")
+    return entries[name]
 
 
 def _about(layer: LayerCalibration) -> dict[str, Any]:
