@@ -140,11 +140,6 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
         shape = source.weights[f"{name}.weight"].shape
         if layer.weight.shape != shape:
             raise bad(f"codes {list(layer.weight.shape)} of layer {name}", f"{list(shape)}")
-        if not layer.weight.spec.qtype.integer:
-            raise bad(f"{layer.weight.spec.qtype.value} weight of layer {name}", "an integer type")
-        activation = layer.scheme.activation
-        if activation is not None and not activation.qtype.integer:
-            raise bad(f"{activation.qtype.value} activations of layer {name}", "an integer type")
         for table in (layer.activation_scale, layer.activation_clip):
             if table is not None and table.ndim == 1 and len(table) != len(calibration.timesteps):
                 raise bad(f"{len(table)} activation scales or clips of layer {name}", f"one for each of {len(calibration.timesteps)} steps")

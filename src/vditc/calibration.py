@@ -1,10 +1,11 @@
 """The calibration file: integer codes, scales and why each layer is as it is. One safetensors file, no fake-quantized float.
 
 Tensors, per quantized layer L (weight [N, K]):
-    L.codes             int8 [N, K], or for 3- and 4-bit types uint8 [N * K / 2], two a byte, first in the low nibble
-    L.scale             float16 or float32, [] | [N] | [N, K / group_size]
+    L.codes             int8 or F8_E4M3 [N, K], or for 3- and 4-bit types uint8 [N * K / 2], two a byte, first in the low nibble
+    L.scale             float16 or float32, [] | [N] | [N, K / group_size]; for FP4 F8_E4M3 [N, K / 16], in units of
+    L.tensor_scale      float32 []; only for FP4
     L.zero_point        float32 [N], in units of codes; only for asymmetric weights
-    L.activation_scale  float32 [] or [steps]; only for static activations
+    L.activation_scale  float32 [] or [steps]; only for static activations, and FP4's scale of the tensor
     L.activation_clip   float32 [steps]; what a dynamic range is multiplied with before it becomes a scale
     L.shift             float32 [K], taken from the input before anything else (vditc.transform)
     L.balance           float32 [K]; the codes are of W / balance, rotated, less the low-rank branch
@@ -34,6 +35,8 @@ from vditc.attention import AttentionCalibration
 from vditc.correction import ALPHA, BETA, BIAS, FRAMES, NONE, Correction, FrameOrder
 from vditc.errors import InputError
 from vditc.files import sha256
+from vditc.float_codes import code_dtype
+from vditc.numerics import QType
 from vditc.qweight import StoredWeight
 from vditc.safetensors_file import TensorEntry, read_header
 from vditc.safetensors_writer import tensor_file
@@ -80,13 +83,13 @@ class LayerCalibration:
 
     def __post_init__(self) -> None:
         act = self.scheme.activation
-        static = act is not None and not act.dynamic
+        static = act is not None and act.ranged
         if static != (self.activation_scale is not None):
             raise ValueError(f"scheme {self.scheme}: activation_scale is {'missing' if static else 'superfluous'}")
         if act is not None and self.activation_scale is not None and self.activation_scale.ndim != int(act.per_step):
             raise ValueError(f"scheme {self.scheme}: activation_scale has shape {list(self.activation_scale.shape)}")
         clip = self.activation_clip
-        if clip is not None and (act is None or not act.dynamic or clip.ndim != 1 or not ((clip > 0) & (clip <= 1)).all()):
+        if clip is not None and (act is None or act.ranged or clip.ndim != 1 or not ((clip > 0) & (clip <= 1)).all()):
             raise ValueError(f"scheme {self.scheme}: an activation_clip that is not [steps] in (0, 1], or without dynamic activations")
 
 
@@ -143,10 +146,12 @@ class Calibration:
         for name, layer in self.layers.items():
             weight = layer.weight
             packed = weight.spec.qtype.bits <= 4
-            tensors[f"{name}.codes"] = (np.dtype(np.uint8), (weight.count // 2,)) if packed else (np.dtype(np.int8), weight.shape)
+            tensors[f"{name}.codes"] = (np.dtype(np.uint8), (weight.count // 2,)) if packed else (code_dtype(weight.spec.qtype), weight.shape)
             tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
             if not weight.spec.symmetric:
                 tensors[f"{name}.zero_point"] = np.dtype(np.float32), (weight.shape[0],)
+            if weight.spec.qtype is QType.FP4_E2M1:
+                tensors[f"{name}.tensor_scale"] = np.dtype(np.float32), ()
             tensors |= {f"{name}.{part}": (array.dtype, array.shape) for part, array in layer.tables.items()}
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OTHERWISE}
         tensors |= {f"{name}{V_ABSMAX}": (found.v.dtype, found.v.shape) for name, found in self.attention.items()}
@@ -160,11 +165,13 @@ class Calibration:
         metadata = {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))}
         with tensor_file(path, tensors, metadata) as put:
             weights = ahead(layer.weight.stored for layer in self.layers.values())
-            for (name, layer), (codes, scale, zero_point) in zip(self.layers.items(), weights, strict=True):
+            for (name, layer), (codes, scale, zero_point, whole) in zip(self.layers.items(), weights, strict=True):
                 put(f"{name}.codes", codes)
                 put(f"{name}.scale", scale)
                 if zero_point is not None:
                     put(f"{name}.zero_point", zero_point)
+                if whole is not None:
+                    put(f"{name}.tensor_scale", whole)
                 for part, array in layer.tables.items():
                     put(f"{name}.{part}", array)
                 advance()
@@ -193,7 +200,13 @@ class Calibration:
                 role=info["role"],
                 scheme=scheme,
                 weight=StoredWeight(
-                    name, entries[f"{name}.codes"], entries[f"{name}.scale"], scheme.weight, shape, entries.get(f"{name}.zero_point")
+                    name,
+                    entries[f"{name}.codes"],
+                    entries[f"{name}.scale"],
+                    scheme.weight,
+                    shape,
+                    entries.get(f"{name}.zero_point"),
+                    entries.get(f"{name}.tensor_scale"),
                 ),
                 activation_scale=found.get("activation_scale"),
                 activation_clip=found.get("activation_clip"),
