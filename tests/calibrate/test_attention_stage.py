@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_export import calibration as exportable
+from torchrun import run as vditc
+from watcher import Watcher
 
 from vditc.attention import AttentionScheme
-from vditc.calibrate.stage import STATE, calibrate, uncalibrated
+from vditc.calibrate import trajectories
+from vditc.calibrate.stage import calibrate, uncalibrated
 from vditc.calibration import Calibration
 from vditc.cli.inspect_calibration import calibration_facts, show_calibration
 from vditc.conditioning import Conditioning
@@ -23,33 +25,13 @@ from vditc.export.stage import export_model
 from vditc.model_dir import ModelDir
 from vditc.numerics import QType
 from vditc.pipeline.schedules import load_schedule
-from vditc.recipe import Recipe
+from vditc.recipe import Recipe, builtin_recipes
 from vditc.safetensors_file import read_header
 from vditc.toml_data import Table
 
 STEPS = 3
 MODULES = [f"blocks.{i}.attn{j}" for i in range(2) for j in (1, 2)]
 SAGE = {"qk": "int8", "pv": "fp8_e4m3", "smooth_k": True}
-
-
-class Watcher:
-    """Progress that keeps notes, and can kill the run."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.left = kill_at
-
-    @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        def advance() -> None:
-            self.left = None if self.left is None else self.left - 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-        yield advance
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def recipe(attention: dict[str, Any] | None = None, **rule: Any) -> Recipe:
@@ -72,7 +54,9 @@ def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Call
             "work": tmp_path / "work",
             "progress": Watcher(),
         }
-        return calibrate(source=tiny, adapter=adapter_for(tiny), conditioning=tiny_conditioning, **(given | changes))
+        found = calibrate(source=tiny, adapter=adapter_for(tiny), conditioning=tiny_conditioning, **(given | changes))
+        assert found is not None
+        return found
 
     return call
 
@@ -100,15 +84,33 @@ def test_a_file_without_its_ranges_is_refused(run: Callable[..., Calibration], t
         Calibration.load(tmp_path / "out")
 
 
-def test_killed_run_resumes_to_the_same_bytes(run: Callable[..., Calibration], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kill_at", [2, STEPS + 1, 2 * STEPS])
+def test_killed_run_resumes_to_the_same_bytes(
+    run: Callable[..., Calibration], tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("whole", work=tmp_path / "elsewhere")
+    monkeypatch.setattr(trajectories, "SAVE_PAUSE", 0.0)
+    monkeypatch.setattr(trajectories, "SAVE_SHARE", 1.0)
     with pytest.raises(KeyboardInterrupt):
-        run(progress=Watcher(STEPS + 1))
-    assert (tmp_path / "work" / STATE).exists()
+        run(progress=Watcher(kill_at))
     again = Watcher()
     run(progress=again)
-    assert "holds 1 of 2 clips" in again.notes[0]
+    assert "observers.safetensors holds" in again.notes[0] and again.notes[0].endswith("sampling goes on from there")
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_two_ranks_write_the_bytes_of_one(tiny_dir: Path, tmp_path: Path) -> None:
+    text = builtin_recipes()["w8a8-attn"].read_text()
+    (tmp_path / "attn.toml").write_text(text.replace("prompts = 4", "prompts = 3"))
+    (tmp_path / "prompts.txt").write_text("a 7 moving left\na 2 moving up\na 1 moving down\n")
+    options = ["--recipe", str(tmp_path / "attn.toml"), "--steps", "2", "--prompts", str(tmp_path / "prompts.txt")]
+    for ranks in (1, 2):
+        out = str(tmp_path / f"{ranks}.safetensors")
+        done = vditc("calibrate", str(tiny_dir), *options, "-o", out, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert "attention of 4 modules as QK[int8 per token, smooth k] PV[fp8_e4m3]: relative error" in done.stdout
+    one, two = ((tmp_path / f"{ranks}.safetensors").read_bytes() for ranks in (1, 2))
+    assert one == two
 
 
 def test_weights_and_activations_do_not_depend_on_it(run: Callable[..., Calibration]) -> None:

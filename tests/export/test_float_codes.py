@@ -20,6 +20,7 @@ from vditc.export.check import check_codes
 from vditc.export.qdq_float import VALUES, nvfp4_activation
 from vditc.export.refit import refit_map
 from vditc.float_codes import E4M3, from_nvfp4, nvfp4, to_codes
+from vditc.graph_passes.facts import graph_facts
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import lower
 from vditc.model_dir import ModelDir
@@ -72,6 +73,13 @@ def test_graph_is_portable_and_of_the_dialect(exported: tuple[str, Calibration, 
     onnx.checker.check_model(str(path), full_check=True)
     Spec.canonical().verify(ir.load(path), where=str(path))
     check_codes(path, made)
+
+
+def test_inspect_knows_the_operands(exported: tuple[str, Calibration, Path]) -> None:
+    name, made, path = exported
+    kind = "nvfp4" if name.startswith("nvfp4") else "float8e4m3fn"
+    first = "float" if name in ("fp8-weights", "fp8-blocks", "nvfp4-weights") else kind
+    assert graph_facts(path)["matrix_products"][f"{first} x {kind}"] == len(made.layers) == 20
 
 
 def test_weights_are_stored_in_their_bits(exported: tuple[str, Calibration, Path]) -> None:
@@ -208,5 +216,5 @@ def test_readers_of_one_tensor_share_its_quantization(exported: tuple[str, Calib
 
 @pytest.mark.parametrize("target", [t for t in builtin_targets() if t != "cpu"])
 def test_targets_without_a_lowering_refuse_nvfp4(target: str) -> None:
-    with pytest.raises(InputError, match=rf"target {target} .*recipe nvfp4: weight fp4_e2m1; wanted one of"):
+    with pytest.raises(InputError, match=rf"target {target} .*recipe nvfp4: weight fp4_e2m1; wanted one of.*int"):
         Target.load(target).check(Recipe.load("nvfp4"))
