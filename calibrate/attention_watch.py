@@ -46,7 +46,8 @@ class _Seen:
 class AttentionWatch:
     """Ranges of q, k and v at every step, and the error of quantized attention at ERROR_STEPS steps spread evenly.
 
-    Holds a few numbers for every head and clip; merges are exact and commutative. The error of a call is that of ROWS of its queries, whole blocks spread evenly, against all keys.
+    Holds a few numbers for every head and clip; merges are exact and commutative. The error of a call is that of ROWS of its queries,
+    whole blocks spread evenly, against all keys.
     """
 
     def __init__(self, scheme: AttentionScheme, steps: int, clips: int) -> None:
@@ -77,7 +78,9 @@ class AttentionWatch:
     def _leave(self) -> None:
         self.running.pop()
 
-    def take(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, mask: torch.Tensor | None, scale: float | None) -> None:
+    def take(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, mask: torch.Tensor | None, scale: float | None
+    ) -> None:
         """One call: q [..., H, T, D], k [..., H', S, D], v [..., H', S, E], out [..., H, T, E]."""
         name = self.running[-1] if self.running else ""
         self.calls[name] = count = self.calls.get(name, 0) + 1
@@ -86,7 +89,8 @@ class AttentionWatch:
         ranges = (_heads(q), _heads(k), _heads(smoothed(k)), np.array(_channels(values).numpy()))
         tokens = (q.shape[-2], k.shape[-2])
         if entry not in self.seen:
-            self.seen[entry] = _Seen(tokens, *(np.zeros_like(r) for r in ranges), np.zeros((self.clips, len(self.measured), 2)))
+            q0, k0, smooth0, v0 = (np.zeros_like(r) for r in ranges)
+            self.seen[entry] = _Seen(tokens, q0, k0, smooth0, v0, np.zeros((self.clips, len(self.measured), 2)))
         seen = self._widen(entry, tokens, ranges)
         if self.step in self.measured:
             rows = self._rows(tokens[0]).to(q.device)

@@ -101,7 +101,9 @@ class Trajectories:
         if self.ranks.first and self.ranks.size > len(self.conditioning):
             progress.note(f"{len(self.conditioning)} clips for {self.ranks.size} ranks: the others have nothing to sample")
         watch = None if self.attention is None else AttentionWatch(self.attention, steps, len(self.conditioning))
-        at = _Position(_Seen(Observers(widths, steps, self.rows), watch), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size))
+        at = _Position(
+            _Seen(Observers(widths, steps, self.rows), watch), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size)
+        )
         at = self._resume(at, len(clips), progress)
         with progress.task("sample trajectories", len(clips) * steps) as advance:
             for _ in range(at.clips * steps + at.steps):

@@ -17,8 +17,8 @@ from torch.nn.functional import linear
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import InputError
-from vditc.model_dir import ModelDir
 from vditc.float_codes import BLOCK, LEAST_BLOCK_SCALE
+from vditc.model_dir import ModelDir
 from vditc.numerics import EPS, QType
 from vditc.sampling import Feeds
 from vditc.scheme import QuantSpec, zero_offset
@@ -216,7 +216,7 @@ def _e4m3(x: torch.Tensor) -> torch.Tensor:
 def _nvfp4(x: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """x [..., K] through NVFP4 codes and back (vditc.float_codes), with the static scale of the tensor."""
     high = QType.FP4_E2M1.high
-    blocks = x.unflatten(-1, (-1, BLOCK))
+    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
     share = blocks.abs().amax(-1, keepdim=True) / torch.full((), high, device=x.device) / whole
     scale = _e4m3(share).clamp_min(float(LEAST_BLOCK_SCALE)) * whole
     ratio = (blocks / scale).clamp(-high, high)

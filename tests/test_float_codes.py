@@ -81,7 +81,7 @@ def test_fp8_rounds_to_nearest_even_and_saturates(x: float, code: float) -> None
 def test_what_is_not_a_number_is_not_hidden() -> None:
     assert np.isnan(to_codes(np.array([np.nan], F32), FP8).astype(F32)).all()
     with np.errstate(invalid="ignore"):
-        assert np.isnan(block_scale(np.array([np.nan], F32), F32(1)).astype(F32)).all()
+        assert np.isnan(block_scale(np.array([np.nan], F32), np.array(1, F32)).astype(F32)).all()
 
 
 def test_nvfp4_by_hand() -> None:
@@ -108,8 +108,9 @@ def test_zeros_have_finite_scales() -> None:
 
 def test_a_static_tensor_scale_that_is_too_small_saturates() -> None:
     x = np.full((1, BLOCK), 1e6, F32)
-    codes, level = nvfp4(x, F32(1))
-    assert level.astype(F32).tolist() == [[448]] and (from_nvfp4(codes, level, F32(1)) == 2688).all()
+    t = np.array(1, F32)
+    codes, level = nvfp4(x, t)
+    assert level.astype(F32).tolist() == [[448]] and (from_nvfp4(codes, level, t) == 2688).all()
 
 
 blocks = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(4 * BLOCK)), elements=st.floats(-1000, 1000, width=32))

@@ -147,7 +147,7 @@ def test_a_wrong_tensor_cannot_be_made() -> None:
         ((np.full((2, 32), np.nan, E4M3), np.ones(2, F32), CHANNEL), "codes that are not a number"),
     ):
         with pytest.raises(ValueError, match=message):
-            QTensor(*arguments)  # type: ignore[arg-type] # tuples of unlike lengths
+            QTensor(*arguments)
     with pytest.raises(ValueError, match="a scale for fp4_e2m1"):
         quantize_weight(np.ones((2, 32)), NVFP4, scale=np.ones((2, 2)))
 

@@ -18,8 +18,8 @@ from vditc.calibration import LayerCalibration
 from vditc.conditioning import Conditioning
 from vditc.correction import NONE, Correction
 from vditc.errors import InputError
-from vditc.float_weight import FloatWeight
 from vditc.float_codes import tensor_scale
+from vditc.float_weight import FloatWeight
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS, Granularity, QType
 from vditc.progress import Progress

@@ -146,7 +146,9 @@ class Calibration:
         for name, layer in self.layers.items():
             weight = layer.weight
             packed = weight.spec.qtype.bits <= 4
-            tensors[f"{name}.codes"] = (np.dtype(np.uint8), (weight.count // 2,)) if packed else (code_dtype(weight.spec.qtype), weight.shape)
+            tensors[f"{name}.codes"] = (
+                (np.dtype(np.uint8), (weight.count // 2,)) if packed else (code_dtype(weight.spec.qtype), weight.shape)
+            )
             tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
             if not weight.spec.symmetric:
                 tensors[f"{name}.zero_point"] = np.dtype(np.float32), (weight.shape[0],)
@@ -231,7 +233,14 @@ class Calibration:
             for n, a in data.pop("attention", {}).items()  # files of older versions have none
         }
         schedule = data.pop("schedule")
-        return cls(layers=layers, kept=kept, attention=attention, file=path, schedule=None if schedule is None else Schedule.from_json(schedule), **data)
+        return cls(
+            layers=layers,
+            kept=kept,
+            attention=attention,
+            file=path,
+            schedule=None if schedule is None else Schedule.from_json(schedule),
+            **data,
+        )
 
 
 _OTHERWISE = ("layers", "kept", "attention", "file", "schedule")  # fields that the metadata holds in a form of their own

@@ -26,12 +26,12 @@ BLOCK = 16  # elements that share a block scale
 LEAST_BLOCK_SCALE = np.float32(2.0**-9)  # least positive E4M3
 NVFP4_RANGE = QType.FP4_E2M1.high * QType.FP8_E4M3.high  # of an element, in tensor scales
 
-_CODES = {QType.FP8_E4M3: E4M3, QType.FP4_E2M1: E2M1}
+_CODES: dict[QType, np.dtype[Any]] = {QType.FP8_E4M3: E4M3, QType.FP4_E2M1: E2M1}
 
 
 def code_dtype(qtype: QType) -> np.dtype[Any]:
     """Type of codes in memory: E4M3, E2M1 or int8."""
-    return _CODES.get(qtype, np.dtype(np.int8))
+    return _CODES[qtype] if qtype in _CODES else np.dtype(np.int8)
 
 
 def to_codes(x: Array, qtype: QType) -> Array:
@@ -70,4 +70,5 @@ def pack_fp4(codes: Array) -> npt.NDArray[np.uint8]:
 
 def unpack_fp4(packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Array:
     """The inverse of `pack_fp4`."""
-    return np.stack([packed & 15, packed >> 4], -1).view(E2M1).reshape(shape)
+    codes: Array = np.stack([packed & 15, packed >> 4], -1).view(E2M1)
+    return codes.reshape(shape)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.errors import InputError
-from vditc.float_weight import FloatWeight, Rows, open_rows
 from vditc.float_codes import E4M3, code_dtype, tensor_scale, unpack_fp4
+from vditc.float_weight import FloatWeight, Rows, open_rows
 from vditc.numerics import Granularity, QType
 from vditc.quantize import Sheet, absmax, nvfp4_rows, quantize_rows, row_grid, row_scale, unpack_rows
 from vditc.safetensors_file import TensorEntry

@@ -181,11 +181,11 @@ def _choice(table: Table, key: str, text: str, kind: type[_E]) -> _E:
 
 
 def _attention(table: Table) -> AttentionScheme:
-    types = {key: None if (text := table.take(key, str)) is None else _choice(table, key, text, QType) for key in ("qk", "pv")}
-    flags = {key: bool(table.take(key, bool, False)) for key in ("smooth_k", "smooth_v")}
+    qk, pv = (None if (text := table.take(key, str)) is None else _choice(table, key, text, QType) for key in ("qk", "pv"))
+    smooth_k, smooth_v = (bool(table.take(key, bool, False)) for key in ("smooth_k", "smooth_v"))
     block_size = table.take("block_size", int, 1)
     table.done()
-    return AttentionScheme(**types, **flags, block_size=1 if block_size is None else block_size)
+    return AttentionScheme(qk=qk, pv=pv, smooth_k=smooth_k, smooth_v=smooth_v, block_size=1 if block_size is None else block_size)
 
 
 def _spec(table: Table) -> QuantSpec:

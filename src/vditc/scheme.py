@@ -104,7 +104,9 @@ class Scheme:
                 raise bad(f"weight {w} with activation {a}", "per_channel weights where activations are quantized")
         if a is not None and a.qtype is not w.qtype and not (a.qtype.integer and w.qtype.integer):
             # No product takes them: TensorRT wants both operands in one floating-point type.
-            raise bad(f"weight {w.qtype.value} with activation {a.qtype.value}", "integers with integers, or one floating-point type for both")
+            raise bad(
+                f"weight {w.qtype.value} with activation {a.qtype.value}", "integers with integers, or one floating-point type for both"
+            )
 
     def __str__(self) -> str:
         return f"W[{self.weight}] A[{self.activation or 'float'}]"

@@ -166,4 +166,4 @@ def test_export_and_inspect_say_that_it_is_only_recorded(
     assert list(facts["attention"]) == MODULES and facts["attention"][MODULES[0]]["error"] == calibration.attention[MODULES[0]].error
     show_calibration(tmp_path / "c.safetensors", facts)
     shown = capsys.readouterr().out
-    assert "recorded, not lowered" in shown and all(name in shown for name in MODULES)
+    assert "attention, QK[int8 per token, smooth k] PV[fp8_e4m3]: recorded" in " ".join(shown.split()) and all(name in shown for name in MODULES)

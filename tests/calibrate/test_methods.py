@@ -78,7 +78,9 @@ def test_static_scale_per_step_and_over_all_steps() -> None:
 FP8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
 FP8_TENSOR = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR)
 NVFP4 = QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16)
-NVFP4_BOTH = Scheme(weight=NVFP4, activation=QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16, dynamic=True))
+NVFP4_BOTH = Scheme(
+    weight=NVFP4, activation=QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16, dynamic=True)
+)
 
 
 @pytest.mark.parametrize("name", methods())
@@ -205,7 +207,6 @@ def test_static_ranges_are_those_of_the_balanced_input() -> None:
 def test_no_static_range_is_known_behind_a_rotation(name: str) -> None:
     with pytest.raises(InputError, match=f"wanted dynamic activations: method {name} rotates"):
         method_for(name, {}, "here").check(Scheme(weight=W8, activation=TENSOR))
-
 
 
 def test_dynamic_per_tensor_is_refused() -> None:

@@ -22,7 +22,11 @@ from vditc.numerics import QType
 INT8, FP8 = QType.INT8, QType.FP8_E4M3
 QK = AttentionScheme(qk=INT8)
 SMOOTH = AttentionScheme(qk=INT8, smooth_k=True)
-SCHEMES = [QK, SMOOTH, *(AttentionScheme(qk=INT8, smooth_k=True, pv=pv, smooth_v=v, block_size=8) for pv in (INT8, FP8) for v in (False, True))]
+SCHEMES = [
+    QK,
+    SMOOTH,
+    *(AttentionScheme(qk=INT8, smooth_k=True, pv=pv, smooth_v=v, block_size=8) for pv in (INT8, FP8) for v in (False, True)),
+]
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -136,8 +136,12 @@ def test_codes_of_activations_are_those_of_numpy(exported: tuple[str, Calibratio
         return
     last = {"nvfp4": "Reshape_nvfp4"}.get(name, "DequantizeLinear")
     model = ir.load(path)
-    first = next(n for n in model.graph if n.name == "blocks.0.attn1.to_q/" + {"nvfp4": "Reshape_nvfp4_blocks"}.get(
-        name, "QuantizeLinear" if name == "fp8-tensor" else "Div"))
+    first = next(
+        n
+        for n in model.graph
+        if n.name
+        == "blocks.0.attn1.to_q/" + {"nvfp4": "Reshape_nvfp4_blocks"}.get(name, "QuantizeLinear" if name == "fp8-tensor" else "Div")
+    )
     x_name, out_name = str(first.inputs[0].name), f"blocks.0.attn1.to_q/{last}"  # type: ignore[union-attr] # no optional input
     step = {"step": np.array([STEP])} if name == "fp8-static" else {}
     found = with_outputs(path, dict.fromkeys((x_name, out_name), onnx.TensorProto.FLOAT), {**feeds(3, *SHAPES[0]), **step})
@@ -172,12 +176,14 @@ class Emitted:
     def constant(self, name: str, array: Any) -> ir.Value:
         if name not in self.graph.initializers:
             tensor = ir.tensor(np.asarray(array), name=name)
-            self.graph.register_initializer(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(array)), const_value=tensor))
+            self.graph.register_initializer(
+                ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(array)), const_value=tensor)
+            )
         return self.graph.initializers[name]
 
 
 def test_every_tie_subnormal_and_zero_of_nvfp4_in_the_graph() -> None:
-    t = F32(0.25)
+    t = np.array(0.25, F32)
     emitted = Emitted()
     out = nvfp4_activation(emitted, emitted.x, 32, emitted.constant("t", t))
     out.type = ir.TensorType(ir.DataType.FLOAT)
@@ -191,16 +197,18 @@ def test_every_tie_subnormal_and_zero_of_nvfp4_in_the_graph() -> None:
     x[1] = np.random.default_rng(0).standard_normal((len(sizes), 32)).astype(F32) * sizes[:, None]
     session = ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], from_nvfp4(*nvfp4(x, t), t))
-    assert {n.name.rpartition("_nvfp4")[1] for n in emitted.graph} == {"_nvfp4"}  # a pass finds all of it
+    assert {str(n.name).rpartition("_nvfp4")[1] for n in emitted.graph} == {"_nvfp4"}  # a pass finds all of it
 
 
 def test_onnxruntime_decodes_all_codes() -> None:
     """All 256 E4M3 codes by DequantizeLinear, and the table of the 16 E2M1 codes."""
     codes = np.arange(256, dtype=np.uint8)
     tensor = onnx.helper.make_tensor("c", onnx.TensorProto.FLOAT8E4M3FN, [256], codes.tobytes(), raw=True)
-    scale = onnx.numpy_helper.from_array(F32(1), "s")
+    scale = onnx.numpy_helper.from_array(np.array(1, F32), "s")
     node = onnx.helper.make_node("DequantizeLinear", ["c", "s"], ["y"])
-    graph = onnx.helper.make_graph([node], "g", [], [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [256])], [tensor, scale])
+    graph = onnx.helper.make_graph(
+        [node], "g", [], [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [256])], [tensor, scale]
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], codes.view(E4M3).astype(F32))

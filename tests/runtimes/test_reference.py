@@ -13,8 +13,8 @@ import torch
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
-from vditc.float_codes import from_nvfp4, nvfp4, to_codes
 from vditc.export.adapters.registry import adapter_for
+from vditc.float_codes import from_nvfp4, nvfp4, to_codes
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel, layer_errors
@@ -98,9 +98,7 @@ def float_linear(activation: QuantSpec, scale: Any, rng: np.random.Generator) ->
     spec = NVFP4 if activation.qtype is QType.FP4_E2M1 else FP8
     weight = quantize_weight(rng.integers(-6, 7, (8, 32)), spec)
     scheme = Scheme(weight=spec, activation=activation)
-    layer = LayerCalibration(
-        role="ffn.in", scheme=scheme, weight=weight, activation_scale=None if scale is None else np.array(scale, F32)
-    )
+    layer = LayerCalibration(role="ffn.in", scheme=scheme, weight=weight, activation_scale=None if scale is None else np.array(scale, F32))
     return QuantizedLinear(layer, None), weight
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Column, Table
 
 from vditc.calibration import Calibration
@@ -35,7 +36,7 @@ def show_calibration(path: Path, facts: dict[str, Any]) -> None:
         "model": f"{facts['model']['class']}, digest {facts['model']['digest'][:16]}",
         "recipe": f"{recipe['name']} ({recipe['method']}), {facts['steps']} steps",
         "bits per weight": f"{facts['mean_bits']:.2f} on average",
-        "quantized": "\n".join(f"{count} layers {scheme}" for scheme, count in facts["schemes"].items()) or "nothing",
+        "quantized": "\n".join(f"{count} layers {escape(scheme)}" for scheme, count in facts["schemes"].items()) or "nothing",
         "kept": "\n".join(f"{count} layers: {reason}" for reason, count in facts["kept"].items()) or "nothing",
     }.items():
         summary.add_row(name, value)
@@ -44,7 +45,7 @@ def show_calibration(path: Path, facts: dict[str, Any]) -> None:
         return
     scheme = next(iter(facts["attention"].values()))["scheme"]
     columns = ("error", "worst step", "tokens", "max |q|", "max |k|", "smoothed", "max |v|")
-    table = Table(Column("module", no_wrap=True), *columns, title=f"attention, {scheme}: recorded, not lowered", title_justify="left")
+    table = Table(Column("module", no_wrap=True), *columns, title=f"attention, {escape(scheme)}: recorded, not lowered", title_justify="left")
     for name, found in facts["attention"].items():
         step, worst = max(found["errors"], key=lambda pair: float(pair[1]))
         ranges = (f"{max(found['absmax'][part]):.3g}" for part in ("q", "k", "k_smooth", "v"))
