@@ -136,7 +136,7 @@ def print_overhead(name: str, folder: Path, rows: int, pairs: int) -> None:
 
     from vditc.calibrate.denoiser import FullPrecision
     from vditc.calibrate.observers import Observers
-    from vditc.calibrate.trajectories import watched
+    from vditc.calibrate.trajectories import Seen, watched
     from vditc.conditioning import Conditioning
     from vditc.export.adapters.registry import adapter_for
     from vditc.model_dir import ModelDir
@@ -161,7 +161,7 @@ def print_overhead(name: str, folder: Path, rows: int, pairs: int) -> None:
     seen: list[float] = []
     model(feeds, 0)
     for step in range(pairs):
-        with watched(model, observers) as watch:
+        with watched(model, Seen(observers, None)) as watch:
             at = time.process_time()
             watch(feeds, step)
             seen.append(time.process_time() - at)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vditc.adapter import ModelAdapter
+from vditc.attention import AttentionCalibration
 from vditc.calibrate.groups import Groups, forget_groups
 from vditc.calibrate.methods.base import InputStatistics, Method, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
@@ -75,12 +76,15 @@ def calibrate(
         ranks=ranks,
         rows=method.rows,
         memory=memory,
+        attention=recipe.attention,
     )
-    if observed:
+    attention: dict[str, AttentionCalibration] = {}
+    if observed or recipe.attention is not None:
         trajectories.check()
-        if (observers := trajectories.observe(observed, progress)) is not None:
-            groups += observers.groups()
-            statistics = {layer: observers.statistics(layer) for layer in observed}
+        if (seen := trajectories.observe(observed, progress)) is not None:
+            groups += seen.observers.groups()
+            statistics = {layer: seen.observers.statistics(layer) for layer in observed}
+            attention = {} if seen.attention is None else seen.attention.result()
     else:
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
 
@@ -97,6 +101,7 @@ def calibrate(
             kept=_kept(source, roles, rules),
             statistics=report,
             latent_frames=conditioning.latent_shape[1] if any(c.correction.frames is not None for c in layers.values()) else None,
+            attention=attention,
         )
 
     report = _report(statistics, len(conditioning)) if observed else {}
@@ -171,12 +176,20 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
     the model, or has static activations. There is no schedule in it, and no statistics.
     """
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
+    fix = f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration"
     if needy := [layer for layer, scheme in schemes.items() if isinstance(method, TrainedMethod) or method.needs_statistics(scheme)]:
         raise InputError(
             found=f"{len(needy)} layers that need calibration data, first {needy[0]}",
             wanted="a recipe with dynamic activations or none",
             where=f"recipe {recipe.name}",
-            fix=f"run `vditc calibrate {source.path} --recipe {recipe.name} -o calibration.safetensors`, then export with --calibration",
+            fix=fix,
+        )
+    if recipe.attention is not None:
+        raise InputError(
+            found="[attention], which is calibrated on data",
+            wanted="a recipe without it",
+            where=f"recipe {recipe.name}",
+            fix=fix,
         )
     layers: dict[str, LayerCalibration] = {}
     groups = Groups(source=source, method=method, schemes=schemes, roles=roles)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ import safetensors.numpy
 import torch
 
 from vditc.adapter import ModelAdapter
+from vditc.attention import AttentionScheme
+from vditc.calibrate.attention_watch import AttentionWatch
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.ranks import Ranks
@@ -59,6 +61,7 @@ class Trajectories:
     ranks: Ranks
     rows: int = 0  # to keep of each input
     memory: int | None = None  # bytes for weights
+    attention: AttentionScheme | None = None  # to watch attention for
 
     def check(self) -> None:
         """InputError when the model is not sampled, there is no clip, or the clips do not fit the model's inputs."""
@@ -71,41 +74,45 @@ class Trajectories:
         ranks = "" if self.ranks.size == 1 else f"-{self.ranks.rank}-of-{self.ranks.size}"
         return self.work / f"{STATE}{ranks}.safetensors"
 
-    def observe(self, widths: dict[str, int], progress: Progress) -> Observers | None:
-        """Sample every clip and watch the inputs of the linears named in `widths` (layer -> input channels).
+    def observe(self, widths: dict[str, int], progress: Progress) -> Seen | None:
+        """Sample every clip and watch the inputs of the linears named in `widths` (layer -> input channels), and attention if asked.
 
         Returns what all ranks saw, on rank 0; None on the others, which keep their state until `forget`.
         """
         with self.ranks.together():
             found = self._own(widths, progress)
-        arrays, leader = found.state()
-        packed = b"" if self.ranks.first else safetensors.numpy.save(arrays, {"vditc": json.dumps(leader)})
+        arrays, about = found.state()
+        packed = b"" if self.ranks.first else safetensors.numpy.save(arrays, {"vditc": json.dumps(about)})
         for state in self.ranks.collect(packed):
-            other = Observers(widths, found.steps, self.rows)
             header = json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])
-            other.restore(safetensors.numpy.load(state), json.loads(header["__metadata__"]["vditc"]))
-            found.merge(other)
+            other = found.restored(safetensors.numpy.load(state), json.loads(header["__metadata__"]["vditc"]))
+            found.observers.merge(other.observers)
+            if found.attention is not None and other.attention is not None:
+                found.attention.merge(other.attention)
         return found if self.ranks.first else None
 
     def forget(self) -> None:
         """Remove this rank's state: the calibration is written."""
         self.state.unlink(missing_ok=True)
 
-    def _own(self, widths: dict[str, int], progress: Progress) -> Observers:
+    def _own(self, widths: dict[str, int], progress: Progress) -> Seen:
         """What this rank's clips show."""
         steps, clips = len(self.scheduler.timesteps), self.ranks.share(len(self.conditioning))
         if self.ranks.first and self.ranks.size > len(self.conditioning):
             progress.note(f"{len(self.conditioning)} clips for {self.ranks.size} ranks: the others have nothing to sample")
-        at = _Position(Observers(widths, steps, self.rows), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size))
+        attention = None if self.attention is None else AttentionWatch(self.attention, steps, len(self.conditioning))
+        at = _Position(
+            Seen(Observers(widths, steps, self.rows), attention), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size)
+        )
         at = self._resume(at, len(clips), progress)
         with progress.task("sample trajectories", len(clips) * steps) as advance:
             for _ in range(at.clips * steps + at.steps):
                 advance()
             if at.clips == len(clips):
-                return at.observers
+                return at.seen
             specs, pause = self.adapter.inputs(self.source), _Pause()
             model = FullPrecision(self.adapter, self.source, self.device, self.memory)
-            with watched(model, at.observers) as watch:
+            with watched(model, at.seen) as watch:
                 for clip in clips[at.clips :]:
 
                     def after(step: int, latents: Array, clip: int = clip) -> None:
@@ -119,12 +126,12 @@ class Trajectories:
 
                     watch.clip, chosen = clip, self.conditioning.clips([clip], specs)
                     sample(watch, self.scheduler, chosen, self.guidance_scale, after, begin=at.steps, latents=at.latents)
-                    at.observers.check()
+                    at.seen.observers.check()
                     at.clips, at.steps, at.latents = at.clips + 1, 0, None
                     if at.clips == len(clips) or pause.over():
                         with pause.begins():
                             at.save(self.state)
-        return at.observers
+        return at.seen
 
     def _check_latents(self, latents: Array, clip: int, step: int) -> None:
         if not np.isfinite(latents).all():
@@ -169,21 +176,43 @@ class Trajectories:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+class Seen(NamedTuple):
+    """What watches a run."""
+
+    observers: Observers
+    attention: AttentionWatch | None
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Arrays, and plain data."""
+        arrays, leader = self.observers.state()
+        about: dict[str, Any] = {"leader": leader}
+        if self.attention is not None:
+            more, about["attention"] = self.attention.state()
+            arrays |= more
+        return arrays, about
+
+    def restored(self, arrays: dict[str, Array], about: dict[str, Any]) -> Seen:
+        """What `state` gave, read into new ones; KeyError or ValueError when it is damaged."""
+        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows)
+        observers.restore(arrays, about["leader"])
+        return Seen(observers, None if self.attention is None else self.attention.restored(arrays, about["attention"]))
+
+
 @dataclasses.dataclass
 class _Position:
     """How far a run is, and what it has seen."""
 
-    observers: Observers
+    seen: Seen
     run: str
     clips: int = 0  # that are done
     steps: int = 0  # of the next one
     latents: Array | None = None  # after those steps
 
     def save(self, path: Path) -> None:
-        arrays, leader = self.observers.state()
+        arrays, about = self.seen.state()
         if self.latents is not None:
             arrays[LATENTS] = self.latents
-        info = {"run": self.run, "clips": self.clips, "steps": self.steps, "leader": leader}
+        info = {"run": self.run, "clips": self.clips, "steps": self.steps, **about}
         write_tensors(path, arrays, {"vditc": json.dumps(info)})
 
     def restored(self, path: Path) -> _Position | None:
@@ -194,9 +223,7 @@ class _Position:
             return None
         arrays = {name: entry.read() for name, entry in entries.items()}
         latents = np.array(arrays.pop(LATENTS)) if saved["steps"] else None
-        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows)
-        observers.restore(arrays, saved["leader"])
-        return _Position(observers, self.run, int(saved["clips"]), int(saved["steps"]), latents)
+        return _Position(self.seen.restored(arrays, saved), self.run, int(saved["clips"]), int(saved["steps"]), latents)
 
 
 class _Pause:
@@ -217,18 +244,21 @@ class _Pause:
 
 
 @contextmanager
-def watched(model: FullPrecision, observers: Observers) -> Iterator[_Watch]:
-    """A denoiser that tells `observers` what the linears read."""
-    watch = _Watch(model, observers)
+def watched(model: FullPrecision, seen: Seen) -> Iterator[_Watch]:
+    """A denoiser that tells what linears read, and what attention does."""
+    watch = _Watch(model, seen)
     with ExitStack() as hooks:
-        for layer in observers.widths:
+        if seen.attention is not None:
+            hooks.enter_context(seen.attention.watching(model.model))
+        for layer in seen.observers.widths:
             hooks.callback(model.model.get_submodule(layer).register_forward_pre_hook(watch.hook(layer)).remove)
         yield watch
 
 
 class _Watch:
-    def __init__(self, model: FullPrecision, observers: Observers) -> None:
-        self.model, self.observers, self.step, self.clip = model, observers, 0, 0
+    def __init__(self, model: FullPrecision, seen: Seen) -> None:
+        self.model, self.step, self.clip = model, 0, 0
+        self.observers, self.attention = seen
         self.last: tuple[str, torch.Tensor] | None = None  # the layer that ran last, and what it read
 
     def hook(self, layer: str) -> Any:
@@ -259,4 +289,6 @@ class _Watch:
 
     def __call__(self, feeds: Any, step: int) -> Array:
         self.step, self.last = step, None
+        if self.attention is not None:
+            self.attention.begin(self.clip, step)
         return self.model(feeds, step)

@@ -1,4 +1,4 @@
-"""Put the integer weights of a calibration and the quantization of activations into a graph, in the canonical Q/DQ forms.
+"""Put the quantized weights of a calibration and the quantization of activations into a graph, in the canonical Q/DQ forms.
 
 K in, N out; codes are stored [K, N]. Only operators of the standard domain; arithmetic is float32. A transform of the input
 (vditc.transform) comes first: Sub(x, shift), Mul(x, balance), then the rotation as two small MatMuls, A^T x B of x as [tokens, n, p].
@@ -6,6 +6,8 @@ K in, N out; codes are stored [K, N]. Only operators of the standard domain; ari
     weight-only   W = DequantizeLinear(codes int4[K, N], scale[K/G, N], axis=0, block_size=G); MatMul(x, Cast(W))
     dynamic       s = Max(ReduceMax(|x|) / qmax, EPS); q = QuantizeLinear(x / s, 1); MatMul(DequantizeLinear(q, 1), W) * s
     static        s = Gather(table[steps], step), then as above; without steps QuantizeLinear and DequantizeLinear take s
+
+FP8 has the same forms with codes float8e4m3fn, which QuantizeLinear saturates. NVFP4 has its own: vditc.export.qdq_float.
 
 With clips, a dynamic s is Max(ReduceMax(|x|) * Gather(clip[steps], step) / qmax, EPS). What follows the bias, each an Add of its own:
 
@@ -27,7 +29,8 @@ import onnx_ir as ir
 from vditc.calibration import LayerCalibration
 from vditc.correction import ALPHA, BETA, BIAS, FRAMES, Correction
 from vditc.errors import PrecisionError
-from vditc.export.weights import StreamedTensor, add_initializer
+from vditc.export.qdq_float import nvfp4_activation, nvfp4_weight
+from vditc.export.weights import StreamedTensor, add_initializer, stored_type
 from vditc.hadamard import factors
 from vditc.numerics import EPS, Granularity, QType
 from vditc.scheme import QuantSpec, scale_shape, zero_offset
@@ -70,7 +73,7 @@ class _Rewriter:
     def quantize(self, name: str, matmul: ir.Node, layer: LayerCalibration) -> None:
         x, plain = matmul.inputs
         assert x is not None and plain is not None
-        self.at, self.layer = matmul, name
+        self.at, self.layer, self.width = matmul, name, layer.weight.shape[1]
         activation, scale = layer.scheme.activation, None
         codes = x = self.transform(x, layer.transform)
         matmul.replace_input_with(0, x)
@@ -182,17 +185,23 @@ class _Rewriter:
     def weight(self, layer: LayerCalibration) -> tuple[ir.Value, ir.Value | None]:
         """float32 [K, N] from codes and scale, and the offset [N] of asymmetric weights."""
         weight, name = layer.weight, f"{self.layer}.weight"
-        packed = weight.spec.qtype.bits <= 4
-        dtype = ir.DataType.INT4 if packed else ir.DataType.INT8
+        if weight.spec.qtype is QType.FP4_E2M1:
+
+            def parts() -> tuple[npt.NDArray[Any], ...]:
+                codes, scale, _, whole = weight.stored(transposed=True)
+                assert whole is not None
+                return codes, scale, whole
+
+            return nvfp4_weight(self, name, weight.shape, parts), None
         scale_dtype = np.dtype(np.float32) if layer.scheme.activation is not None else weight.scale_dtype
 
         def arrays() -> tuple[npt.NDArray[Any], ...]:
-            codes, scale, zero_point = weight.stored(transposed=True)
+            codes, scale, zero_point, _ = weight.stored(transposed=True)
             offset = zero_offset(scale, zero_point)
             return codes, scale.astype(scale_dtype, copy=False), *(() if offset is None else (offset,))
 
         inputs = [
-            StreamedTensor(name, dtype, weight.shape[::-1], arrays, 0),
+            StreamedTensor(name, stored_type(weight.spec.qtype), weight.shape[::-1], arrays, 0),
             StreamedTensor(f"{name}_scale", ir.DataType.from_numpy(scale_dtype), scale_shape(weight.shape, weight.spec)[::-1], arrays, 1),
         ]
         attributes: dict[str, Any] = {}
@@ -211,7 +220,11 @@ class _Rewriter:
         self, x: ir.Value, spec: QuantSpec, static: npt.NDArray[np.float32] | None, clip: npt.NDArray[np.float32] | None
     ) -> _Quantized:
         """Quantize and dequantize x; the scale is None when the dequantization has applied it."""
-        clipped = spec.qtype is not QType.INT8  # fewer bits travel in INT8 codes
+        if spec.qtype is QType.FP4_E2M1:
+            assert static is not None
+            return nvfp4_activation(self, x, self.width, self.constant(f"{self.layer}.activation_scale", static)), None
+        dtype = ir.DataType.FLOAT8E4M3FN if spec.qtype is QType.FP8_E4M3 else ir.DataType.INT8
+        clipped = spec.qtype not in (QType.INT8, QType.FP8_E4M3)  # fewer bits travel in INT8 codes
         if static is None:
             per_token = spec.granularity is Granularity.PER_TOKEN
             axes = (self.constant("axis.last", np.array([-1], np.int64)),) if per_token else ()
@@ -226,14 +239,14 @@ class _Rewriter:
             if spec.per_step:
                 scale = self.op("Gather", scale, self.step_input(), axis=0)
             elif not clipped:
-                codes = self.op("QuantizeLinear", x, scale, output_dtype=ir.DataType.INT8)
+                codes = self.op("QuantizeLinear", x, scale, output_dtype=dtype)
                 return self.op("DequantizeLinear", codes, scale), None
         ratio = self.op("Div", x, scale)
         if clipped:
             bounds = (self.constant(f"{side}.{spec.qtype.value}", np.float32(getattr(spec.qtype, side))) for side in ("low", "high"))
             ratio = self.op("Clip", ratio, *bounds)
         one = self.constant("one", np.float32(1))
-        codes = self.op("QuantizeLinear", ratio, one, output_dtype=ir.DataType.INT8)
+        codes = self.op("QuantizeLinear", ratio, one, output_dtype=dtype)
         return self.op("DequantizeLinear", codes, one), scale
 
     def op(self, kind: str, *inputs: ir.Value, scope: str = "", suffix: str = "", **attributes: Any) -> ir.Value:

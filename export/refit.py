@@ -10,6 +10,7 @@
     codes DTYPE [K,N] of W      integer codes, as the method of the calibration chose them with the layer's `spec`, of what is left of W
                                 `after` the layer's transform (vditc.transform; its tensors are in the calibration file)
     scale DTYPE of W            their scales, [], [N] or [K/G, N]
+    tensor_scale DTYPE of W     the scale of FP4's scales, []
     offset DTYPE of W           -scale * zero_point of asymmetric weights, [N]
     computed                    not from the checkpoint (`sources` is empty): shapes, tables of the adapter, ranges of activations
 """
@@ -46,8 +47,8 @@ def refit_map(graph: ir.Graph, source: ModelDir, calibration: Calibration, linea
         layer, dtype = name.rpartition(".")[0], value.const_value.dtype.numpy().name
         weight = f"{layer}.weight"
         quantized = calibration.layers.get(layer)
-        if quantized is not None and name.removeprefix(weight) in ("", "_scale", "_offset"):
-            what = f"codes {dtype} [K,N] of W" if name == weight else f"{name.rpartition('_')[2]} {dtype} of W"
+        if quantized is not None and name.removeprefix(weight) in ("", "_scale", "_offset", "_tensor_scale"):
+            what = f"codes {dtype} [K,N] of W" if name == weight else f"{name.removeprefix(f'{weight}_')} {dtype} of W"
             entries[name] = {**_entry(source, weight, what), "spec": str(quantized.scheme.weight), "after": str(quantized.transform)}
         elif name in source.weights:
             entries[name] = _entry(source, name, "transpose" if name == weight and layer in linears else "copy")

@@ -86,6 +86,12 @@ def export_model(
         advance()
     calibration = calibration if isinstance(calibration, Calibration) else calibration()
     check_calibration(source, adapter, calibration)  # now, since it waits for the checkpoint's digest
+    if calibration.attention:
+        scheme = next(iter(calibration.attention.values())).scheme
+        progress.note(
+            f"attention of {len(calibration.attention)} modules is calibrated as {scheme}, but recorded only: "
+            "the graph computes attention in floating point"
+        )
     refit = insert_weights(model, source, calibration)
     sizes = adapter.sizes(source)
     if calibration.latent_frames is not None:
@@ -147,11 +153,6 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
         shape = source.weights[f"{name}.weight"].shape
         if layer.weight.shape != shape:
             raise bad(f"codes {list(layer.weight.shape)} of layer {name}", f"{list(shape)}")
-        if not layer.weight.spec.qtype.integer:
-            raise bad(f"{layer.weight.spec.qtype.value} weight of layer {name}", "an integer type")
-        activation = layer.scheme.activation
-        if activation is not None and not activation.qtype.integer:
-            raise bad(f"{activation.qtype.value} activations of layer {name}", "an integer type")
         for table in (layer.activation_scale, layer.activation_clip):
             if table is not None and table.ndim == 1 and len(table) != len(calibration.timesteps):
                 raise bad(f"{len(table)} activation scales or clips of layer {name}", f"one for each of {len(calibration.timesteps)} steps")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from vditc.float_weight import Tensor, open_rows, own_bytes
 from vditc.model_dir import ModelDir
+from vditc.numerics import QType
 from vditc.safetensors_file import TensorEntry
 from vditc.threads import for_each
 
@@ -34,16 +35,23 @@ class StreamedTensor(ir.LazyTensor):
         index: int = 0,
         copied: TensorEntry | None = None,
     ) -> None:
-        """INT4 arrays come packed, two a byte; all are in C order."""
+        """Four-bit arrays come packed, two a byte; all are in C order."""
 
         def tensor() -> ir.TensorProtocol:
             array = arrays()[index]
-            if dtype is ir.DataType.INT4:
+            if dtype in (ir.DataType.INT4, ir.DataType.UINT4):
                 return ir.PackedTensor(array, dtype, shape=shape, name=name)
             return ir.Tensor(array, dtype=dtype, name=name)
 
         super().__init__(tensor, dtype, ir.Shape(shape), cache=False, name=name)
         self.arrays, self.index, self.copied = arrays, index, copied
+
+
+def stored_type(qtype: QType) -> ir.DataType:
+    """Type of the initialiser that holds codes."""
+    if qtype.integer:
+        return ir.DataType.INT4 if qtype.bits <= 4 else ir.DataType.INT8
+    return ir.DataType.UINT4 if qtype is QType.FP4_E2M1 else ir.DataType.FLOAT8E4M3FN
 
 
 def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

@@ -45,11 +45,16 @@ def check_graph(path: Path, compute: str | None = None) -> None:
 
 
 def _operand(value: ir.Value | None) -> str:
-    """The stored type behind a DequantizeLinear, else the value's own type."""
+    """The stored type behind a DequantizeLinear, else the value's own type; "nvfp4" behind its form."""
     producer = value.producer() if value is not None else None
+    if producer is not None and "_nvfp4" in (producer.name or ""):
+        return "nvfp4"
     if producer is not None and producer.op_type in ("Cast", "Reshape", "Transpose"):
         return _operand(producer.inputs[0])
     if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
         codes = producer.inputs[0]
+        made_by = codes.producer()
+        if codes.dtype is None and made_by is not None:
+            return ir.DataType(made_by.attributes.get_int("output_dtype", ir.DataType.INT8)).name.lower()
         return codes.dtype.name.lower() if codes.dtype else "int8"
     return value.dtype.name.lower() if value is not None and value.dtype else "float"

@@ -17,8 +17,9 @@ from torch.nn.functional import linear
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.errors import InputError
+from vditc.float_codes import BLOCK, LEAST_BLOCK_SCALE
 from vditc.model_dir import ModelDir
-from vditc.numerics import EPS
+from vditc.numerics import EPS, QType
 from vditc.sampling import Feeds
 from vditc.scheme import QuantSpec, zero_offset
 from vditc.torch_device import exact_float32, torch_device
@@ -90,7 +91,7 @@ class QuantizedLinear(torch.nn.Module):
     def _dequantized(self) -> torch.Tensor:
         # DequantizeLinear's result has the type of its scale: with float16 scales the product is rounded to float16.
         weight = self.layer.weight
-        return torch.from_numpy(weight.read().scaled_codes().astype(weight.scale_dtype).astype(np.float32))
+        return torch.from_numpy(weight.read().scaled_codes().astype(weight.value_dtype).astype(np.float32))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -105,7 +106,7 @@ class QuantizedLinear(torch.nn.Module):
         if spec is None:
             codes = x
         elif self.table is not None and not spec.per_step:
-            codes = _codes(x, self.table, spec) * self.table
+            codes = _nvfp4(x, self.table) if spec.qtype is QType.FP4_E2M1 else _codes(x, self.table, spec) * self.table
         else:
             scale = self.table[self.step] if self.table is not None else self._token_scale(x, spec)
             codes = _codes(x, scale, spec)
@@ -201,7 +202,27 @@ def layer_errors(
 
 
 def _codes(x: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    if spec.qtype is QType.FP8_E4M3:
+        return _e4m3(x / scale)
     return torch.round(x / scale).clamp(spec.qtype.low, spec.qtype.high)  # torch.round takes ties to even
+
+
+def _e4m3(x: torch.Tensor) -> torch.Tensor:
+    """Nearest E4M3, ties to even, saturated: a cast alone would give NaN."""
+    high = QType.FP8_E4M3.high
+    return x.clamp(-high, high).to(torch.float8_e4m3fn).float()
+
+
+def _nvfp4(x: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """x [..., K] through NVFP4 codes and back (vditc.float_codes), with the static scale of the tensor."""
+    high = QType.FP4_E2M1.high
+    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+    share = blocks.abs().amax(-1, keepdim=True) / torch.full((), high, device=x.device) / whole
+    scale = _e4m3(share).clamp_min(float(LEAST_BLOCK_SCALE)) * whole
+    ratio = (blocks / scale).clamp(-high, high)
+    size = ratio.abs()
+    gap = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))  # between codes; torch.round takes ties to even
+    return (torch.round(ratio / gap) * gap * scale).flatten(-2)
 
 
 def _square(x: torch.Tensor) -> float:

@@ -19,6 +19,9 @@ from vditc.scheme import QuantSpec, Scheme, quantize_weight
 
 INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
 INT4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=16)
+FP8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
+NVFP4 = QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16)
+FP8_ONCE = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR)
 INT3 = QuantSpec(qtype=QType.INT3, granularity=Granularity.PER_GROUP, group_size=16)
 STEPS = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
 ONCE = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)
@@ -46,6 +49,10 @@ def calibration(rng: np.random.Generator) -> Calibration:
             "int8": layer(INT8),
             "steps": layer(INT8, STEPS, np.array([0.1, 0.2], np.float32)),
             "once": layer(INT8, ONCE, np.array(0.3, np.float32)),
+            "fp8": layer(FP8),
+            "fp8_once": layer(FP8, FP8_ONCE, np.array(0.3, np.float32)),
+            "nvfp4": layer(NVFP4),
+            "nvfp4_both": layer(NVFP4, dataclasses.replace(NVFP4, dynamic=True), np.array(0.001, np.float32)),
         },
         kept={"head": Kept(role="head", reason="small", shape=(4, 8))},
         statistics={"clips": 1},
@@ -74,6 +81,11 @@ def test_codes_are_integers_and_small_ones_share_bytes(calibration: Calibration,
     entries, _ = read_header(tmp_path / "c")
     kinds = {n: (str(e.dtype), e.shape) for n, e in entries.items() if n.endswith(".codes")}
     assert kinds["int4.codes"] == kinds["int3.codes"] == ("uint8", (96,))
+    assert kinds["fp8.codes"] == kinds["fp8_once.codes"] == ("float8_e4m3fn", (6, 32))
+    assert kinds["nvfp4.codes"] == kinds["nvfp4_both.codes"] == ("uint8", (96,))
+    assert (str(entries["nvfp4.scale"].dtype), entries["nvfp4.scale"].shape) == ("float8_e4m3fn", (6, 2))
+    assert (str(entries["nvfp4.tensor_scale"].dtype), entries["nvfp4.tensor_scale"].shape) == ("float32", ())
+    assert [name for name in entries if name.endswith("tensor_scale")] == ["nvfp4.tensor_scale", "nvfp4_both.tensor_scale"]
     assert kinds["int8.codes"] == kinds["once.codes"] == ("int8", (6, 32))
     assert entries["int4.scale"].shape == (6, 2) and entries["once.activation_scale"].shape == ()
 
@@ -104,6 +116,8 @@ def test_a_calibration_that_quantizes_nothing_comes_back(calibration: Calibratio
 def test_mean_bits_counts_scales_and_kept_layers(calibration: Calibration) -> None:
     only = dataclasses.replace(calibration, layers={"int4": calibration.layers["int4"]})
     assert only.mean_bits == (192 * 4 + 12 * 16 + 32 * 16) / (192 + 32)
+    only = dataclasses.replace(calibration, layers={"nvfp4": calibration.layers["nvfp4"]}, kept={})
+    assert only.mean_bits == 4 + 8 / 16 + 32 / 192
 
 
 def test_a_file_cut_short_is_refused(calibration: Calibration, tmp_path: Path) -> None:

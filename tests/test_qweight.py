@@ -54,7 +54,7 @@ def rounded(tensor: Tensor, spec: QuantSpec, dtype: Any) -> RoundedWeight:
 def check(weight: Any, wanted: Any) -> None:
     """Codes and scales in both layouts, bit for bit."""
     for transposed in (False, True):
-        codes, scale, zero_point = weight.stored(transposed=transposed)
+        codes, scale, zero_point, _ = weight.stored(transposed=transposed)
         array = wanted.codes.T if transposed else wanted.codes
         packed = wanted.spec.qtype.bits <= 4
         np.testing.assert_array_equal(codes, pack_int4(np.ascontiguousarray(array)) if packed else array)

@@ -42,6 +42,21 @@ SCHEMES: dict[str, Scheme | None] = {
         activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
     ),
 }
+FP8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
+FP8_TENSOR = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR)
+NVFP4 = QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16)
+FLOATS: dict[str, Scheme | None] = {
+    "fp8": Scheme(weight=FP8, activation=QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TOKEN, dynamic=True)),
+    "fp8-static": Scheme(weight=FP8, activation=QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR, per_step=True)),
+    "fp8-tensor": Scheme(weight=FP8_TENSOR, activation=FP8_TENSOR),
+    "fp8-weights": Scheme(weight=FP8),
+    "fp8-blocks": Scheme(weight=QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_GROUP, group_size=64)),
+    "nvfp4": Scheme(
+        weight=NVFP4,
+        activation=QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16, dynamic=True),
+    ),
+    "nvfp4-weights": Scheme(weight=NVFP4),
+}
 FEW_BITS: dict[str, Scheme | None] = {  # one flipped code is seen at the output: with tolerances of their own
     "w8a4": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TOKEN, dynamic=True)),
     "w8a4-tensor": Scheme(weight=INT8, activation=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TENSOR)),
@@ -69,7 +84,7 @@ def calibration(
             kept[name] = Kept(role=role, reason="test", shape=entry.shape)
             continue
         act, table = scheme.activation, None
-        if act is not None and not act.dynamic:
+        if act is not None and act.ranged:
             scale = np.float32((scales or {}).get(name, 0.04))
             table = scale * np.linspace(1, 1.5, STEPS, dtype=np.float32) if act.per_step else np.asarray(scale)
         scale_dtype = np.float32 if act else np.float16

@@ -18,9 +18,10 @@ from vditc.calibration import LayerCalibration
 from vditc.conditioning import Conditioning
 from vditc.correction import NONE, Correction
 from vditc.errors import InputError
+from vditc.float_codes import tensor_scale
 from vditc.float_weight import FloatWeight
 from vditc.model_dir import ModelDir
-from vditc.numerics import EPS, Granularity
+from vditc.numerics import EPS, Granularity, QType
 from vditc.progress import Progress
 from vditc.qweight import RoundedWeight
 from vditc.schedule import Schedule
@@ -69,6 +70,7 @@ class Method(abc.ABC):
     """One method; its fields, if any, are what a recipe's [settings] may say. A new method is one new file in this folder."""
 
     name: ClassVar[str]  # as recipes say it
+    float_codes: ClassVar[bool] = False  # whether it knows floating-point codes
     rotates: ClassVar[bool] = False  # inputs are rotated, so that no static range is known
 
     @property
@@ -84,22 +86,23 @@ class Method(abc.ABC):
     def check(self, scheme: Scheme) -> None:
         """InputError when this method cannot quantize to `scheme`."""
         for side, spec in (("weight", scheme.weight), ("activation", scheme.activation)):
-            if spec is not None and not spec.qtype.integer:
+            if spec is not None and not spec.qtype.integer and not self.float_codes:
                 raise InputError(
                     found=f"{side} {spec.qtype.value}",
-                    wanted=f"an integer type: method {self.name} cannot quantize to floating-point codes yet",
+                    wanted=f"an integer type: method {self.name} cannot quantize to floating-point codes",
                     where=f"scheme {scheme}",
-                    fix="use int8, int6, int4 or int3",
+                    fix='use int8, int6, int4 or int3, or method = "rtn"',
                 )
         act = scheme.activation
-        if act is not None and act.dynamic != (act.granularity is Granularity.PER_TOKEN):
+        tokens_or_blocks = (Granularity.PER_TOKEN, Granularity.PER_GROUP)
+        if act is not None and act.dynamic != (act.granularity in tokens_or_blocks):
             raise InputError(
                 found=f"activation {act}",
                 wanted="dynamic per_token, or static per_tensor",
                 where=f"scheme {scheme}",
                 fix='use granularity = "per_token" with dynamic = true',
             )
-        if act is not None and not act.dynamic and self.rotates:
+        if act is not None and act.ranged and self.rotates:
             raise InputError(
                 found=f"activation {act}",
                 wanted=f"dynamic activations: method {self.name} rotates, and the range behind a rotation is not observed",
@@ -173,8 +176,13 @@ class TrainedMethod(Method):
 
 
 def static_scale(absmax: Array, spec: QuantSpec) -> npt.NDArray[np.float32]:
-    """`max(absmax / high, EPS)` in float32 of absmax [steps]: [steps] if `spec` is per step, else [] over all steps."""
+    """`max(absmax / high, EPS)` in float32 of absmax [steps]: [steps] if `spec` is per step, else [] over all steps.
+
+    Of NVFP4, the scale of the tensor.
+    """
     ranges = np.asarray(absmax if spec.per_step else absmax.max(), np.float32)
+    if spec.qtype is QType.FP4_E2M1:
+        return np.asarray(tensor_scale(ranges), np.float32)
     return np.asarray(np.maximum(ranges / np.float32(spec.qtype.high), np.float32(EPS)), np.float32)
 
 
@@ -189,7 +197,7 @@ def scale_dtype(scheme: Scheme) -> Any:
 
 def activation_scale(scheme: Scheme, statistics: InputStatistics | None, transform: Transform) -> npt.NDArray[np.float32] | None:
     """Static scales of the balanced input; None where there are none."""
-    if scheme.activation is None or scheme.activation.dynamic:
+    if scheme.activation is None or not scheme.activation.ranged:
         return None
     if statistics is None or transform.rotation is not None:
         raise ValueError(f"scheme {scheme} needs statistics, and no rotation")

@@ -1,10 +1,11 @@
 """The calibration file: integer codes, scales and why each layer is as it is. One safetensors file, no fake-quantized float.
 
 Tensors, per quantized layer L (weight [N, K]):
-    L.codes             int8 [N, K], or for 3- and 4-bit types uint8 [N * K / 2], two a byte, first in the low nibble
-    L.scale             float16 or float32, [] | [N] | [N, K / group_size]
+    L.codes             int8 or F8_E4M3 [N, K], or for 3- and 4-bit types uint8 [N * K / 2], two a byte, first in the low nibble
+    L.scale             float16 or float32, [] | [N] | [N, K / group_size]; for FP4 F8_E4M3 [N, K / 16], in units of
+    L.tensor_scale      float32 []; only for FP4
     L.zero_point        float32 [N], in units of codes; only for asymmetric weights
-    L.activation_scale  float32 [] or [steps]; only for static activations
+    L.activation_scale  float32 [] or [steps]; only for static activations, and FP4's scale of the tensor
     L.activation_clip   float32 [steps]; what a dynamic range is multiplied with before it becomes a scale
     L.shift             float32 [K], taken from the input before anything else (vditc.transform)
     L.balance           float32 [K]; the codes are of W / balance, rotated, less the low-rank branch
@@ -12,6 +13,8 @@ Tensors, per quantized layer L (weight [N, K]):
     L.low_rank.up       float16 [N, R]
     L.bias_correction   float32 [N], and a rank-1 term of the output (vditc.correction):
     L.compensation.alpha float32 [K], L.compensation.beta float32 [N], L.compensation.frames float32 [latent frames]
+Per attention module M whose calibration the recipe asked for (vditc.attention):
+    M.attention.v_absmax  float32 [heads, channels]; the rest is in the metadata
 Metadata key "vditc": JSON of `Calibration` without the tensors.
 """
 
@@ -28,11 +31,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vditc.attention import AttentionCalibration
 from vditc.correction import ALPHA, BETA, BIAS, FRAMES, NONE, Correction, FrameOrder
 from vditc.errors import InputError
 from vditc.files import sha256
+from vditc.float_codes import code_dtype
+from vditc.numerics import QType
 from vditc.qweight import StoredWeight
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import TensorEntry, read_header
 from vditc.safetensors_writer import tensor_file
 from vditc.schedule import Schedule
 from vditc.scheme import QWeight, Scheme, scale_shape
@@ -41,6 +47,7 @@ from vditc.transform import BALANCE, DOWN, IDENTITY, SHIFT, UP, Transform
 
 Array = npt.NDArray[Any]
 SCHEMA = 1
+V_ABSMAX = ".attention.v_absmax"
 TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES)  # a layer's tensors beside its weight
 
 
@@ -76,13 +83,13 @@ class LayerCalibration:
 
     def __post_init__(self) -> None:
         act = self.scheme.activation
-        static = act is not None and not act.dynamic
+        static = act is not None and act.ranged
         if static != (self.activation_scale is not None):
             raise ValueError(f"scheme {self.scheme}: activation_scale is {'missing' if static else 'superfluous'}")
         if act is not None and self.activation_scale is not None and self.activation_scale.ndim != int(act.per_step):
             raise ValueError(f"scheme {self.scheme}: activation_scale has shape {list(self.activation_scale.shape)}")
         clip = self.activation_clip
-        if clip is not None and (act is None or not act.dynamic or clip.ndim != 1 or not ((clip > 0) & (clip <= 1)).all()):
+        if clip is not None and (act is None or act.ranged or clip.ndim != 1 or not ((clip > 0) & (clip <= 1)).all()):
             raise ValueError(f"scheme {self.scheme}: an activation_clip that is not [steps] in (0, 1], or without dynamic activations")
 
 
@@ -110,6 +117,7 @@ class Calibration:
     kept: Mapping[str, Kept]
     statistics: Mapping[str, Any]  # what the observers saw, plain data
     latent_frames: int | None = None  # the only number of them that the layers' per-frame factors are for; None without such factors
+    attention: Mapping[str, AttentionCalibration] = dataclasses.field(default_factory=dict)  # by module; recorded, not lowered
     file: Path | None = dataclasses.field(default=None, compare=False)  # where it was read from
 
     @functools.cached_property
@@ -139,13 +147,19 @@ class Calibration:
         for name, layer in self.layers.items():
             weight = layer.weight
             packed = weight.spec.qtype.bits <= 4
-            tensors[f"{name}.codes"] = (np.dtype(np.uint8), (weight.count // 2,)) if packed else (np.dtype(np.int8), weight.shape)
+            tensors[f"{name}.codes"] = (
+                (np.dtype(np.uint8), (weight.count // 2,)) if packed else (code_dtype(weight.spec.qtype), weight.shape)
+            )
             tensors[f"{name}.scale"] = weight.scale_dtype, scale_shape(weight.shape, weight.spec)
             if not weight.spec.symmetric:
                 tensors[f"{name}.zero_point"] = np.dtype(np.float32), (weight.shape[0],)
+            if weight.spec.qtype is QType.FP4_E2M1:
+                tensors[f"{name}.tensor_scale"] = np.dtype(np.float32), ()
             tensors |= {f"{name}.{part}": (array.dtype, array.shape) for part, array in layer.tables.items()}
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("layers", "kept", "file", "schedule")}
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OTHERWISE}
+        tensors |= {f"{name}{V_ABSMAX}": (found.v.dtype, found.v.shape) for name, found in self.attention.items()}
         data |= {
+            "attention": {name: found.to_json() for name, found in self.attention.items()},
             "schedule": None if self.schedule is None else self.schedule.to_json(),
             "schema": SCHEMA,
             "layers": {n: _about(c) for n, c in self.layers.items()},
@@ -154,14 +168,18 @@ class Calibration:
         metadata = {"vditc": json.dumps(data, sort_keys=True, separators=(",", ":"))}
         with tensor_file(path, tensors, metadata) as put:
             weights = ahead(layer.weight.stored for layer in self.layers.values())
-            for (name, layer), (codes, scale, zero_point) in zip(self.layers.items(), weights, strict=True):
+            for (name, layer), (codes, scale, zero_point, whole) in zip(self.layers.items(), weights, strict=True):
                 put(f"{name}.codes", codes)
                 put(f"{name}.scale", scale)
                 if zero_point is not None:
                     put(f"{name}.zero_point", zero_point)
+                if whole is not None:
+                    put(f"{name}.tensor_scale", whole)
                 for part, array in layer.tables.items():
                     put(f"{name}.{part}", array)
                 advance()
+            for name, found in self.attention.items():
+                put(f"{name}{V_ABSMAX}", found.v)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -185,7 +203,13 @@ class Calibration:
                 role=info["role"],
                 scheme=scheme,
                 weight=StoredWeight(
-                    name, entries[f"{name}.codes"], entries[f"{name}.scale"], scheme.weight, shape, entries.get(f"{name}.zero_point")
+                    name,
+                    entries[f"{name}.codes"],
+                    entries[f"{name}.scale"],
+                    scheme.weight,
+                    shape,
+                    entries.get(f"{name}.zero_point"),
+                    entries.get(f"{name}.tensor_scale"),
                 ),
                 activation_scale=found.get("activation_scale"),
                 activation_clip=found.get("activation_clip"),
@@ -205,8 +229,28 @@ class Calibration:
                 ),
             )
         kept = {n: Kept(role=k["role"], reason=k["reason"], shape=tuple(k["shape"])) for n, k in data.pop("kept").items()}
+        attention = {
+            n: AttentionCalibration.from_json(a, np.array(_needed(entries, f"{n}{V_ABSMAX}", path).read()))
+            for n, a in data.pop("attention", {}).items()  # files of older versions have none
+        }
         schedule = data.pop("schedule")
-        return cls(layers=layers, kept=kept, file=path, schedule=None if schedule is None else Schedule.from_json(schedule), **data)
+        return cls(
+            layers=layers,
+            kept=kept,
+            attention=attention,
+            file=path,
+            schedule=None if schedule is None else Schedule.from_json(schedule),
+            **data,
+        )
+
+
+_OTHERWISE = ("layers", "kept", "attention", "file", "schedule")  # fields that the metadata holds in a form of their own
+
+
+def _needed(entries: Mapping[str, TensorEntry], name: str, path: Path) -> TensorEntry:
+    if name not in entries:
+        raise InputError(found=f"no tensor {name}", wanted="all tensors of the calibration", where=str(path), fix="calibrate again")
+    return entries[name]
 
 
 def _about(layer: LayerCalibration) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vditc.adapter import ModelAdapter
 from vditc.axis import Sizes
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
-from vditc.numerics import Granularity
+from vditc.numerics import Granularity, QType
 from vditc.profile import Profile
 from vditc.scheme import Scheme, scale_shape
 from vditc.target import Target
@@ -57,7 +57,8 @@ class Layer:
         if self.scheme is None:
             return count * (4 if self.timed else compute)
         spec = self.scheme.weight
-        scales = math.prod(scale_shape(self.shape, spec)) * (2 if spec.granularity is Granularity.PER_GROUP else 4)
+        of_scale = 1 if spec.qtype is QType.FP4_E2M1 else 2 if spec.granularity is Granularity.PER_GROUP else 4
+        scales = math.prod(scale_shape(self.shape, spec)) * of_scale
         return count * (4 if spec.qtype.bits <= 4 else 8) // 8 + scales
 
     def product_bytes(self, compute: int) -> int:

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from vditc.float_codes import code_dtype, nvfp4, to_codes
 from vditc.numerics import Granularity
 from vditc.scheme import QuantSpec, asymmetric_grid, weight_scale
 
@@ -59,12 +60,15 @@ def row_grid(rows: Array, spec: QuantSpec, scale_dtype: Any) -> tuple[Array, npt
 
 
 def quantize_rows(rows: Array, scale: Array, spec: QuantSpec, zero_point: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int8]:
-    """`clip(rint(rows / scale + zero_point))` in float32, int8 [R, K]; scale [] | [R] | [R, K / G], zero point [R], rows finite."""
+    """`clip(rint(rows / scale + zero_point))` in float32, int8 [R, K]; scale [] | [R] | [R, K / G], zero point [R], rows finite.
+
+    FP8: E4M3 codes of rows / scale.
+    """
     count, width = rows.shape
     scale = scale.astype(np.float32)
     group = width // scale.shape[1] if scale.ndim == 2 else 1
     step = max(1, _SLAB // (max(count, 1) * group)) * group
-    codes = np.empty(rows.shape, np.int8)
+    codes = np.empty(rows.shape, code_dtype(spec.qtype))
     for start in range(0, width, step):
         part = rows[:, start : start + step]
         x = np.empty(part.shape, np.float32)
@@ -76,10 +80,20 @@ def quantize_rows(rows: Array, scale: Array, spec: QuantSpec, zero_point: npt.ND
             np.divide(x, scale[:, None] if scale.ndim else scale, out=x)
         if zero_point is not None:
             np.add(x, zero_point[:, None], out=x)
+        if not spec.qtype.integer:
+            codes[:, start : start + step] = to_codes(x, spec.qtype)
+            continue
         np.rint(x, out=x)
         np.clip(x, np.float32(spec.qtype.low), np.float32(spec.qtype.high), out=x)
         np.copyto(codes[:, start : start + step], x, casting="unsafe")
     return codes
+
+
+def nvfp4_rows(rows: Array, tensor_scale: Array) -> tuple[Array, Array]:
+    """Codes E2M1 [R, K] and block scales E4M3 [R, K / 16] of whole rows [R, K]."""
+    wide = np.empty(rows.shape, np.float32)
+    to_float32(rows, wide)
+    return nvfp4(wide, tensor_scale)
 
 
 class Sheet:
@@ -97,9 +111,9 @@ class Sheet:
         self.late = self.packed and inner % 2 == 1
         self.array: Array = np.empty((outer, inner // 2), np.uint8) if self.packed and not self.late else np.empty((outer, inner), np.int8)
 
-    def put(self, codes: npt.NDArray[np.int8], row: int) -> None:
-        """Codes int8 [R, K] of the rows from `row` on; `row` is even. Threads may put different rows at the same time."""
-        end = row + len(codes)
+    def put(self, codes: Array, row: int) -> None:
+        """Codes of a byte each [R, K] of the rows from `row` on; `row` is even. Threads may put different rows at the same time."""
+        end, codes = row + len(codes), codes.view(np.int8)
         if not self.packed or self.late:
             if self.transposed:
                 self.array[:, row:end] = codes.T

@@ -11,6 +11,11 @@ method = "rtn"
 prompts = 4              # sampled trajectories; each feeds every step and both guidance branches
 seed = 0
 
+[attention]              # optional: calibrate attention as well (vditc.attention); it is recorded, no graph computes it yet
+qk = "int8"
+pv = "fp8_e4m3"
+smooth_k = true
+
 [gate]                   # `compile` exits 3 when a number of `verify` is worse
 min_psnr_db = 30.0
 
@@ -34,6 +39,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vditc.attention import AttentionScheme
 from vditc.errors import InputError
 from vditc.numerics import Granularity, QType
 from vditc.scheme import QuantSpec, Scheme
@@ -79,6 +85,7 @@ class Recipe:
     calibration_seed: int
     settings: Mapping[str, Any]  # of the method
     digest: str  # sha256 of the file's bytes
+    attention: AttentionScheme | None = None
 
     def assign(self, roles: Mapping[str, str]) -> dict[str, Rule]:
         """Rule of every layer, from layer name -> role. InputError for a layer without a rule or a rule without a layer."""
@@ -125,6 +132,7 @@ class Recipe:
             raise InputError(found=f"schema = {schema}", wanted=str(SCHEMA), where=table.where, fix="use a matching vditc")
         calibration = table.table("calibration") or Table({}, table.where)
         gate = table.table("gate") or Table({}, table.where)
+        attention = table.table("attention")
         recipe = cls(
             name=table.need("name", str),
             description=table.need("description", str),
@@ -135,6 +143,7 @@ class Recipe:
             calibration_seed=calibration.take("seed", int, 0) or 0,
             settings=table.take("settings", dict, {}) or {},
             digest=digest,
+            attention=None if attention is None else _attention(attention),
         )
         for t in (table, calibration, gate):
             t.done()
@@ -163,18 +172,26 @@ def _rule(table: Table) -> Rule:
     return Rule(match=match, layers=layers, scheme=scheme, keep=keep)
 
 
-def _spec(table: Table) -> QuantSpec:
-    def choice(key: str, kind: type[_E]) -> _E:
-        text = table.need(key, str)
-        try:
-            return kind(text)
-        except ValueError:
-            known = ", ".join(e.value for e in kind)
-            raise InputError(found=f"{key} = {text!r}", wanted=known, where=table.where, fix="choose one of these") from None
+def _choice(table: Table, key: str, text: str, kind: type[_E]) -> _E:
+    try:
+        return kind(text)
+    except ValueError:
+        known = ", ".join(e.value for e in kind)
+        raise InputError(found=f"{key} = {text!r}", wanted=known, where=table.where, fix="choose one of these") from None
 
+
+def _attention(table: Table) -> AttentionScheme:
+    qk, pv = (None if (text := table.take(key, str)) is None else _choice(table, key, text, QType) for key in ("qk", "pv"))
+    smooth_k, smooth_v = (bool(table.take(key, bool, False)) for key in ("smooth_k", "smooth_v"))
+    block_size = table.take("block_size", int, 1)
+    table.done()
+    return AttentionScheme(qk=qk, pv=pv, smooth_k=smooth_k, smooth_v=smooth_v, block_size=1 if block_size is None else block_size)
+
+
+def _spec(table: Table) -> QuantSpec:
     spec = QuantSpec(
-        qtype=choice("qtype", QType),
-        granularity=choice("granularity", Granularity),
+        qtype=_choice(table, "qtype", table.need("qtype", str), QType),
+        granularity=_choice(table, "granularity", table.need("granularity", str), Granularity),
         group_size=table.take("group_size", int),
         symmetric=bool(table.take("symmetric", bool, True)),
         dynamic=bool(table.take("dynamic", bool, False)),

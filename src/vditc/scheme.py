@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.errors import InputError
+from vditc.float_codes import BLOCK, code_dtype, from_nvfp4, nvfp4, pack_fp4, tensor_scale, to_codes
 from vditc.numerics import EPS, Granularity, QType
 
 Array = npt.NDArray[Any]
@@ -21,7 +22,8 @@ class QuantSpec:
     """How one tensor is quantized.
 
     `dynamic`: the scale is computed from the tensor at run time. `per_step`: a static scale for every sampling step,
-    gathered by the graph input `step` from a table.
+    gathered by the graph input `step` from a table. FP4 is NVFP4 (vditc.float_codes): of activations, the scales of blocks are dynamic
+    and that of the tensor is static.
     """
 
     qtype: QType
@@ -40,12 +42,19 @@ class QuantSpec:
             raise bad(f"group_size {self.group_size} with {self.granularity.value}", "group_size exactly with per_group")
         if self.group_size is not None and self.group_size < 16:
             raise bad(f"group_size {self.group_size}", "16 or more (the least block TensorRT fuses)")
+        if self.qtype is QType.FP4_E2M1 and self.group_size != BLOCK:
+            raise bad(f"{self.qtype.value} {self.granularity.value}", f"per_group with group_size {BLOCK}: the blocks of NVFP4")
         if self.granularity is Granularity.PER_TOKEN and not self.dynamic:
             raise bad("static per_token", "dynamic = true: no table can know the tokens beforehand")
         if self.dynamic and self.per_step:
             raise bad("dynamic and per_step", "one of them")
         if not self.symmetric and (self.granularity is not Granularity.PER_CHANNEL or not self.qtype.integer):
             raise bad(f"symmetric = false with {self.qtype.value} {self.granularity.value}", "integer weights per_channel")
+
+    @property
+    def ranged(self) -> bool:
+        """Whether an activation has a static scale, from the range that calibration saw."""
+        return not self.dynamic or self.qtype is QType.FP4_E2M1
 
     def __str__(self) -> str:
         parts = [self.qtype.value, self.granularity.value + (f"({self.group_size})" if self.group_size else "")]
@@ -85,11 +94,19 @@ class Scheme:
         w, a = self.weight, self.activation
         if w.dynamic or w.per_step or w.granularity is Granularity.PER_TOKEN:
             raise bad(f"weight {w}", "static per_tensor, per_channel or per_group weights")
-        if a is not None and (a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) or not a.symmetric):
-            raise bad(f"activation {a}", "per_tensor or per_token activations")
-        if a is not None and w.granularity is Granularity.PER_GROUP:
-            # Outside a plugin an INT8 activation with block-scaled weights is miscompiled by TensorRT.
-            raise bad(f"weight {w} with activation {a}", "per_channel weights where activations are quantized")
+        if a is not None and a.qtype is QType.FP4_E2M1 and not a.dynamic:
+            raise bad(f"activation {a}", "dynamic = true: no table can know the blocks beforehand")
+        if a is not None and a.qtype is not QType.FP4_E2M1:
+            if a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) or not a.symmetric:
+                raise bad(f"activation {a}", "per_tensor or per_token activations")
+            if w.granularity is Granularity.PER_GROUP and w.qtype is not QType.FP4_E2M1:
+                # Outside a plugin an INT8 activation with block-scaled weights is miscompiled by TensorRT.
+                raise bad(f"weight {w} with activation {a}", "per_channel weights where activations are quantized")
+        if a is not None and a.qtype is not w.qtype and not (a.qtype.integer and w.qtype.integer):
+            # No product takes them: TensorRT wants both operands in one floating-point type.
+            raise bad(
+                f"weight {w.qtype.value} with activation {a.qtype.value}", "integers with integers, or one floating-point type for both"
+            )
 
     def __str__(self) -> str:
         return f"W[{self.weight}] A[{self.activation or 'float'}]"
@@ -108,9 +125,10 @@ class Scheme:
 class Stored(NamedTuple):
     """A quantized weight as files hold it, in C order."""
 
-    codes: Array  # int8 [N, K], or transposed [K, N]; of up to four bits uint8 [N * K / 2], packed as `pack_int4` does
-    scale: Array  # [] | [N] | [N, K / group_size], transposed [] | [N] | [K / group_size, N]
+    codes: Array  # int8 or E4M3 [N, K], or transposed [K, N]; of up to four bits uint8 [N * K / 2], packed as `pack_int4` does
+    scale: Array  # [] | [N] | [N, K / group_size], transposed [] | [N] | [K / group_size, N]; E4M3 for FP4, else floating point
     zero_point: npt.NDArray[np.float32] | None = None  # [N], in units of codes, of asymmetric weights
+    tensor_scale: npt.NDArray[np.float32] | None = None  # [], of FP4
 
 
 class QWeight(abc.ABC):
@@ -129,7 +147,12 @@ class QWeight(abc.ABC):
     @property
     @abc.abstractmethod
     def scale_dtype(self) -> np.dtype[Any]:
-        """Type of the scale: float16 or float32."""
+        """Type of the scale: float16 or float32; of FP4, E4M3."""
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """Type that DequantizeLinear gives: that of the scale, or of FP4's tensor scale."""
+        return np.dtype(np.float32) if self.spec.qtype is QType.FP4_E2M1 else self.scale_dtype
 
     @abc.abstractmethod
     def stored(self, *, transposed: bool = False) -> Stored:
@@ -146,37 +169,47 @@ class QWeight(abc.ABC):
 
     @property
     def stored_bits(self) -> int:
-        """Bits that codes, scales and zero points (float32) take in an artefact."""
+        """Bits that codes, scales, zero points (float32) and a tensor scale (float32) take in an artefact."""
         beside = self.scale_dtype.itemsize * 8 + (0 if self.spec.symmetric else 32)
-        return self.count * self.spec.qtype.bits + math.prod(scale_shape(self.shape, self.spec)) * beside
+        whole = 32 if self.spec.qtype is QType.FP4_E2M1 else 0
+        return self.count * self.spec.qtype.bits + math.prod(scale_shape(self.shape, self.spec)) * beside + whole
 
 
 @dataclasses.dataclass(frozen=True)
 class QTensor(QWeight):
     """A quantized weight in memory: `weight ≈ (codes - zero_point) * scale`, scale broadcast over its group.
 
-    codes: int8 [N, K], every code within the qtype's range. scale: positive float, shape [] | [N] | [N, K / group_size].
-    zero_point: float32 [N], any real number, exactly for an asymmetric spec.
+    codes: int8 [N, K], every code within the qtype's range; E4M3 or E2M1 for floating-point types. scale: positive float, shape
+    [] | [N] | [N, K / group_size]. zero_point: float32 [N], any real number, exactly for an asymmetric spec. tensor_scale: positive
+    float32 [], exactly for FP4, whose scale is E4M3 in units of it.
     """
 
-    codes: npt.NDArray[np.int8]
+    codes: Array
     scale: Array
     spec: QuantSpec
     zero_point: npt.NDArray[np.float32] | None = None
+    tensor_scale: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         def bad(found: str, wanted: str) -> ValueError:
             return ValueError(f"QTensor {self.spec}: found {found}; wanted {wanted}")
 
-        if self.codes.ndim != 2 or self.codes.dtype != np.int8:
-            raise bad(f"codes {self.codes.dtype}{list(self.codes.shape)}", "int8 [N, K]")
+        if self.codes.ndim != 2 or self.codes.dtype != (dtype := code_dtype(self.spec.qtype)):
+            raise bad(f"codes {self.codes.dtype}{list(self.codes.shape)}", f"{dtype} [N, K]")
         want = scale_shape(self.codes.shape, self.spec)
         if self.scale.shape != want:
             raise bad(f"scale {list(self.scale.shape)}", f"{list(want)}")
-        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
-            raise bad("a scale that is zero, negative or not finite", "positive scales")
+        t = self.tensor_scale
+        if (t is not None) != (self.spec.qtype is QType.FP4_E2M1) or (t is not None and t.shape != ()):
+            raise bad("no tensor_scale" if t is None else f"tensor_scale {list(t.shape)}", "a single one, exactly for FP4")
+        for scale in (self.scale, t):
+            if scale is not None and not positive(scale):
+                raise bad("a scale that is zero, negative or not finite", "positive scales")
         low, high = int(self.spec.qtype.low), int(self.spec.qtype.high)
-        if self.codes.size and (self.codes.min() < low or self.codes.max() > high):
+        if not self.spec.qtype.integer:
+            if not np.isfinite(self.codes.astype(np.float32)).all():
+                raise bad("codes that are not a number", "finite codes")
+        elif self.codes.size and (self.codes.min() < low or self.codes.max() > high):
             raise bad(f"codes in [{self.codes.min()}, {self.codes.max()}]", f"[{low}, {high}]")
         z = self.zero_point
         if (z is None) != self.spec.symmetric or (z is not None and (z.shape != want or not np.isfinite(z).all())):
@@ -184,7 +217,9 @@ class QTensor(QWeight):
 
     def scaled_codes(self) -> npt.NDArray[np.float32]:
         """float32 [N, K]: codes * scale, without the zero point."""
-        return np.asarray(self.codes * _spread(self.scale.astype(np.float32), self.codes.shape), np.float32)
+        if self.tensor_scale is not None:
+            return from_nvfp4(self.codes, self.scale, self.tensor_scale)
+        return np.asarray(self.codes.astype(np.float32) * _spread(self.scale.astype(np.float32), self.codes.shape), np.float32)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 [N, K]."""
@@ -205,7 +240,9 @@ class QTensor(QWeight):
     def stored(self, *, transposed: bool = False) -> Stored:
         """See `QWeight.stored`."""
         codes, scale = (np.asarray(a.T if transposed else a, order="C") for a in (self.codes, self.scale))
-        return Stored(pack_int4(codes) if self.spec.qtype.bits <= 4 else codes, scale, self.zero_point)
+        if self.spec.qtype.bits <= 4:
+            codes = pack_int4(codes) if self.spec.qtype.integer else pack_fp4(codes)
+        return Stored(codes, scale, self.zero_point, self.tensor_scale)
 
     def read(self) -> QTensor:
         """Itself."""
@@ -237,6 +274,12 @@ def _spread(scale: Array, shape: tuple[int, ...]) -> Array:
     if scale.ndim == 2:
         return np.repeat(scale, shape[1] // scale.shape[1], axis=1)
     return scale[:, None] if scale.ndim == 1 else scale
+
+
+def positive(scale: Array) -> bool:
+    """Whether every scale is a positive number."""
+    wide = scale.astype(np.float32)
+    return bool(np.isfinite(wide).all() and (wide > 0).all())
 
 
 def weight_scale(absmax: Array, spec: QuantSpec, scale_dtype: Any) -> Array:
@@ -284,11 +327,19 @@ def quantize_weight(
 ) -> QTensor:
     """Round an [N, K] weight to nearest, ties to even, in float32: `codes = clip(rint(weight / scale + zero_point))`.
 
+    Floating-point codes are those of `vditc.float_codes`; FP4 takes no `scale`, its scales are its own.
+
     Without `scale`, it is `max(absmax / high, EPS)` of each group, or `asymmetric_grid`. The scale is rounded to `scale_dtype` before
     it divides, so codes and stored scale fit each other. An asymmetric spec takes both `scale` and `zero_point` or neither.
     """
     weight = np.asarray(weight, np.float32)
     scale_shape(weight.shape, spec)  # InputError when the groups do not fit, with or without a scale
+    if spec.qtype is QType.FP4_E2M1:
+        if scale is not None:
+            raise ValueError(f"a scale for {spec}")
+        whole = tensor_scale(np.abs(weight).max(initial=0))
+        codes, scale = nvfp4(weight, whole)
+        return QTensor(codes, scale, spec, tensor_scale=whole)
     if scale is not None:
         scale = _rounded(scale, scale_dtype)
     elif spec.symmetric:
@@ -298,6 +349,8 @@ def quantize_weight(
     ratio = weight / _spread(scale.astype(np.float32), weight.shape)
     if zero_point is not None:
         ratio += zero_point[:, None]
+    if not spec.qtype.integer:
+        return QTensor(to_codes(ratio, spec.qtype), scale, spec)
     codes = np.clip(np.rint(ratio), spec.qtype.low, spec.qtype.high).astype(np.int8)
     return QTensor(codes, scale, spec, zero_point)
 

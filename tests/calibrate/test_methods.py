@@ -16,7 +16,7 @@ from vditc.calibrate.row_sample import RowSample, row_keys
 from vditc.errors import InputError
 from vditc.float_weight import ArrayTensor, FloatWeight
 from vditc.numerics import EPS, Granularity, QType
-from vditc.scheme import QuantSpec, Scheme
+from vditc.scheme import QuantSpec, Scheme, quantize_weight
 
 F32 = np.float32
 W8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
@@ -73,6 +73,38 @@ def test_static_scale_per_step_and_over_all_steps() -> None:
     np.testing.assert_array_equal(static_scale(absmax, STEPS), np.array([np.float32(12.7) / np.float32(127), EPS, 2.0], np.float32))
     over_all = static_scale(absmax, TENSOR)
     assert over_all.shape == () and over_all == 2.0
+
+
+FP8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
+FP8_TENSOR = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR)
+NVFP4 = QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16)
+NVFP4_BOTH = Scheme(
+    weight=NVFP4, activation=QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16, dynamic=True)
+)
+
+
+@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("scheme", [Scheme(weight=FP8), Scheme(weight=FP8, activation=FP8_TENSOR), NVFP4_BOTH], ids=str)
+def test_floating_point_codes_are_made_by_rtn_alone(name: str, scheme: Scheme) -> None:
+    method = method_for(name, {}, "here")
+    if name == "rtn":
+        method.check(scheme)
+        return
+    with pytest.raises(InputError, match=rf"found weight fp.*method {name} cannot quantize to floating-point codes; .*or method = \"rtn\""):
+        method.check(scheme)
+
+
+def test_rtn_makes_the_codes_and_ranges_of_floating_point_types() -> None:
+    for spec, scheme in ((FP8_TENSOR, Scheme(weight=FP8, activation=FP8_TENSOR)), (NVFP4_BOTH.activation, NVFP4_BOTH)):
+        assert spec is not None and RTN.needs_statistics(scheme)
+        done = RTN.quantize(weights(), seen(), dict.fromkeys(WEIGHTS, scheme))["q"]
+        wanted = quantize_weight(WEIGHTS["q"], scheme.weight)
+        assert [None if a is None else a.tobytes() for a in done.weight.stored()] == [
+            None if a is None else a.tobytes() for a in wanted.stored()
+        ]
+        divisor = F32(448) if spec is FP8_TENSOR else F32(6 * 448)
+        assert done.activation_scale is not None and done.activation_scale == np.abs(X).max() / divisor
+    assert not RTN.needs_statistics(Scheme(weight=NVFP4))
 
 
 def test_int6_divides_by_31() -> None:
@@ -175,15 +207,6 @@ def test_static_ranges_are_those_of_the_balanced_input() -> None:
 def test_no_static_range_is_known_behind_a_rotation(name: str) -> None:
     with pytest.raises(InputError, match=f"wanted dynamic activations: method {name} rotates"):
         method_for(name, {}, "here").check(Scheme(weight=W8, activation=TENSOR))
-
-
-def test_floating_point_codes_are_refused() -> None:
-    fp8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
-    with pytest.raises(InputError, match=r"weight fp8_e4m3; wanted an integer type: method rtn cannot"):
-        RTN.check(Scheme(weight=fp8))
-    act = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR)
-    with pytest.raises(InputError, match=r"activation fp8_e4m3"):
-        RTN.check(Scheme(weight=W8, activation=act))
 
 
 def test_dynamic_per_tensor_is_refused() -> None:

@@ -173,7 +173,7 @@ def test_both_guidance_branches_are_seen(run: Callable[..., Calibration], tiny_c
         ({"match": ["patch_embed"], "weight": INT8}, r"layer patch_embedding \(role patch_embed\): .*\[128, 4, 1, 2, 2\]; wanted a linear"),
         (
             {"match": ["head"], "weight": {"qtype": "fp4_e2m1", "granularity": "per_channel"}},
-            r"layer proj_out \(role head\): .*found weight fp4_e2m1; wanted an integer type",
+            r"found fp4_e2m1 per_channel; wanted per_group with group_size 16: the blocks of NVFP4",
         ),
         ({"match": ["fnn.out"], "weight": INT8}, r"rule 1 .* decides no layer"),
     ],

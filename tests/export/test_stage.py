@@ -46,7 +46,7 @@ class FakeQuantized(torch.nn.Module):
     def __init__(self, layer: LayerCalibration, bias: torch.Tensor) -> None:
         super().__init__()
         self.layer, self.bias = layer, bias
-        self.weight = torch.from_numpy(layer.weight.read().dequantize().astype(layer.weight.scale_dtype).astype(np.float32))
+        self.weight = torch.from_numpy(layer.weight.read().dequantize().astype(layer.weight.value_dtype).astype(np.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         spec = self.layer.scheme.activation

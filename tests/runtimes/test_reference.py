@@ -14,6 +14,7 @@ from vditc.calibration import Calibration, LayerCalibration
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
+from vditc.float_codes import from_nvfp4, nvfp4, to_codes
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel, layer_errors
@@ -82,6 +83,58 @@ def test_ties_go_to_even(rng: np.random.Generator) -> None:
     codes = np.zeros(32, F32)
     codes[:3] = 0, 2, 2
     np.testing.assert_array_equal(module(torch.tensor(x)).detach().numpy()[0], weight.dequantize() @ codes + np.arange(8))
+
+
+FP8 = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_CHANNEL)
+FP8_TOKEN = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TOKEN, dynamic=True)
+FP8_STEPS = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR, per_step=True)
+FP8_TENSOR = QuantSpec(qtype=QType.FP8_E4M3, granularity=Granularity.PER_TENSOR)
+NVFP4 = QuantSpec(qtype=QType.FP4_E2M1, granularity=Granularity.PER_GROUP, group_size=16)
+NVFP4_BLOCKS = dataclasses.replace(NVFP4, dynamic=True)
+
+
+def float_linear(activation: QuantSpec, scale: Any, rng: np.random.Generator) -> tuple[QuantizedLinear, QTensor]:
+    """A linear 32 -> 8 without bias; its weight is quantized from whole numbers."""
+    spec = NVFP4 if activation.qtype is QType.FP4_E2M1 else FP8
+    weight = quantize_weight(rng.integers(-6, 7, (8, 32)), spec)
+    scheme = Scheme(weight=spec, activation=activation)
+    layer = LayerCalibration(role="ffn.in", scheme=scheme, weight=weight, activation_scale=None if scale is None else np.array(scale, F32))
+    return QuantizedLinear(layer, None), weight
+
+
+@pytest.mark.parametrize("spec", [FP8_TOKEN, FP8_STEPS, FP8_TENSOR, NVFP4_BLOCKS], ids=str)
+def test_floating_point_codes_are_those_of_numpy(spec: QuantSpec, rng: np.random.Generator) -> None:
+    scales: dict[QuantSpec, Any] = {FP8_STEPS: [1.0, 2.0**-10], FP8_TENSOR: 2.0**-10, NVFP4_BLOCKS: 2.0**-13}
+    module, weight = float_linear(spec, scales.get(spec), rng)
+    module.step = 1
+    x = rng.standard_normal((3, 5, 32), F32) * F32(10.0) ** rng.integers(-6, 1, (3, 5, 1)).astype(F32)
+    x[0, :2, :16] = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -5, -2.5, -0.25, 0, 0, 0, 0, 6], F32) * F32(2.0**-10)  # ties
+    x[1, 2] = 0
+    static = np.array(scales.get(spec, 0), F32).reshape(-1)[-1]
+    if spec is NVFP4_BLOCKS:
+        wanted = from_nvfp4(*nvfp4(x, static), static) @ weight.dequantize().T
+        assert (np.abs(x) > 6 * 448 * static).any()
+    else:
+        s = np.maximum(np.abs(x).max(-1, keepdims=True) / F32(448), F32(1e-8)) if spec.dynamic else static
+        codes = to_codes(x / s, QType.FP8_E4M3).astype(F32)
+        wanted = (codes * s) @ weight.dequantize().T if spec is FP8_TENSOR else (codes @ weight.dequantize().T) * s
+        assert spec.dynamic or (np.abs(x) > 448 * s).any()
+    found = module(torch.tensor(x)).numpy()
+    # The codes are equal; sums of 32 products may be taken in another order.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2.0**-20 * np.abs(x).max() * 6 * 32)
+    exact = x @ weight.dequantize().T
+    assert np.abs(found - exact).max() > 2.0**-12 * np.abs(exact).max()  # the codes did change something
+    assert not found[1, 2].any()
+
+
+def test_a_cast_alone_would_not_saturate() -> None:
+    """torch's E4M3 rounds to nearest even, also subnormals, but gives NaN beyond 464: hence the clamp before it."""
+    x = torch.cat([torch.arange(-470, 470, 0.37), torch.tensor([2.0**-10, 1.5 * 2.0**-9, 1e9, -1e9])])
+    wanted = to_codes(x.numpy(), QType.FP8_E4M3).astype(F32)
+    inside = x.abs() <= 448
+    np.testing.assert_array_equal(x[inside].to(torch.float8_e4m3fn).float().numpy(), wanted[inside.numpy()])
+    module, _ = float_linear(FP8_TENSOR, 1.0, np.random.default_rng(0))
+    assert torch.isfinite(module(torch.full((1, 32), 1e9))).all()
 
 
 def calibration_of(source: ModelDir, scheme: Scheme, patterns: tuple[str, ...], scale: Any = None) -> Calibration:

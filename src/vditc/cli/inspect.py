@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vditc.bundle import Bundle
 from vditc.cli.app import app, console
+from vditc.cli.inspect_calibration import calibration_facts, show_calibration
 from vditc.cli.inspect_model import is_model, model_facts, show_model
 from vditc.cli.options import JsonOption
 from vditc.errors import InputError
@@ -20,7 +21,7 @@ from vditc.memory import gigabytes
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE | MODEL_DIR | MODEL.onnx | MODEL.plan")],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE | MODEL_DIR | CALIBRATION.safetensors | MODEL.onnx | MODEL.plan")],
     hashes: Annotated[bool, typer.Option("--sha256/--no-sha256", help="check the hash of every file of a bundle")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,13 +40,15 @@ def inspect_command(
         else:
             _show_bundle(bundle)
         return
-    readers = {".onnx": _graph, ".plan": _plan}
+    readers = {".onnx": _graph, ".plan": _plan, ".safetensors": calibration_facts}
     if path.suffix not in readers or not path.is_file():
-        wanted = "a bundle, a model directory, a .onnx or a .plan file"
+        wanted = "a bundle, a model directory, a calibration, a .onnx or a .plan file"
         raise InputError(found=str(path), wanted=wanted, where="vditc inspect", fix="check the path")
     facts = readers[path.suffix](path)
     if as_json:
         print(json.dumps(facts))
+    elif path.suffix == ".safetensors":
+        show_calibration(path, facts)
     else:
         console.print_json(json.dumps(facts))
 

@@ -97,6 +97,13 @@ def calibrate_command(
     if work.exists() and not any(work.iterdir()):
         work.rmdir()
     say(f"wrote {path}: {len(result.layers)} layers quantized, {len(result.kept)} kept, {result.mean_bits:.2f} bits per weight")
+    if result.attention:
+        worst = max(result.attention, key=lambda name: result.attention[name].error)
+        found = result.attention[worst]
+        say(
+            f"attention of {len(result.attention)} modules as {found.scheme}: relative error of the output at most {found.error:.2%}, "
+            f"in {worst}; `vditc inspect {path}` has all. It is recorded, not lowered"
+        )
 
 
 @app.command("export")
