@@ -19,7 +19,7 @@ from vditc.calibrate.methods.rtn import RoundToNearest
 from vditc.calibrate.stage import calibrate, check_layer, uncalibrated
 from vditc.calibration import Calibration
 from vditc.conditioning import TEXT, Conditioning
-from vditc.errors import InputError
+from vditc.errors import InputError, VditcError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.adapters.wan import Wan
 from vditc.model_dir import ModelDir
@@ -258,3 +258,38 @@ def test_a_recipe_that_needs_data_is_refused_without_it(tiny: ModelDir) -> None:
         InputError, match=r"found 20 layers that need calibration data, first .*run `vditc calibrate .* --recipe w8a8-static"
     ):
         uncalibrated(source=tiny, adapter=CannotRun(), recipe=Recipe.load("w8a8-static"))
+
+
+def test_latents_that_are_not_finite_name_clip_and_step(run: Callable[..., Calibration], tiny_conditioning: Conditioning) -> None:
+    """No layer that is watched reads what the first one makes of this text."""
+    c = dataclasses.replace(tiny_conditioning, inputs={TEXT: tiny_conditioning.inputs[TEXT] * np.float32(1e37)})
+    only = recipe({"match": ["text_embed.in"], "weight": INT8, "activation": STATIC})
+    with pytest.raises(InputError, match=r"clip 0 \('a 7 moving left'\), step 0: found latents that are not finite"):
+        run(conditioning=c, recipe=only)
+
+
+def test_a_layer_that_never_runs_is_named(run: Callable[..., Calibration], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe plans it, but the model goes round it."""
+
+    class Detour(Wan):
+        def load(self, source: ModelDir, memory: int | None = None) -> Any:
+            model = super().load(source, memory)
+            second = model.get_submodule("blocks.1.ffn")
+            second.forward = lambda x: x
+            return model
+
+    named = r"found no input of 2 of 20 layers: blocks\.1\.ffn\.net\.0\.proj, blocks\.1\.ffn\.net\.2; .*rule with keep"
+    with pytest.raises(VditcError, match=named):
+        run(adapter=Detour())
+
+
+def test_a_layer_that_a_method_forgets_is_named(run: Callable[..., Calibration], monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize = RoundToNearest.quantize
+
+    def forgetful(self: RoundToNearest, weights: Any, statistics: Any, schemes: Any) -> Any:
+        done = quantize(self, weights, statistics, schemes)
+        return {layer: q for layer, q in done.items() if layer != "blocks.1.attn1.to_k"}
+
+    monkeypatch.setattr(RoundToNearest, "quantize", forgetful)
+    with pytest.raises(VditcError, match=r"method rtn: found no codes of blocks\.1\.attn1\.to_k; wanted every layer"):
+        run()
