@@ -129,6 +129,22 @@ def test_same_inputs_same_bytes(run: Callable[..., Calibration], tmp_path: Path)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_blocks_that_are_read_when_they_run_give_the_same_bytes(run: Callable[..., Calibration], tmp_path: Path) -> None:
+    gptq = Recipe.load("w4a8-gptq")
+    run("whole", recipe=gptq, work=tmp_path / "work1")
+    given: list[int | None] = []
+
+    class Asked(Wan):
+        def load(self, source: ModelDir, memory: int | None = None) -> Any:
+            given.append(memory)
+            model = super().load(source, memory)
+            assert model.get_submodule("blocks.1.ffn.net.2").weight.numel() == 0  # it is not there before the block runs
+            return model
+
+    run("streamed", recipe=gptq, work=tmp_path / "work2", memory=1, adapter=Asked())
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "streamed").read_bytes() and given == [1]
+
+
 @pytest.mark.parametrize("name", ["w4a16", "fp16"])
 def test_recipes_without_quantized_activations_never_run_the_model(run: Callable[..., Calibration], name: str) -> None:
     watcher = Watcher()
