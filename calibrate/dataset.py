@@ -74,9 +74,8 @@ def sample_dataset(
     if len(missing) < len(own):
         progress.note(f"{work} holds {len(own) - len(missing)} of {len(own)} shards: sampling goes on from there")
 
-    with ranks.together(), progress.task("sample clips", sum(len(clips) for _, clips in own) * steps) as advance:
-        for _ in range(sum(len(clips) for _, clips in own) * steps - sum(len(clips) for _, clips, _ in missing) * steps):
-            advance()
+    total, left = (sum(len(part[1]) for part in parts) * steps for parts in (own, missing))
+    with ranks.together(), progress.task("sample clips", total, total - left) as advance:
         model = FullPrecision(adapter, source, chosen, memory) if missing else None
 
         def after(_step: int, _latents: Array) -> None:

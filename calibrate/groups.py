@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vditc.calibrate.methods.base import InputStatistics, Method
 from vditc.calibration import Calibration, LayerCalibration
-from vditc.errors import InputError
+from vditc.errors import InputError, VditcError
 from vditc.float_weight import FloatWeight
 from vditc.model_dir import ModelDir
 from vditc.qweight import RoundedWeight
@@ -40,6 +40,13 @@ class Groups:
         if not any(self.method.needs_statistics(scheme) for scheme in own.values()):
             statistics = None
         done = self.method.quantize(weights, statistics, own)
+        if done.keys() != own.keys():
+            raise VditcError(
+                found=f"no codes of {', '.join(own.keys() - done.keys())}" if own.keys() - done.keys() else f"codes of {', '.join(done)}",
+                wanted="every layer that the recipe quantizes, and no other",
+                where=f"method {self.method.name}",
+                fix="report the recipe and the model's config.json",
+            )
         return {layer: LayerCalibration(role=self.roles[layer], scheme=own[layer], **done[layer]._asdict()) for layer in group}
 
     def kept(

@@ -105,9 +105,7 @@ def train(
         model, optimizer = accelerator.prepare(student, optimizer)
         first, history = _resume(model, optimizer.optimizer, plan, state, progress)
         saved, total, count = time.monotonic(), 0.0, 0
-        with progress.task("train", plan.iterations) as advance:
-            for _ in range(first):
-                advance()
+        with progress.task("train", plan.iterations, first) as advance:
             for iteration in range(first, plan.iterations):
                 for parameter in before(iteration):
                     optimizer.optimizer.state.pop(parameter, None)

@@ -105,9 +105,7 @@ class Trajectories:
             Seen(Observers(widths, steps, self.rows), attention), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size)
         )
         at = self._resume(at, len(clips), progress)
-        with progress.task("sample trajectories", len(clips) * steps) as advance:
-            for _ in range(at.clips * steps + at.steps):
-                advance()
+        with progress.task("sample trajectories", len(clips) * steps, at.clips * steps + at.steps) as advance:
             if at.clips == len(clips):
                 return at.seen
             specs, pause = self.adapter.inputs(self.source), _Pause()

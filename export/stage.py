@@ -147,8 +147,10 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
     if calibration.model_digest != source.digest:
         raise bad(f"model digest {calibration.model_digest[:12]}", source.digest[:12])
     known, said = set(adapter.layer_roles(source)), {*calibration.layers, *calibration.kept}
-    if wrong := sorted(known ^ said):
-        raise bad(f"{len(wrong)} layers of only one of them, first {wrong[0]}", "the model's layers, each quantized or kept")
+    if missing := sorted(known - said):
+        raise bad(f"nothing about {len(missing)} layers of the model: {', '.join(missing)}", "the model's layers, each quantized or kept")
+    if strangers := sorted(said - known):
+        raise bad(f"{len(strangers)} layers that the model has not: {', '.join(strangers)}", "the model's layers, each quantized or kept")
     for name, layer in calibration.layers.items():
         shape = source.weights[f"{name}.weight"].shape
         if layer.weight.shape != shape:

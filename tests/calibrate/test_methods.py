@@ -57,13 +57,13 @@ def error(scheme: Scheme, name: str = "rtn", **settings: Any) -> float:
     return float(np.linalg.norm(product(done["q"], scheme) - want) / np.linalg.norm(want))
 
 
-def product(done: Quantized, scheme: Scheme) -> npt.NDArray[np.float32]:
+def product(done: Quantized, scheme: Scheme, x: npt.NDArray[np.float32] = X) -> npt.NDArray[np.float32]:
     """x quantized dynamically, times the codes, plus the branch."""
-    t, x = done.transform, done.transform.input(X)
+    t, x = done.transform, done.transform.input(x)
     branch = x @ t.down.astype(F32).T @ t.up.astype(F32).T if t.down is not None and t.up is not None else F32(0)
     if scheme.activation is not None:
         high = F32(scheme.activation.qtype.high)
-        scale = np.abs(x).max(-1, keepdims=True) / high
+        scale = np.maximum(np.abs(x).max(-1, keepdims=True) / high, F32(EPS))
         x = np.clip(np.rint(x / scale), -high - 1, high) * scale
     return np.asarray(x @ done.weight.read().dequantize().T + branch, F32)
 
@@ -192,6 +192,29 @@ def test_a_dead_channel_has_a_finite_balance(dead: str) -> None:
     m = static_balance(channels, weight, 0.5)
     assert np.isfinite(m).all() and (m > 0).all()
     assert np.isfinite(static_balance(channels, 0 * weight, 0.5)).all()
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize("dead", ["input", "weight", "both", "every input"])
+def test_a_dead_channel_costs_no_method_anything(name: str, dead: str) -> None:
+    """A channel that is always 0, or that no weight reads: the others are as good as without it, and zeros give zeros."""
+    scheme, x = Scheme(weight=W4_CHANNEL, activation=TOKEN), X.copy()
+    given = {layer: array.copy() for layer, array in WEIGHTS.items()}
+    if dead in ("input", "both"):
+        x[:, 3] = 0
+    if dead in ("weight", "both"):
+        for array in given.values():
+            array[:, 3] = 0
+    if dead == "every input":
+        x[:] = 0
+    loaded = {layer: FloatWeight(ArrayTensor(array), layer) for layer, array in given.items()}
+    done = method_for(name, {}, "here").quantize(loaded, seen(x), dict.fromkeys(WEIGHTS, scheme))["q"]
+    assert done.transform.balance is None or (np.isfinite(done.transform.balance).all() and done.transform.balance.all())
+    want, got = x @ given["q"].T, product(done, scheme, x)
+    if dead == "every input":
+        assert not got.any()
+    else:
+        assert np.linalg.norm(got - want) / np.linalg.norm(want) <= 1.2 * error(scheme, name)  # other weights round otherwise
 
 
 def test_static_ranges_are_those_of_the_balanced_input() -> None:

@@ -19,7 +19,7 @@ from vditc.calibrate.methods.rtn import RoundToNearest
 from vditc.calibrate.stage import calibrate, check_layer, uncalibrated
 from vditc.calibration import Calibration
 from vditc.conditioning import TEXT, Conditioning
-from vditc.errors import InputError
+from vditc.errors import InputError, VditcError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.adapters.wan import Wan
 from vditc.model_dir import ModelDir
@@ -127,6 +127,22 @@ def test_same_inputs_same_bytes(run: Callable[..., Calibration], tmp_path: Path)
     run("one", work=tmp_path / "work1")
     run("two", work=tmp_path / "work2")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_blocks_that_are_read_when_they_run_give_the_same_bytes(run: Callable[..., Calibration], tmp_path: Path) -> None:
+    gptq = Recipe.load("w4a8-gptq")
+    run("whole", recipe=gptq, work=tmp_path / "work1")
+    given: list[int | None] = []
+
+    class Asked(Wan):
+        def load(self, source: ModelDir, memory: int | None = None) -> Any:
+            given.append(memory)
+            model = super().load(source, memory)
+            assert model.get_submodule("blocks.1.ffn.net.2").weight.numel() == 0  # it is not there before the block runs
+            return model
+
+    run("streamed", recipe=gptq, work=tmp_path / "work2", memory=1, adapter=Asked())
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "streamed").read_bytes() and given == [1]
 
 
 @pytest.mark.parametrize("name", ["w4a16", "fp16"])
@@ -258,3 +274,38 @@ def test_a_recipe_that_needs_data_is_refused_without_it(tiny: ModelDir) -> None:
         InputError, match=r"found 20 layers that need calibration data, first .*run `vditc calibrate .* --recipe w8a8-static"
     ):
         uncalibrated(source=tiny, adapter=CannotRun(), recipe=Recipe.load("w8a8-static"))
+
+
+def test_latents_that_are_not_finite_name_clip_and_step(run: Callable[..., Calibration], tiny_conditioning: Conditioning) -> None:
+    """No layer that is watched reads what the first one makes of this text."""
+    c = dataclasses.replace(tiny_conditioning, inputs={TEXT: tiny_conditioning.inputs[TEXT] * np.float32(1e37)})
+    only = recipe({"match": ["text_embed.in"], "weight": INT8, "activation": STATIC})
+    with pytest.raises(InputError, match=r"clip 0 \('a 7 moving left'\), step 0: found latents that are not finite"):
+        run(conditioning=c, recipe=only)
+
+
+def test_a_layer_that_never_runs_is_named(run: Callable[..., Calibration], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe plans it, but the model goes round it."""
+
+    class Detour(Wan):
+        def load(self, source: ModelDir, memory: int | None = None) -> Any:
+            model = super().load(source, memory)
+            second = model.get_submodule("blocks.1.ffn")
+            second.forward = lambda x: x
+            return model
+
+    named = r"found no input of 2 of 20 layers: blocks\.1\.ffn\.net\.0\.proj, blocks\.1\.ffn\.net\.2; .*rule with keep"
+    with pytest.raises(VditcError, match=named):
+        run(adapter=Detour())
+
+
+def test_a_layer_that_a_method_forgets_is_named(run: Callable[..., Calibration], monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize = RoundToNearest.quantize
+
+    def forgetful(self: RoundToNearest, weights: Any, statistics: Any, schemes: Any) -> Any:
+        done = quantize(self, weights, statistics, schemes)
+        return {layer: q for layer, q in done.items() if layer != "blocks.1.attn1.to_k"}
+
+    monkeypatch.setattr(RoundToNearest, "quantize", forgetful)
+    with pytest.raises(VditcError, match=r"method rtn: found no codes of blocks\.1\.attn1\.to_k; wanted every layer"):
+        run()

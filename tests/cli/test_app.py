@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
 from command import vditc
+from rich.console import Console
+
+from vditc.cli.app import RichProgress
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +24,8 @@ def test_help_names_every_command() -> None:
     for name in (
         "compile",
         "calibrate",
+        "dataset",
+        "sensitivity",
         "export",
         "lower",
         "build",
@@ -38,3 +44,16 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize(("command", "words"), [("recipes", ["w8a8-static"]), ("targets", ["jetson-thor", "sm_110"]), ("models", ["wan"])])
 def test_lists(command: str, words: list[str]) -> None:
     assert all(word in vditc(command, "--json").stdout for word in words)
+
+
+def test_time_left_of_slow_steps_and_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of two minutes; an earlier run's parts do not count as fast ones."""
+    now = 0.0
+    shown = io.StringIO()
+    monkeypatch.setattr("vditc.cli.app.complain", Console(file=shown, width=120, force_terminal=True, get_time=lambda: now))
+    with RichProgress().task("sample", 10, done=6) as advance:
+        for _ in range(3):
+            now += 120.0
+            advance()
+        now += 1.0
+    assert "9/10" in shown.getvalue() and "left 0:02:00" in shown.getvalue().splitlines()[-1]

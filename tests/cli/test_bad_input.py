@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from command import Run, vditc
 
+from vditc.conditioning import TEXT, Conditioning
 from vditc.safetensors_file import read_header
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -250,3 +252,62 @@ def test_export_of_weights_that_are_not_finite(model: Path, tmp_path: Path) -> N
         f.write(np.array([np.nan], np.float16).tobytes())
     refused(vditc("export", str(model), "--recipe", "w4a8", "-o", str(out)), out, f"{WEIGHTS}, layer {layer}", "not finite")
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ("found no prompt", "prompts.txt")),
+        (b" \n\n\t\n", ("found no prompt", "prompts.txt")),
+        (b"a 7 moving left\na 2 \xff\xfe up\n", ("not UTF-8", "prompts.txt, line 2")),
+    ],
+    ids=["empty", "blank", "not UTF-8"],
+)
+@pytest.mark.parametrize("command", ["calibrate", "dataset", "sensitivity"])
+def test_prompts_that_cannot_be_read(model: Path, tmp_path: Path, command: str, content: bytes, words: tuple[str, ...]) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "prompts.txt").write_bytes(content)
+    recipe = [] if command == "dataset" else ["--recipe", "w8a8"]
+    refused(vditc(command, str(model), *recipe, "--prompts", str(tmp_path / "prompts.txt"), "-o", str(out)), out, *words)
+
+
+def test_no_prompts_file(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(
+        vditc("calibrate", str(model), "--recipe", "w8a8", "--prompts", str(tmp_path / "gone"), "-o", str(out)), out, "--prompts", "gone"
+    )
+
+
+@pytest.mark.parametrize("memory", ["0", "-1", "nan", "inf"])
+def test_memory_that_is_none(model: Path, tmp_path: Path, memory: str) -> None:
+    out = tmp_path / "out"
+    refused(vditc("calibrate", str(model), "--recipe", "w8a8", "--memory", memory, "-o", str(out)), out, "--memory", "more than 0")
+
+
+def conditioned(model: Path, tmp_path: Path, given: Conditioning, command: str = "calibrate") -> Run:
+    given.save(tmp_path / "clips.safetensors")
+    recipe = [] if command == "dataset" else ["--recipe", "w8a8"]
+    return vditc(command, str(model), *recipe, "--conditioning", str(tmp_path / "clips.safetensors"), "-o", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("command", ["calibrate", "dataset", "sensitivity"])
+def test_conditionings_of_another_width(model: Path, tmp_path: Path, tiny_conditioning: Conditioning, command: str) -> None:
+    c = tiny_conditioning
+    narrow = dataclasses.replace(c, inputs={TEXT: c.inputs[TEXT][..., :5]}, empty={TEXT: c.empty[TEXT][..., :5]})
+    refused(conditioned(model, tmp_path, narrow, command), tmp_path / "out", "encoder_hidden_states [2, 8, 5]", "[batch, text_tokens, 16]")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_conditionings_that_are_not_finite(model: Path, tmp_path: Path, tiny_conditioning: Conditioning, value: float) -> None:
+    text = tiny_conditioning.inputs[TEXT].copy()
+    text[1, 2, 3] = value
+    given = dataclasses.replace(tiny_conditioning, inputs={TEXT: text})
+    refused(conditioned(model, tmp_path, given), tmp_path / "out", f"inputs/{TEXT}, clip 1 with numbers that are not finite")
+
+
+def test_activations_that_are_not_finite_name_the_layer(model: Path, tmp_path: Path, tiny_conditioning: Conditioning) -> None:
+    """The text overflows in the first attention that reads it."""
+    given = dataclasses.replace(tiny_conditioning, inputs={TEXT: tiny_conditioning.inputs[TEXT] * np.float32(1e37)})
+    run = conditioned(model, tmp_path, given)
+    assert run.code == 2 and "error: layer blocks.0.ffn.net.0.proj, step 0: found an input that is not finite" in run.stderr, run
+    assert not (tmp_path / "out").exists()

@@ -219,8 +219,11 @@ def test_calibration_of_another_model_is_refused(tiny: ModelDir) -> None:
 def test_calibration_that_forgets_a_layer_is_refused(tiny: ModelDir) -> None:
     calibrated = calibration(tiny, None)
     kept = {n: k for n, k in calibrated.kept.items() if n != "proj_out"}
-    with pytest.raises(InputError, match="1 layers of only one of them, first proj_out"):
+    with pytest.raises(InputError, match="nothing about 1 layers of the model: proj_out;"):
         check_calibration(tiny, Wan(), dataclasses.replace(calibrated, kept=kept))
+    more = {**calibrated.kept, "proj_in": calibrated.kept["proj_out"]}
+    with pytest.raises(InputError, match="1 layers that the model has not: proj_in;"):
+        check_calibration(tiny, Wan(), dataclasses.replace(calibrated, kept=more))
 
 
 def test_table_of_another_schedule_is_refused(tiny: ModelDir) -> None:

@@ -29,6 +29,7 @@ complain = Console(stderr=True)
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
 COMMANDS = ("compile", "stages", "dataset", "sensitivity", "use", "inspect", "lists", "demo")
 
+SPEED_OF = 3600.0  # seconds behind the time left: a step of a large model may take minutes, and two are needed
 SHARED = ("calibrate", "dataset")  # commands that torchrun may start
 
 EXTRAS = {  # package -> the extra of vditc that installs it
@@ -50,11 +51,12 @@ class RichProgress:
     """Bars with the time left, on stderr so that stdout stays for results."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar for `total` parts."""
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        """A bar for `total` parts, of which some are done already."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=complain) as bars:
-            task = bars.add_task(title, total=total)
+        left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, *left, console=complain, speed_estimate_period=SPEED_OF) as bars:
+            task = bars.add_task(title, total=total, completed=done)
             yield lambda: bars.advance(task)
 
     def note(self, text: str) -> None:

@@ -40,9 +40,20 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        prompts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise InputError(found=str(error), wanted="a text file", where="--prompts", fix="check the path") from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            found=f"bytes that are not UTF-8 ({error.reason})",
+            wanted="UTF-8 text",
+            where=f"{path}, line {line}",
+            fix="save the file as UTF-8",
+        ) from error
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
         raise InputError(found="no prompt", wanted="one prompt a line", where=str(path), fix="write at least one")
     return prompts

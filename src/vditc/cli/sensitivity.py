@@ -126,4 +126,4 @@ def sensitivity_command(
     for row in found["layers"][:ROWS]:
         own = "-" if row["own_error"] is None else f"{row['own_error']:.2e}"
         say(f"{row['layer']:{wide}}  {row['error']:9.2e}  {'  '.join(f'{e:8.2e}' for e in row['errors'])}  {own:>8}")
-    say(f"wrote {path}: {len(found['layers'])} layers, worst first; squared errors relative to the prediction, own: to the layer's output")
+    say(f"wrote {path}: {len(found['layers'])} layers, the worst first; squared errors relative to the prediction; own: to the layer's")

@@ -108,7 +108,8 @@ def sensitivity(
     }
     notes = _Notes(work, digest(key), progress)
     sums = {pair: [0.0] * len(feeds) for pair in tried}
-    with progress.task("quantize one layer at a time", len(tried) * sum(map(len, feeds))) as advance, notes:
+    done = sum(notes.get(n, i, pair) is not None for n, group in enumerate(feeds) for i in range(len(group)) for pair in tried)
+    with progress.task("quantize one layer at a time", len(tried) * sum(map(len, feeds)), done) as advance, notes:
         for number, group in enumerate(feeds):
             for place, (given, step) in enumerate(group):
                 missing = [pair for pair in tried if notes.get(number, place, pair) is None]
@@ -129,8 +130,6 @@ def sensitivity(
                             notes.put(number, place, (name, unit), value)
                             advance()
                 for pair in tried:
-                    if pair not in missing:
-                        advance()
                     sums[pair][number] += notes.value(number, place, pair)
     means = {pair: [total / len(group) for total, group in zip(sums[pair], feeds, strict=True)] for pair in tried}
     return {name: {unit: mean for (own, unit), mean in means.items() if own == name} for name in candidates}
