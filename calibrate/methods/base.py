@@ -37,6 +37,8 @@ class InputStatistics:
 
     channel_absmax: npt.NDArray[np.float32]  # [steps, K]
     sample: RowSample | None = None
+    bounds: npt.NDArray[np.float32] | None = None  # [2, steps, K]: lowest and highest of each channel, for a method that asked for them
+    temporal: bool = False  # whether a layer of the time path reads it
 
     @property
     def rows(self) -> npt.NDArray[np.float32]:
@@ -82,6 +84,25 @@ class Method(abc.ABC):
     def pins_frames(self) -> bool:
         """Whether what it finds is for clips of the calibrated length alone."""
         return False
+
+    @property
+    def bounds(self) -> bool:
+        """Whether `quantize` wants to see the signed bounds of each input's channels."""
+        return False
+
+    def watches(self, role: str) -> bool:
+        """Whether inputs of layers that stay in floating point are observed as well, for `report`."""
+        return False
+
+    def report(
+        self, seen: Mapping[str, InputStatistics], weights: Mapping[str, FloatWeight], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
+        """Plain data for the file's statistics, of what was seen of layers; those without a scheme stay in floating point."""
+        return {}
+
+    def check_layers(self, schemes: Mapping[str, Scheme], roles: Mapping[str, str]) -> None:
+        """InputError when the settings do not fit what the recipe quantizes; `roles` are of all layers."""
+        return  # any will do
 
     def check(self, scheme: Scheme) -> None:
         """InputError when this method cannot quantize to `scheme`."""
@@ -203,7 +224,9 @@ def activation_scale(scheme: Scheme, statistics: InputStatistics | None, transfo
         raise ValueError(f"scheme {scheme} needs statistics, and no rotation")
     seen = statistics.channel_absmax
     if transform.shift is not None:
-        raise ValueError(f"scheme {scheme}: ranges behind a shift are the method's to give")
+        if statistics.bounds is None:
+            raise ValueError(f"scheme {scheme}: a shift needs signed bounds")
+        seen = np.abs(statistics.bounds - transform.shift).max(0)
     return static_scale((seen if transform.balance is None else seen * np.abs(transform.balance)).max(-1), scheme.activation)
 
 
