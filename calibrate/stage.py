@@ -114,6 +114,8 @@ def calibrate(
     start = work / START
     with ranks.together():
         if ranks.first:
+            schemes, chosen_by = method.choose(trajectories, groups, statistics, schemes, roles, progress)
+            report |= chosen_by
             layers = _quantized(
                 Groups(source=source, method=method, schemes=schemes, roles=roles), groups, statistics, trajectories, progress
             )

@@ -193,7 +193,7 @@ class Seen(NamedTuple):
 
     def restored(self, arrays: dict[str, Array], about: dict[str, Any]) -> Seen:
         """What `state` gave, read into new ones; KeyError or ValueError when it is damaged."""
-        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows)
+        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows, bounds=self.observers.with_bounds)
         observers.restore(arrays, about["leader"])
         return Seen(observers, None if self.attention is None else self.attention.restored(arrays, about["attention"]))
 

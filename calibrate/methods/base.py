@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from vditc.qweight import RoundedWeight
 from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, QWeight, Scheme
 from vditc.transform import IDENTITY, Transform, transformed
+
+if TYPE_CHECKING:
+    from vditc.calibrate.trajectories import Trajectories
 
 Array = npt.NDArray[Any]
 
@@ -99,6 +102,21 @@ class Method(abc.ABC):
     ) -> dict[str, Any]:
         """Plain data for the file's statistics, of what was seen of layers; those without a scheme stay in floating point."""
         return {}
+
+    def choose(
+        self,
+        of: Trajectories,
+        groups: Sequence[tuple[str, ...]],
+        statistics: Mapping[str, InputStatistics],
+        schemes: Mapping[str, Scheme],
+        roles: Mapping[str, str],
+        progress: Progress,
+    ) -> tuple[dict[str, Scheme], dict[str, Any]]:
+        """Other schemes for some layers, chosen by running the model, and plain data for the file's statistics.
+
+        `groups`: layers that read one tensor. Called once, on rank 0, between the observation and `quantize`.
+        """
+        return dict(schemes), {}
 
     def check_layers(self, schemes: Mapping[str, Scheme], roles: Mapping[str, str]) -> None:
         """InputError when the settings do not fit what the recipe quantizes; `roles` are of all layers."""

@@ -62,7 +62,7 @@ def error(scheme: Scheme, name: str = "rtn", **settings: Any) -> float:
 def product(done: Quantized, scheme: Scheme) -> npt.NDArray[np.float32]:
     """x quantized dynamically, times the codes, plus the branch."""
     t, x = done.transform, done.transform.input(X)
-    branch = x @ t.down.astype(F32).T @ t.up.astype(F32).T if t.down is not None and t.up is not None else F32(0)
+    branch: Any = x @ t.down.astype(F32).T @ t.up.astype(F32).T if t.down is not None and t.up is not None else F32(0)
     branch = branch if done.correction.bias is None else branch + done.correction.bias
     if scheme.activation is not None:
         high = F32(scheme.activation.qtype.high)
