@@ -39,7 +39,9 @@ SUPPOSED = Scheme(
 class QVD(Method):
     """One shift and one scale for all layers that read a tensor."""
 
-    strength: float = 1.0  # 1 gives all channels one width, 0 one centre only
+    # 1 gives all channels one width, 0 one centre only. On the bundled model 1 costs the weights more than the activations gain: 46.1 dB
+    # at W8A8 with static scales for every step where 0 has 48.4, 0.25 has 50.0 and plain rounding 48.3; 35.1, 39.4, 38.5 and 38.2 at W6A6.
+    strength: float = 0.25
     temporal: str = "float"  # the time path: kept by the recipe, or quantized with one scale as it is, or with the shift that scores best
 
     name: ClassVar[str] = "qvd"
