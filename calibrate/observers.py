@@ -14,21 +14,22 @@ from vditc.errors import InputError, VditcError
 
 Array = npt.NDArray[Any]
 NEVER = -1.0  # below every absolute value: not seen
-CHANNELS, ROWS = ".channel_absmax", ".rows."  # keys of the state: layer name and one of these
+CHANNELS, BOUNDS, ROWS = ".channel_absmax", ".channel_bounds", ".rows."  # keys of the state: layer name and one of these
 
 
 class Observers:
-    """Greatest absolute input per step and channel of every watched layer, and a uniform sample of its rows.
+    """Greatest absolute input per step and channel of every watched layer, signed bounds if wanted, and a uniform sample of its rows.
 
-    Holds `4 steps K + rows (2 K + 12)` bytes for every tensor that layers read: layers that always read the very same tensor share one
-    entry, that of the first of them. Updates and merges are exact and commutative.
+    Holds `4 steps K + rows (2 K + 12)` bytes for every tensor that layers read, and `8 steps K` for bounds: layers that always read the
+    very same tensor share one entry, that of the first of them. Updates and merges are exact and commutative.
     """
 
-    def __init__(self, widths: Mapping[str, int], steps: int, rows: int = 0) -> None:
-        """`widths`: layer name -> input channels K. `rows`: how many to keep of each input."""
-        self.widths, self.steps, self.rows = dict(widths), steps, rows
+    def __init__(self, widths: Mapping[str, int], steps: int, rows: int = 0, *, bounds: bool = False) -> None:
+        """`widths`: layer name -> input channels K. `rows`: how many to keep of each input. `bounds`: whether `update` is given them."""
+        self.widths, self.steps, self.rows, self.with_bounds = dict(widths), steps, rows, bounds
         self.leader: dict[str, str] = {}  # layer -> first layer that reads the same tensor
         self.seen: dict[str, npt.NDArray[np.float32]] = {}  # leader -> [steps, K]
+        self.bounds: dict[str, npt.NDArray[np.float32]] = {}  # leader -> [2, steps, K]: lowest, highest
         self.samples: dict[str, RowSample] = {}
 
     def leads(self, layer: str, reads_as: str | None) -> bool:
@@ -44,10 +45,10 @@ class Observers:
             )
         return leader == layer
 
-    def update(self, layer: str, step: int, channel_absmax: Array) -> None:
+    def update(self, layer: str, step: int, channel_absmax: Array, bounds: Array | None = None) -> None:
         """Take in one input of `layer` at `step`, already reduced over batch rows and tokens to absolute maxima [K].
 
-        InputError when they are not finite.
+        `bounds` [2, K], lowest and highest, where they were asked for. InputError when the maxima are not finite.
         """
         if not np.isfinite(channel_absmax).all():
             raise InputError(
@@ -60,6 +61,14 @@ class Observers:
             self.seen[layer] = np.full((self.steps, self.widths[layer]), NEVER, np.float32)
         row = self.seen[layer][step]
         np.maximum(row, channel_absmax, out=row)
+        if self.with_bounds:
+            if layer not in self.bounds:
+                never = np.array([np.inf, -np.inf], np.float32)[:, None, None]
+                self.bounds[layer] = np.tile(never, (1, self.steps, self.widths[layer]))
+            assert bounds is not None
+            lowest, highest = self.bounds[layer][:, step]
+            np.minimum(lowest, bounds[0], out=lowest)
+            np.maximum(highest, bounds[1], out=highest)
 
     def sample(self, layer: str) -> RowSample:
         """The rows kept of a layer's input, to offer more to."""
@@ -72,7 +81,7 @@ class Observers:
                 raise ValueError(f"{layer} reads the tensor of {leader} in one part and of {self.leader[layer]} in the other")
         for layer, theirs in other.seen.items():
             for step, row in enumerate(theirs):
-                self.update(layer, step, row)
+                self.update(layer, step, row, other.bounds[layer][:, step] if self.with_bounds else None)
         for layer, sample in other.samples.items():
             self.sample(layer).merge(sample)
 
@@ -86,7 +95,7 @@ class Observers:
     def statistics(self, layer: str) -> InputStatistics:
         """What was seen of a layer's input."""
         leader = self.leader[layer]
-        return InputStatistics(self.seen[leader], self.samples.get(leader))
+        return InputStatistics(self.seen[leader], self.samples.get(leader), self.bounds.get(leader))
 
     def check(self) -> None:
         """VditcError, naming them, when layers never ran at some step."""
@@ -101,8 +110,9 @@ class Observers:
             )
 
     def state(self) -> tuple[dict[str, Array], dict[str, str]]:
-        """`{layer}.channel_absmax` [steps, K] and `{layer}.rows.*` of every leader; and the leaders."""
+        """`{layer}.channel_absmax` [steps, K], `.channel_bounds` [2, steps, K] and `.rows.*` of every leader; and the leaders."""
         arrays: dict[str, Array] = {name + CHANNELS: seen for name, seen in self.seen.items()}
+        arrays |= {name + BOUNDS: bounds for name, bounds in self.bounds.items()}
         for name, sample in self.samples.items():
             arrays |= {f"{name}{ROWS}{part}": array for part, array in sample.state().items()}
         return arrays, dict(self.leader)
@@ -111,9 +121,10 @@ class Observers:
         """Read what `state` gave; KeyError, and nothing changed, when an array is missing."""
         leaders = list(dict.fromkeys(leader.values()))
         seen = {name: np.array(arrays[name + CHANNELS], np.float32) for name in leaders}
+        bounds = {name: np.array(arrays[name + BOUNDS], np.float32) for name in leaders if self.with_bounds}
         samples = {
             name: RowSample.restored(self.rows, {part: np.array(arrays[f"{name}{ROWS}{part}"]) for part in PARTS})
             for name in leaders
             if self.rows
         }
-        self.leader, self.seen, self.samples = dict(leader), seen, samples
+        self.leader, self.seen, self.bounds, self.samples = dict(leader), seen, bounds, samples

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vditc.adapter import ModelAdapter
+from vditc.adapter import ModelAdapter, of_time_path
 from vditc.attention import AttentionCalibration
-from vditc.calibrate.groups import Groups, forget_groups
+from vditc.calibrate.groups import Groups, forget_groups, layer_weight
 from vditc.calibrate.methods.base import InputStatistics, Method, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.ranks import Ranks
@@ -61,7 +62,8 @@ def calibrate(
 
     # Dynamic scales need no range, but the file records it all the same: it tells what a static scale would cost a layer.
     wanted = {layer for layer, scheme in schemes.items() if scheme.activation is not None or method.needs_statistics(scheme)}
-    observed = {layer: source.weights[f"{layer}.weight"].shape[1] for layer in schemes if layer in wanted}
+    wanted |= {layer for layer in roles if method.watches(roles[layer]) and len(source.weights[f"{layer}.weight"].shape) == 2}
+    observed = {layer: source.weights[f"{layer}.weight"].shape[1] for layer in roles if layer in wanted}
     groups: list[tuple[str, ...]] = [(layer,) for layer in schemes if layer not in observed]
     statistics: dict[str, InputStatistics] = {}
     trajectories = Trajectories(
@@ -75,6 +77,7 @@ def calibrate(
         work=work,
         ranks=ranks,
         rows=method.rows,
+        bounds=method.bounds,
         memory=memory,
         attention=recipe.attention,
     )
@@ -82,8 +85,8 @@ def calibrate(
     if observed or recipe.attention is not None:
         trajectories.check()
         if (seen := trajectories.observe(observed, progress)) is not None:
-            groups += seen.observers.groups()
-            statistics = {layer: seen.observers.statistics(layer) for layer in observed}
+            groups += [own for group in seen.observers.groups() if (own := tuple(layer for layer in group if layer in schemes))]
+            statistics = {n: dataclasses.replace(seen.observers.statistics(n), temporal=of_time_path(roles[n])) for n in observed}
             attention = {} if seen.attention is None else seen.attention.result()
     else:
         progress.note(f"recipe {recipe.name} needs no calibration data: no clip is sampled")
@@ -105,10 +108,14 @@ def calibrate(
         )
 
     report = _report(statistics, len(conditioning)) if observed else {}
+    if statistics:
+        report |= method.report(statistics, {layer: layer_weight(source, layer) for layer in statistics}, schemes)
     layers: dict[str, LayerCalibration] = {}
     start = work / START
     with ranks.together():
         if ranks.first:
+            schemes, chosen_by = method.choose(trajectories, groups, statistics, schemes, roles, progress)
+            report |= chosen_by
             layers = _quantized(
                 Groups(source=source, method=method, schemes=schemes, roles=roles), groups, statistics, trajectories, progress
             )
@@ -218,6 +225,7 @@ def _schemes(source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> tuple[M
     for layer, scheme in schemes.items():
         shape = source.weights[f"{layer}.weight"].shape
         check_layer(method, scheme, shape, f"recipe {recipe.name}, layer {layer} (role {roles[layer]})")
+    method.check_layers(schemes, roles)
     return method, roles, rules, schemes
 
 

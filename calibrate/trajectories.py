@@ -60,6 +60,7 @@ class Trajectories:
     work: Path  # a folder; each rank has a file of its own
     ranks: Ranks
     rows: int = 0  # to keep of each input
+    bounds: bool = False  # whether signed bounds of channels are kept
     memory: int | None = None  # bytes for weights
     attention: AttentionScheme | None = None  # to watch attention for
 
@@ -101,9 +102,8 @@ class Trajectories:
         if self.ranks.first and self.ranks.size > len(self.conditioning):
             progress.note(f"{len(self.conditioning)} clips for {self.ranks.size} ranks: the others have nothing to sample")
         attention = None if self.attention is None else AttentionWatch(self.attention, steps, len(self.conditioning))
-        at = _Position(
-            Seen(Observers(widths, steps, self.rows), attention), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size)
-        )
+        observers = Observers(widths, steps, self.rows, bounds=self.bounds)
+        at = _Position(Seen(observers, attention), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size))
         at = self._resume(at, len(clips), progress)
         with progress.task("sample trajectories", len(clips) * steps, at.clips * steps + at.steps) as advance:
             if at.clips == len(clips):
@@ -191,7 +191,7 @@ class Seen(NamedTuple):
 
     def restored(self, arrays: dict[str, Array], about: dict[str, Any]) -> Seen:
         """What `state` gave, read into new ones; KeyError or ValueError when it is damaged."""
-        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows)
+        observers = Observers(self.observers.widths, self.observers.steps, self.observers.rows, bounds=self.observers.with_bounds)
         observers.restore(arrays, about["leader"])
         return Seen(observers, None if self.attention is None else self.attention.restored(arrays, about["attention"]))
 
@@ -272,8 +272,11 @@ class _Watch:
             # Reduced where the tensor lives: K numbers and a few rows, not the activation, cross to the host.
             rows = x.flatten(0, -2)
             # Two passes that only read are a third of abs(), which writes as much as the activation.
-            absmax = torch.maximum(rows.amax(0), -rows.amin(0)).abs()
-            self.observers.update(layer, self.step, absmax.float().cpu().numpy())
+            low, high = rows.amin(0), rows.amax(0)
+            absmax = torch.maximum(high, -low).abs().float().cpu().numpy()
+            self.observers.update(
+                layer, self.step, absmax, torch.stack([low, high]).float().cpu().numpy() if self.observers.with_bounds else None
+            )
             if self.observers.rows:
                 sample = self.observers.sample(layer)
                 keys = row_keys((self.clip, self.step), len(rows))

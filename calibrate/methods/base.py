@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, QWeight, Scheme
 from vditc.transform import IDENTITY, Transform, transformed
 
+if TYPE_CHECKING:
+    from vditc.calibrate.trajectories import Trajectories
+
 Array = npt.NDArray[Any]
 
 
@@ -37,6 +40,8 @@ class InputStatistics:
 
     channel_absmax: npt.NDArray[np.float32]  # [steps, K]
     sample: RowSample | None = None
+    bounds: npt.NDArray[np.float32] | None = None  # [2, steps, K]: lowest and highest of each channel, for a method that asked for them
+    temporal: bool = False  # whether a layer of the time path reads it
 
     @property
     def rows(self) -> npt.NDArray[np.float32]:
@@ -82,6 +87,40 @@ class Method(abc.ABC):
     def pins_frames(self) -> bool:
         """Whether what it finds is for clips of the calibrated length alone."""
         return False
+
+    @property
+    def bounds(self) -> bool:
+        """Whether `quantize` wants to see the signed bounds of each input's channels."""
+        return False
+
+    def watches(self, role: str) -> bool:
+        """Whether inputs of layers that stay in floating point are observed as well, for `report`."""
+        return False
+
+    def report(
+        self, seen: Mapping[str, InputStatistics], weights: Mapping[str, FloatWeight], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
+        """Plain data for the file's statistics, of what was seen of layers; those without a scheme stay in floating point."""
+        return {}
+
+    def choose(
+        self,
+        of: Trajectories,
+        groups: Sequence[tuple[str, ...]],
+        statistics: Mapping[str, InputStatistics],
+        schemes: Mapping[str, Scheme],
+        roles: Mapping[str, str],
+        progress: Progress,
+    ) -> tuple[dict[str, Scheme], dict[str, Any]]:
+        """Other schemes for some layers, chosen by running the model, and plain data for the file's statistics.
+
+        `groups`: layers that read one tensor. Called once, on rank 0, between the observation and `quantize`.
+        """
+        return dict(schemes), {}
+
+    def check_layers(self, schemes: Mapping[str, Scheme], roles: Mapping[str, str]) -> None:
+        """InputError when the settings do not fit what the recipe quantizes; `roles` are of all layers."""
+        return  # any will do
 
     def check(self, scheme: Scheme) -> None:
         """InputError when this method cannot quantize to `scheme`."""
@@ -203,7 +242,9 @@ def activation_scale(scheme: Scheme, statistics: InputStatistics | None, transfo
         raise ValueError(f"scheme {scheme} needs statistics, and no rotation")
     seen = statistics.channel_absmax
     if transform.shift is not None:
-        raise ValueError(f"scheme {scheme}: ranges behind a shift are the method's to give")
+        if statistics.bounds is None:
+            raise ValueError(f"scheme {scheme}: a shift needs signed bounds")
+        seen = np.abs(statistics.bounds - transform.shift).max(0)
     return static_scale((seen if transform.balance is None else seen * np.abs(transform.balance)).max(-1), scheme.activation)
 
 

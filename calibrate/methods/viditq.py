@@ -20,7 +20,7 @@ from vditc.calibrate.methods.quarot import hadamard
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
 from vditc.scheme import Scheme
-from vditc.transform import Transform
+from vditc.transform import IDENTITY, Transform
 
 LEAST = np.float32(1e-3)  # of a channel's range, so that one that is hardly ever used does not blow its weights up
 
@@ -61,17 +61,18 @@ class ViDiTQ(Method):
         return ROWS if self.rounding == "gptq" else 0
 
     def needs_statistics(self, scheme: Scheme) -> bool:
-        """Weights alone have no imbalance of activations to settle."""
-        return scheme.activation is not None
+        """Weights alone have no imbalance of activations to settle; GPTQ's Hessian is of the inputs."""
+        return scheme.activation is not None or self.rounding == "gptq"
 
     def quantize(
         self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
-        if statistics is None:
-            return {layer: rounded(weight, schemes[layer]) for layer, weight in weights.items()}
-        balance = static_balance(statistics.channels, joined(weights), self.alpha)
-        transform = hadamard(self.seed, len(balance), balance) if self.rotation else Transform(balance=balance)
+        transform = IDENTITY
+        if statistics is not None and any(scheme.activation is not None for scheme in schemes.values()):
+            balance = static_balance(statistics.channels, joined(weights), self.alpha)
+            transform = hadamard(self.seed, len(balance), balance) if self.rotation else Transform(balance=balance)
         if self.rounding == "gptq":
+            assert statistics is not None
             return {layer: fitted(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}
         return {layer: rounded(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}

@@ -31,6 +31,11 @@ ROLES = frozenset(
 )
 
 
+def of_time_path(role: str) -> bool:
+    """Whether layers of this role see nothing but the time (and, in some families, a pooled text)."""
+    return role == "modulation" or role.startswith("time_embed.")
+
+
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
     """A graph input. `dims`: an int is a fixed size, a name is a dynamic axis of that name.

@@ -71,6 +71,17 @@ class Schedule:
         """Latents after step `index`, float32."""
         return np.asarray(self.kept[index] * latents + self.added[index] * prediction, np.float32)
 
+    def finished(self, index: int, latents: Array, prediction: Array) -> Array:
+        """The clip x0 that the prediction at step `index` tells of, float32.
+
+        x0 and the noise are linear in latents and prediction, and a step re-mixes them for the next level: that determines both.
+        """
+        last = index + 1 == len(self.timesteps)
+        signal, noise = (1.0, 0.0) if last else (float(self.signal[index + 1]), float(self.noise[index + 1]))
+        ratio = noise / float(self.noise[index])
+        share = signal - ratio * float(self.signal[index])
+        return np.asarray(((self.kept[index] - ratio) * latents + self.added[index] * prediction) / share, np.float32)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.to_json() == other.to_json()
 

@@ -42,7 +42,9 @@ def seen(x: npt.NDArray[Any] = X) -> InputStatistics:
     half = len(x) // 2
     sample = RowSample(512, K)
     sample.offer(row_keys((0,), len(x)), x)
-    return InputStatistics(np.stack([np.abs(x[:half]).max(0), np.abs(x[half:]).max(0)]), sample)
+    parts = (x[:half], x[half:])
+    bounds = np.stack([np.stack([p.min(0) for p in parts]), np.stack([p.max(0) for p in parts])])
+    return InputStatistics(np.stack([np.abs(p).max(0) for p in parts]), sample, bounds)
 
 
 def weights() -> dict[str, FloatWeight]:
@@ -60,7 +62,8 @@ def error(scheme: Scheme, name: str = "rtn", **settings: Any) -> float:
 def product(done: Quantized, scheme: Scheme, x: npt.NDArray[np.float32] = X) -> npt.NDArray[np.float32]:
     """x quantized dynamically, times the codes, plus the branch."""
     t, x = done.transform, done.transform.input(x)
-    branch = x @ t.down.astype(F32).T @ t.up.astype(F32).T if t.down is not None and t.up is not None else F32(0)
+    branch: Any = x @ t.down.astype(F32).T @ t.up.astype(F32).T if t.down is not None and t.up is not None else F32(0)
+    branch = branch if done.correction.bias is None else branch + done.correction.bias
     if scheme.activation is not None:
         high = F32(scheme.activation.qtype.high)
         scale = np.maximum(np.abs(x).max(-1, keepdims=True) / high, F32(EPS))

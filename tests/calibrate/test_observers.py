@@ -62,6 +62,25 @@ def test_merging_halves_equals_one_pass(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(arrays[key], array)
 
 
+def test_signed_bounds_merge_and_come_back(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((6, 3)).astype(np.float32)
+    whole, first, second = (Observers({"a": 3, "b": 3}, 2, bounds=True) for _ in range(3))
+    for observers, chosen in ((whole, rows), (first, rows[:3]), (second, rows[3:])):
+        assert observers.leads("a", None) and not observers.leads("b", "a")
+        for row in chosen:
+            for step in range(2):
+                observers.update("a", step, np.abs(row), np.stack([row - step, row + step]))
+    first.merge(second)
+    back = Observers({"a": 3, "b": 3}, 2, bounds=True)
+    back.restore(*first.state())
+    wanted = np.stack([[rows.min(0), rows.min(0) - 1], [rows.max(0), rows.max(0) + 1]])
+    for observers in (whole, back):
+        np.testing.assert_array_equal(observers.statistics("b").bounds, wanted)
+    arrays, leader = first.state()
+    with pytest.raises(KeyError):
+        Observers({"a": 3, "b": 3}, 2, bounds=True).restore({k: a for k, a in arrays.items() if "bounds" not in k}, leader)
+
+
 def test_state_comes_back_and_goes_on(rng: np.random.Generator) -> None:
     observers = watching("blocks.0.to_q", width=2, steps=1, rows=3)
     observers.update("blocks.0.to_q", 0, channels(1, 2))

@@ -104,6 +104,8 @@ def test_signal_and_noise_are_those_of_a_walk_with_true_predictions(name: str) -
             sigma, data = b, 0.5
             skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
             predicted[name] = (clean - skip * x) / out
+        found = schedule.finished(index, np.full(1, x, np.float32), np.full(1, predicted[name], np.float32))
+        np.testing.assert_allclose(found, clean, rtol=2e-3)
         after = schedule.step(np.full(1, predicted[name], np.float32), index, np.full(1, x, np.float32))
         wanted = float(schedule.signal[index + 1]) * clean + float(schedule.noise[index + 1]) * noise
         np.testing.assert_allclose(after, wanted, rtol=1e-3, atol=1e-3)
