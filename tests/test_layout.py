@@ -63,5 +63,6 @@ def test_wheel_from_sdist_is_complete(tmp_path: Path) -> None:
     for stage in STAGES:
         for module in (ROOT / stage).rglob("*.py"):
             assert f"vditc/{module.relative_to(ROOT).as_posix()}" in names
-    for data in ("recipes/w8a8.toml", "targets/cpu.toml", "assets/digits/transformer/config.json", "templates/report.html"):
+    assets = [f"assets/{model}/transformer/config.json" for model in ("digits", "digits_latte")]
+    for data in ("recipes/w8a8.toml", "targets/cpu.toml", *assets, "templates/report.html"):
         assert f"vditc/{data}" in names

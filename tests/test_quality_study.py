@@ -102,7 +102,7 @@ def tiny_study(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def calibrated(study: measure.Study, recipe: str, tmp_path: Path) -> measure.Calibrated:
     path = tmp_path / "c.safetensors"
     uncalibrated(source=study.source, adapter=study.adapter, recipe=Recipe.load(recipe))().save(path)
-    return measure.Calibrated(calibration=Calibration.load(path), seconds=1.0, peak_rss_bytes=1)
+    return measure.Calibrated(calibration=Calibration.load(path), seconds=1.0, cpu_seconds=1.0, peak_rss_bytes=1)
 
 
 def test_outputs_are_those_along_the_trajectory(tiny_study: measure.Study) -> None:
@@ -150,7 +150,7 @@ def test_a_row_of_the_same_calibration_is_not_measured_again(
 def test_calibrations_are_processes_of_their_own(tiny_study: measure.Study) -> None:
     row = Row(model=tiny_study.model, name="rtn-w4a8", method="rtn", bits="w4a8")
     first = tiny_study.calibrate(row, again=False)
-    assert first.seconds > 0 and first.peak_rss_bytes > 2**26  # Python and PyTorch alone take more
+    assert first.seconds > 0 and first.cpu_seconds > 0 and first.peak_rss_bytes > 2**26  # Python and PyTorch alone take more
     assert first.calibration.method == "rtn"
     note = tiny_study.work / "calibrations" / row.model / "rtn-w4a8.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "seconds": -1}))

@@ -45,6 +45,7 @@ class Calibrated:
 
     calibration: Calibration
     seconds: float
+    cpu_seconds: float  # of all its threads: what hardly changes on a loaded machine
     peak_rss_bytes: int
 
 
@@ -77,7 +78,8 @@ class Study:
             command = [str(VDITC), "calibrate", str(self.path), "--recipe", recipe, "--device", "cpu", "--force", "-o", str(out)]
             known = {**own, **measured(command)}
             write_text(note, json.dumps(known))
-        return Calibrated(calibration=Calibration.load(out), seconds=known["seconds"], peak_rss_bytes=known["peak_rss_bytes"])
+        took = {name: known[name] for name in ("seconds", "cpu_seconds", "peak_rss_bytes")}
+        return Calibrated(calibration=Calibration.load(out), **took)
 
     def measure(self, row: Row, calibrated: Calibrated | None) -> dict[str, Any]:
         """FIGURES of the clips, each with its mean, its standard deviation and its values over the seeds; None in full precision."""
@@ -133,7 +135,7 @@ class Study:
 
 
 def measured(command: list[str]) -> dict[str, Any]:
-    """Run `vditc`: wall seconds and peak resident memory of the process. InputError, as it says, when it refuses its input."""
+    """Run `vditc`: wall and CPU seconds, and peak resident memory of the process. InputError, as it says, when it refuses its input."""
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -144,7 +146,8 @@ def measured(command: list[str]) -> dict[str, Any]:
         raise InputError(found=errors, wanted="a recipe that this model takes", where="vditc calibrate", fix="correct the row")
     if code:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
-    return {"seconds": round(time.monotonic() - began, 1), "peak_rss_bytes": usage.ru_maxrss * 1024}
+    seconds = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+    return seconds | {"peak_rss_bytes": usage.ru_maxrss * 1024}
 
 
 def _rounded(value: float) -> float:

@@ -49,11 +49,13 @@ def measure(row: Row, study: Study, done: dict[str, Any] | None, *, again: bool)
         return about | {"refused": str(error).replace(f"{study.work}/", "").replace(f"{REPOSITORY}/", "")}
     about |= {"model_digest": study.source.digest, "clips": study.clips, "seed": list(study.seeds)}
     if calibrated is None:
-        about |= {"method": "none", "mean_bits": 16.0, "calibration_digest": None, "calibration_seconds": None, "peak_rss_bytes": None}
+        about |= {"method": "none", "mean_bits": 16.0, "calibration_digest": None}
+        about |= dict.fromkeys(("calibration_seconds", "calibration_cpu_seconds", "peak_rss_bytes"))
     else:
         known = calibrated.calibration
         about |= {"method": known.method, "mean_bits": round(known.mean_bits, 3), "calibration_digest": known.digest}
-        about |= {"calibration_seconds": calibrated.seconds, "peak_rss_bytes": calibrated.peak_rss_bytes}
+        about |= {"calibration_seconds": calibrated.seconds, "calibration_cpu_seconds": calibrated.cpu_seconds}
+        about |= {"peak_rss_bytes": calibrated.peak_rss_bytes}
     if done is not None and all(done.get(name) == about[name] for name in SAME):
         return done
     about |= study.measure(row, calibrated)
