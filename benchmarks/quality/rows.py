@@ -17,7 +17,7 @@ from vditc.toml_data import Table
 
 FILE = Path(__file__).with_name("rows.toml")
 FULL_PRECISION = "full-precision"  # a row that is always measured
-BITS = re.compile(r"w([3468])a([468]|16)")
+BITS = re.compile(r"w([3468])a([3468]|16)")
 RECIPE = """\
 schema = 1
 name = "{name}"
@@ -67,7 +67,10 @@ def recipe_text(row: Row, method: str, bits: str) -> str:
     found = BITS.fullmatch(bits)
     if found is None:
         raise InputError(
-            found=f"bits = {bits!r}", wanted="w3, w4, w6 or w8 with a4, a6, a8 or a16", where=str(FILE), fix="correct it, or give a recipe"
+            found=f"bits = {bits!r}",
+            wanted="w3, w4, w6 or w8 with a3, a4, a6, a8 or a16",
+            where=str(FILE),
+            fix="correct it, or give a recipe",
         )
     weight, activation = (int(n) for n in found.groups())
     floating = activation == 16
@@ -119,8 +122,9 @@ def _group(table: Table, path: Path) -> Iterable[tuple[Row, tuple[str, ...]]]:
     if recipe is not None:
         known = recipe if recipe in builtin_recipes() else str(path.parent / recipe)
         yield Row(model="", name=name or Recipe.load(known).name, recipe=known), only
+    ending = "" if own.get("symmetric", True) else "-asymmetric"
     for bit, method in itertools.product(bits, methods):
-        yield Row(model="", name=name or f"{method}-{bit}", method=method, bits=bit, **own), only
+        yield Row(model="", name=name or f"{method}-{bit}{ending}", method=method, bits=bit, **own), only
 
 
 def _one_or_more(table: Table, key: str) -> tuple[str, ...]:
