@@ -58,12 +58,22 @@ def _slices(graph: onnx.GraphProto, budget: int) -> Iterator[list[onnx.NodeProto
     weight = 0
     for node in graph.node:
         own = sum(sizes.get(name, 0) for name in node.input)
-        if nodes and weight + own > budget:
+        if nodes and weight + own > budget and not _makes_float8(nodes[-1]):
             yield nodes
             nodes, weight = [], 0
         nodes.append(node)
         weight += own
     yield nodes
+
+
+def _makes_float8(node: onnx.NodeProto) -> bool:
+    """Whether a node gives FP8 codes, which numpy has no type for: ONNX Runtime would hand them over as whole numbers.
+
+    The DequantizeLinear that reads them is the next node.
+    """
+    return node.op_type == "QuantizeLinear" and any(
+        a.name == "output_dtype" and a.i == onnx.TensorProto.FLOAT8E4M3FN for a in node.attribute
+    )
 
 
 def _session(

@@ -179,8 +179,3 @@ def test_only_activations_with_a_static_part_want_a_range() -> None:
     assert BLOCKS.ranged and TENSOR.ranged and not TOKEN.ranged
     scheme = Scheme(weight=NVFP4, activation=BLOCKS)
     assert Scheme.from_json(scheme.to_json()) == scheme and str(scheme) == "W[fp4_e2m1 per_group(16)] A[fp4_e2m1 per_group(16) dynamic]"
-
-
-@pytest.mark.parametrize(("qtype", "resolution"), [(QType.INT8, 127), (QType.INT4, 7), (QType.FP8_E4M3, 14), (QType.FP4_E2M1, 3)])
-def test_resolution_is_the_range_over_the_widest_gap(qtype: QType, resolution: float) -> None:
-    assert qtype.resolution == resolution

@@ -12,7 +12,6 @@ class _Format:
     low: float  # least and greatest code, in code units
     high: float
     integer: bool
-    gap: float = 1  # the widest between two codes
 
 
 class QType(enum.Enum):
@@ -41,11 +40,6 @@ class QType(enum.Enum):
         return _FORMATS[self].high
 
     @property
-    def resolution(self) -> float:
-        """Greatest code over the widest gap between two codes: what rounding may move a value by is its range over twice this."""
-        return _FORMATS[self].high / _FORMATS[self].gap
-
-    @property
     def integer(self) -> bool:
         """Whether codes are integers."""
         return _FORMATS[self].integer
@@ -56,8 +50,8 @@ _FORMATS = {
     QType.INT6: _Format(6, -32, 31, True),
     QType.INT4: _Format(4, -8, 7, True),
     QType.INT3: _Format(3, -4, 3, True),
-    QType.FP8_E4M3: _Format(8, -448, 448, False, gap=32),  # largest finite value: 1.75 * 2**8
-    QType.FP4_E2M1: _Format(4, -6, 6, False, gap=2),  # largest value: 1.5 * 2**2
+    QType.FP8_E4M3: _Format(8, -448, 448, False),  # largest finite value: 1.75 * 2**8
+    QType.FP4_E2M1: _Format(4, -6, 6, False),  # largest value: 1.5 * 2**2
 }
 
 

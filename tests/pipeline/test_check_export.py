@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import load as load_proto
-from tiny_export import FEW_BITS, SCHEMES, SHAPES, calibration, export, feeds
+from tiny_export import FEW_BITS, FLOATS, SCHEMES, SHAPES, calibration, export, feeds
 from tolerances import relative_l2
 
 from vditc.errors import PrecisionError
@@ -18,10 +18,10 @@ from vditc.progress import SILENT
 from vditc.runtimes.graph_slices import run_in_slices
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "w8a8", "w8a4", "w4a16"])
+@pytest.mark.parametrize("scheme", ["fp16", "w8a8", "w8a4", "w4a16", "fp8", "nvfp4"])
 @pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "block by block"])
 def test_a_true_export_passes(tiny: ModelDir, tmp_path: Path, scheme: str, memory: int | None) -> None:
-    known = calibration(tiny, {**SCHEMES, **FEW_BITS}[scheme])
+    known = calibration(tiny, {**SCHEMES, **FEW_BITS, **FLOATS}[scheme])
     graph = export(tiny, known, tmp_path / "model.onnx")
     found = check_export(graph, source=tiny, adapter=Wan(), calibration=known, progress=SILENT, memory=memory)
     assert len(found) == 3 and len({tuple(p.sizes.items()) for p in found}) == 3
