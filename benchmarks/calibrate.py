@@ -5,7 +5,7 @@
     overhead      forward passes with and without observers, in turns, in one process: what observers add to the CPU time of all of them,
                   the bundled model and two blocks of the 1.3B, without and with sampled rows; one thread
     1.3b-rtn      `vditc calibrate` of a Wan 2.1 1.3B with random weights, recipe w8a8
-    1.3b-viditq   the same, recipe w4a8 with method viditq
+    1.3b-viditq   the same, recipe w4a8 (method viditq)
     1.3b-capped   the first with --memory 1: blocks are read when they run
     depth         CPU time over 6, 12 and 24 blocks of that model, recipe w8a8
 
@@ -37,6 +37,7 @@ from export import write_model  # noqa: TID251
 WAN = "wan-1.3b"
 CLIP = {"frames": 3, "height": 16, "width": 16}  # of latents: 192 tokens a branch
 TEXT_TOKENS, STEPS, GUIDANCE = 64, 2, 5.0
+RECIPES = {"rtn": "w8a8", "viditq": "w4a8"}  # method -> built-in recipe
 DEPTHS = (6, 12, 24)
 PAIRS = {"bundled": 24, "wide": 8}  # of passes of the overhead
 WIDE = {"blocks": 2, "frames": 3, "height": 32, "width": 32}  # of the overhead at the width of the 1.3B: 768 tokens a branch
@@ -67,21 +68,10 @@ def clips(path: Path, size: tuple[int, ...]) -> None:
     Conditioning(prompts=("random",), seeds=(0,), latent_shape=(16, f, h, w), inputs={TEXT: texts[0]}, empty={TEXT: texts[1]}).save(path)
 
 
-def recipe(work: Path, method: str) -> str:
-    """w8a8, or w4a8 by another method."""
-    if method == "rtn":
-        return "w8a8"
-    from vditc.recipe import builtin_recipes
-
-    path = work / f"{method}.toml"
-    path.write_text(builtin_recipes()["w4a8"].read_text().replace('method = "rtn"', f'method = "{method}"'))
-    return str(path)
-
-
 def calibrate(folder: Path, work: Path, method: str, *options: str) -> dict[str, Any]:
     """One run of the command."""
     out = work / "calibration.safetensors"
-    command = [str(VDITC), "calibrate", str(folder), "--recipe", recipe(work, method), "--conditioning", str(folder / "clips.safetensors")]
+    command = [str(VDITC), "calibrate", str(folder), "--recipe", RECIPES[method], "--conditioning", str(folder / "clips.safetensors")]
     row = measured([*command, "-o", str(out), "--force", *options])
     return {**row, "output_bytes": out.stat().st_size}
 

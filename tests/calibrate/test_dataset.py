@@ -93,12 +93,18 @@ def test_killed_run_goes_on_at_the_next_shard(make: Callable[..., Dataset | None
     assert same(tmp_path / "out", tmp_path / "whole") and not (tmp_path / "out.partial").exists()
 
 
-def test_shards_of_another_run_are_replaced(make: Callable[..., Dataset | None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["guidance", "seed"])
+def test_shards_of_another_run_are_replaced(make: Callable[..., Dataset | None], three: Conditioning, tmp_path: Path, what: str) -> None:
+    changes: dict[str, Any] = (
+        {"guidance_scale": 3.0} if what == "guidance" else {"conditioning": dataclasses.replace(three, seeds=(8, 9, 7))}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        make(progress=Watcher(2 * STEPS + 1))
     with pytest.raises(KeyboardInterrupt):
         make(progress=Watcher(2 * STEPS + 1), shard_size=1)
     again = Watcher()
-    make(progress=again, guidance_scale=3.0)
-    make("whole", guidance_scale=3.0)
+    make(progress=again, **changes)
+    make("whole", **changes)
     assert again.notes == [] and same(tmp_path / "out", tmp_path / "whole")
 
 

@@ -60,3 +60,13 @@ def test_it_comes_back_from_its_state() -> None:
     back = RowSample.restored(4, sample.state())
     np.testing.assert_array_equal(back.read(), sample.read())
     assert back.bar == sample.bar
+
+
+def test_rows_are_chosen_before_they_are_had() -> None:
+    sample = RowSample(2, WIDTH)
+    assert sorted(sample.chosen(np.array([0.9, 0.3, 0.5, 0.1]))) == [1, 3]
+    sample.offer(np.array([0.3, 0.1]), rows(0, 2))
+    assert list(sample.chosen(np.array([0.2, 0.3, 0.4]))) == [0]
+    assert len(sample.chosen(np.array([0.4]))) == 0
+    sample.put(np.empty(0), np.empty((0, WIDTH), np.float16), np.empty(0, np.float32))
+    np.testing.assert_allclose(sample.read(), rows(0, 2)[::-1], rtol=1e-3)
