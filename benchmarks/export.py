@@ -163,7 +163,7 @@ def main() -> None:
         return export_whole(Path(sys.argv[2]), Path(sys.argv[3]))
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--case", choices=CASES, action="append", help="default: all")
-    ask.add_argument("--recipe", action="append", help="w8a8, w4a8, fp16, ... [default: w4a8]")
+    ask.add_argument("--recipe", action="append", help="w8a8, w4a8-rtn, fp16, ... [default: w4a8-rtn]")
     ask.add_argument("--runs", type=int, default=1, help="exports per row [default: 1]")
     ask.add_argument("--whole", action="store_true", help="PyTorch's own exporter instead; only for wan-1.3b")
     ask.add_argument("--work", type=Path, help="folder for models and outputs, on the disk to be measured [default: a temporary one]")
@@ -181,7 +181,7 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         for case in args.case or CASES:
-            for recipe in args.recipe or ["w4a8"]:
+            for recipe in args.recipe or ["w4a8-rtn"]:
                 row = run(case, recipe, args.runs, args.whole, work)
                 print(json.dumps(row), flush=True)
                 rows.append(row)

@@ -135,7 +135,7 @@ def calibrate(
             ranks=ranks,
             progress=progress,
         )
-        with ranks.together():
+        with ranks.together(), ranks.group():
             done, report["training"] = method.train(job)
             layers = {n: LayerCalibration(role=roles[n], scheme=scheme, **done[n]._asdict()) for n, scheme in schemes.items()}
     with ranks.together():

@@ -143,7 +143,7 @@ def train(
 
 @contextlib.contextmanager
 def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
-    AcceleratorState._reset_state()  # of an earlier training in this process, which may have computed in another precision
+    AcceleratorState._reset_state(True)  # of an earlier training in this process: another precision, another group of processes
     accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
     try:
         yield accelerator

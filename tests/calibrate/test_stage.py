@@ -258,7 +258,7 @@ def test_weights_that_are_not_finite_are_named(run: Callable[..., Calibration], 
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 
-@pytest.mark.parametrize("name", ["w4a8", "w4a16", "w8a8", "fp16"])
+@pytest.mark.parametrize("name", ["w4a8-rtn", "w4a16", "w8a8", "fp16"])
 def test_without_data_the_codes_are_the_same(run: Callable[..., Calibration], tiny: ModelDir, name: str) -> None:
     direct = uncalibrated(source=tiny, adapter=CannotRun(), recipe=Recipe.load(name))()
     wanted = run(recipe=Recipe.load(name))
