@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
+from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, alike, joined, rounded
 from vditc.calibrate.modelopt_linear import calibrate_linear
 from vditc.float_weight import FloatWeight
 from vditc.scheme import Scheme
@@ -18,11 +18,16 @@ from vditc.transform import Transform
 
 @dataclasses.dataclass(frozen=True)
 class Awq(Method):
-    """One balance for all layers that read a tensor."""
+    """One balance for all layers that read a tensor and have the same scheme."""
 
     alpha_step: float = 0.1  # of the grid
 
     name: ClassVar[str] = "awq"
+
+    @property
+    def takes_asymmetric(self) -> bool:
+        """modelopt's grid is symmetric."""
+        return False
 
     @property
     def rows(self) -> int:
@@ -38,8 +43,10 @@ class Awq(Method):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         assert statistics is not None
-        first = next(iter(schemes.values()))
-        algorithm = {"method": "awq_lite", "alpha_step": self.alpha_step}
-        found = calibrate_linear(joined(weights), statistics.rows, first.weight, algorithm)
-        transform = Transform(balance=found.balance)
-        return {layer: rounded(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}
+        algorithm, result = {"method": "awq_lite", "alpha_step": self.alpha_step}, {}
+        for part in alike(schemes):
+            own = {layer: weights[layer] for layer in part}
+            found = calibrate_linear(joined(own), statistics.rows, schemes[part[0]].weight, algorithm)
+            transform = Transform(balance=found.balance)
+            result |= {layer: rounded(weight, schemes[layer], statistics, transform) for layer, weight in own.items()}
+        return result

@@ -89,6 +89,11 @@ class Method(abc.ABC):
         return False
 
     @property
+    def takes_asymmetric(self) -> bool:
+        """Whether weights may have zero points."""
+        return True
+
+    @property
     def bounds(self) -> bool:
         """Whether `quantize` wants to see the signed bounds of each input's channels."""
         return False
@@ -132,6 +137,13 @@ class Method(abc.ABC):
                     where=f"scheme {scheme}",
                     fix='use int8, int6, int4 or int3, or method = "rtn"',
                 )
+        if not scheme.weight.symmetric and not self.takes_asymmetric:
+            raise InputError(
+                found=f"weight {scheme.weight}",
+                wanted=f"symmetric weights: the search of method {self.name} with these settings knows no zero points",
+                where=f"scheme {scheme}",
+                fix="leave symmetric = false out, or use rtn, quarot, smoothquant, svdquant, qvd or viditq with nearest rounding",
+            )
         act = scheme.activation
         tokens_or_blocks = (Granularity.PER_TOKEN, Granularity.PER_GROUP)
         if act is not None and act.dynamic != (act.granularity in tokens_or_blocks):
@@ -252,6 +264,14 @@ def rounded(weight: FloatWeight, scheme: Scheme, statistics: InputStatistics | N
     """The transformed weight to the nearest code, when it is read; activations by the greatest value that was seen."""
     codes = RoundedWeight(transformed(weight, transform), scheme.weight, scale_dtype(scheme))
     return Quantized(codes, activation_scale(scheme, statistics, transform), transform)
+
+
+def alike(schemes: Mapping[str, Scheme]) -> list[list[str]]:
+    """Layers of the same scheme, for a search that quantizes meanwhile: a balance that fits 4 bits need not fit 8."""
+    found: dict[str, list[str]] = {}
+    for layer, scheme in schemes.items():
+        found.setdefault(str(scheme), []).append(layer)
+    return list(found.values())
 
 
 def joined(weights: Mapping[str, FloatWeight]) -> npt.NDArray[np.float32]:

@@ -19,6 +19,11 @@ class Gptq(Method):
     name: ClassVar[str] = "gptq"
 
     @property
+    def takes_asymmetric(self) -> bool:
+        """modelopt's grid is symmetric."""
+        return False
+
+    @property
     def rows(self) -> int:
         """For the Hessian."""
         return ROWS

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
+from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, alike, joined, rounded
 from vditc.calibrate.modelopt_linear import calibrate_linear
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
@@ -22,7 +22,7 @@ from vditc.transform import Transform
 
 @dataclasses.dataclass(frozen=True)
 class SvdQuant(Method):
-    """One balance and one down-projection for all layers that read a tensor."""
+    """One balance and one down-projection for all layers that read a tensor and have the same scheme."""
 
     rank: int = 32
 
@@ -46,6 +46,15 @@ class SvdQuant(Method):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         assert statistics is not None
+        result: dict[str, Quantized] = {}
+        for part in alike(schemes):
+            result |= self._alike({layer: weights[layer] for layer in part}, statistics, {layer: schemes[layer] for layer in part})
+        return result
+
+    def _alike(
+        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics, schemes: Mapping[str, Scheme]
+    ) -> dict[str, Quantized]:
+        """Layers of one scheme."""
         first = next(iter(schemes.values()))
         bits = None if first.activation is None else first.activation.qtype.bits
         algorithm = {"method": "svdquant", "lowrank": self.rank}

@@ -56,6 +56,11 @@ class ViDiTQ(Method):
             )
 
     @property
+    def takes_asymmetric(self) -> bool:
+        """Rounding to nearest has them, GPTQ has not."""
+        return self.rounding != "gptq"
+
+    @property
     def rows(self) -> int:
         """For the Hessian, if there is one."""
         return ROWS if self.rounding == "gptq" else 0

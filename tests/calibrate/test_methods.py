@@ -267,3 +267,53 @@ def test_registry_finds_the_files_and_names_them_to_who_errs() -> None:
 def test_settings_that_a_method_does_not_take(name: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         method_for(name, settings, "recipe r")
+
+
+@pytest.mark.parametrize("name", ["rtn", "quarot", "smoothquant", "viditq", "svdquant", "qvd"])
+def test_zero_points_are_honoured(name: str) -> None:
+    """Rows whose weights are all of one sign: half of a symmetric grid would be empty."""
+    lopsided = {layer: FloatWeight(ArrayTensor(np.abs(array)), layer) for layer, array in WEIGHTS.items()}
+    method = method_for(name, {"rank": 1} if name == "svdquant" else {}, "here")
+
+    def of(symmetric: bool) -> float:
+        spec = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL, symmetric=symmetric)
+        scheme = Scheme(weight=spec, activation=TOKEN)
+        method.check(scheme)
+        done = method.quantize(lopsided, seen(), dict.fromkeys(WEIGHTS, scheme))["q"]
+        tensor = done.weight.read()
+        assert (tensor.zero_point is None) == symmetric
+        want = X @ np.abs(WEIGHTS["q"]).T
+        return float(np.linalg.norm(product(done, scheme) - want) / np.linalg.norm(want))
+
+    # A rotation leaves nothing of one sign, and a branch takes what is common to all.
+    assert of(False) < (0.7 if name in ("rtn", "smoothquant", "qvd") else 1.0) * of(True)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("gptq", {}), ("awq", {}), ("viditq", {"rounding": "gptq"})])
+def test_zero_points_that_a_search_does_not_know_are_refused(name: str, settings: dict[str, Any]) -> None:
+    spec = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL, symmetric=False)
+    with pytest.raises(InputError, match="knows no zero points"):
+        method_for(name, settings, "here").check(Scheme(weight=spec, activation=TOKEN))
+
+
+@pytest.mark.parametrize("name", ["awq", "svdquant"])
+def test_layers_of_other_bits_are_searched_apart(name: str) -> None:
+    """Each as if it were alone; with one scheme they share."""
+    schemes = {"q": Scheme(weight=W4_CHANNEL, activation=TOKEN), "k": Scheme(weight=W8, activation=TOKEN)}
+    method = method_for(name, {}, "here")
+    both = method.quantize(weights(), seen(), schemes)
+    for layer, scheme in schemes.items():
+        alone = method.quantize({layer: weights()[layer]}, seen(), {layer: scheme})[layer]
+        np.testing.assert_array_equal(both[layer].weight.read().codes, alone.weight.read().codes)
+        assert both[layer].transform.input_key() == alone.transform.input_key()
+
+
+def test_gptq_rounds_weights_alone_too() -> None:
+    schemes = dict.fromkeys(WEIGHTS, Scheme(weight=W4))
+    method = method_for("viditq", {"rounding": "gptq"}, "here")
+    assert method.needs_statistics(schemes["q"]) and not method_for("viditq", {}, "here").needs_statistics(schemes["q"])
+    done = method.quantize(weights(), seen(), schemes)["q"]
+    np.testing.assert_array_equal(
+        done.weight.read().codes, method_for("gptq", {}, "here").quantize(weights(), seen(), schemes)["q"].weight.read().codes
+    )
+    assert done.transform.identity
