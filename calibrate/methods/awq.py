@@ -43,7 +43,8 @@ class Awq(Method):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         assert statistics is not None
-        algorithm, result = {"method": "awq_lite", "alpha_step": self.alpha_step}, {}
+        algorithm = {"method": "awq_lite", "alpha_step": self.alpha_step}
+        result: dict[str, Quantized] = {}
         for part in alike(schemes):
             own = {layer: weights[layer] for layer in part}
             found = calibrate_linear(joined(own), statistics.rows, schemes[part[0]].weight, algorithm)
