@@ -64,15 +64,15 @@ def test_metrics_by_hand() -> None:
     """A flow at sigma 0.5: the clip is x - 0.5 v. Two frames of one number."""
     flow = Schedule.flow(np.array([1.0, 0.5, 0.0]))
     latents = np.array([1.0, 2.0], np.float32).reshape(1, 2, 1, 1)
-    exact = np.zeros((2, 1, 2, 1, 1), np.float32)
-    exact[0] = 0.5  # guidance of 2 makes 1 of it: the clip is 0.5, 1.5
+    exact = np.full((2, 1, 2, 1, 1), 0.2, np.float32)
+    exact[0] = 0.6  # guidance of 2 makes 1 of both: the clip is 0.5, 1.5
     changed = exact.copy()
     changed[0, 0, 1] += 0.25  # guided 0.5 more, the clip 0.25 less in the second frame
     found = clip_metrics(flow, 1, latents, exact, changed, 2.0)
     assert found["visual"] == pytest.approx((0 + 0.25 / 1.5) / 2)
     assert found["motion"] == pytest.approx(0.25 / 1.0)
-    assert found["text"] == pytest.approx(0.25 / 0.5**0.5)
-    assert found["output"] == pytest.approx(0.0625 / 0.5)
+    assert found["text"] == pytest.approx(0.25 / (0.4 * 2**0.5))
+    assert found["output"] == pytest.approx(0.0625 / 0.8)
     assert "text" not in clip_metrics(flow, 1, latents, exact[:1], changed[:1], 1.0)
     assert not any(clip_metrics(flow, 1, latents, exact, exact, 2.0).values())
 
