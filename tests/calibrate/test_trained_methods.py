@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchrun
+from watcher import Watcher
 
 from vditc.calibrate import training
 from vditc.calibrate.dataset import sample_dataset
@@ -234,26 +235,23 @@ def test_frames_are_watched_apart() -> None:
         assert size[1] == pytest.approx(4 * float((torch.linspace(0, 1, 32) ** 2).sum()))
 
 
-class Killer:
-    """Progress that ends a run like a kill would, at the n-th advance of a task."""
+class Killer(Watcher):
+    """Kills the run at the n-th part of one task."""
 
     def __init__(self, task: str, at: int) -> None:
-        self.name, self.at, self.notes = task, at, list[str]()
+        super().__init__()
+        self.name, self.at = task, at
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        done = 0
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        with super().task(title, total, done) as advance:
 
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if title == self.name and done == self.at:
-                raise KeyboardInterrupt
+            def and_kill() -> None:
+                advance()
+                if title == self.name and self.advanced[title] == self.at:
+                    self.kill()
 
-        yield advance
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+            yield and_kill
 
 
 @pytest.mark.parametrize(
@@ -268,7 +266,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run(own, "killed", Killer(task, at))
-    watch = Killer("", 0)
+    watch = Watcher()
     assert run(own, "killed", watch).digest == wanted
     assert task != "train" or any("goes on from there" in note for note in watch.notes)
 
