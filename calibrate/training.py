@@ -1,6 +1,6 @@
 """Training of a whole model whose quantized linears learn: on one process, or on several under `torchrun` or `accelerate launch`.
 
-Accelerate places the model and adds gradients up (data parallel, or FSDP if its configuration says so). Every iteration's batch depends on
+Accelerate places the model and adds gradients up; every process holds the whole model (data parallel). Every iteration's batch depends on
 the seed and the iteration alone, so that a run that was killed goes on from its checkpoint with the same numbers. Checkpoints are
 safetensors: learnt parameters and AdamW's moments, whole or not at all; no pickle is written or read.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, DistributedType
 from torch.distributed.checkpoint import state_dict as whole
 
 from vditc.errors import InputError, VditcError
@@ -28,6 +28,7 @@ from vditc.safetensors_file import read_header, write_tensors
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints
 PRECISIONS = ("no", "bf16")
+WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -145,6 +146,13 @@ def train(
 def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(True)  # of an earlier training in this process: another precision, another group of processes
     accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
+    if accelerator.distributed_type not in WHOLE_MODEL:
+        raise InputError(
+            found=f"{accelerator.distributed_type.value}, which cuts the model up",
+            wanted="data parallel processes, each with the whole model",
+            where="accelerate's configuration",
+            fix="start with torchrun, or accelerate launch --multi_gpu; checkpointing = true in [settings] saves memory",
+        )
     try:
         yield accelerator
     finally:
@@ -173,7 +181,7 @@ def _save(
     history: list[tuple[int, float]],
     accelerator: Accelerator,
 ) -> None:
-    """Every process takes part, since parts of the model may lie with each; the first one writes."""
+    """Every process takes part; the first one writes."""
     wanted = {name for name, p in model.named_parameters() if p.requires_grad}
     values: Any
     values, moments = whole.get_state_dict(model, optimizer, options=_WHOLE)

@@ -24,6 +24,7 @@ def calibration_facts(path: Path) -> dict[str, Any]:
         "mean_bits": round(c.mean_bits, 4),
         "schemes": dict(Counter(str(layer.scheme) for layer in c.layers.values())),
         "kept": dict(Counter(k.reason for k in c.kept.values())),
+        "training": c.statistics.get("training"),
         "attention": {name: {**found.to_json(), "scheme": str(found.scheme)} for name, found in c.attention.items()},
     }
 
@@ -38,6 +39,7 @@ def show_calibration(path: Path, facts: dict[str, Any]) -> None:
         "bits per weight": f"{facts['mean_bits']:.2f} on average",
         "quantized": "\n".join(f"{count} layers {escape(scheme)}" for scheme, count in facts["schemes"].items()) or "nothing",
         "kept": "\n".join(f"{count} layers: {reason}" for reason, count in facts["kept"].items()) or "nothing",
+        **({} if facts["training"] is None else {"trained": _loss(facts["training"]["loss"])}),
     }.items():
         summary.add_row(name, value)
     console.print(summary)
@@ -52,3 +54,9 @@ def show_calibration(path: Path, facts: dict[str, Any]) -> None:
         ranges = (f"{max(found['absmax'][part]):.3g}" for part in ("q", "k", "k_smooth", "v"))
         table.add_row(name, f"{found['error']:.2%}", f"{step}: {worst:.2%}", " x ".join(map(str, found["tokens"])), *ranges)
     console.print(table)
+
+
+def _loss(history: list[tuple[int, float]]) -> str:
+    """The first and the last of the losses."""
+    (_, first), (iterations, last) = history[0], history[-1]
+    return f"{iterations} iterations, loss {first:.3g} at first, {last:.3g} at last"
