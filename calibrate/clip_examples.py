@@ -11,6 +11,7 @@ from vditc.adapter import InputSpec
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.training import Batch
 from vditc.dataset import Dataset
+from vditc.sampling import joined_feeds
 from vditc.schedule import Schedule
 
 
@@ -41,6 +42,6 @@ class ClipExamples:
             if bare[i]:
                 clips = dataclasses.replace(clips, prompted=clips.unprompted)
             rows.append(clips.feeds(self.scheduler, step, clips.with_known(mixed), guided=False))
-        feeds = {s.name: np.concatenate([r[s.name] for r in rows]) if s.dims[0] == "batch" else rows[0][s.name] for s in self.specs}
+        feeds = joined_feeds(self.specs, rows)
         target = self.teacher(feeds, 0)
         return Batch({n: torch.from_numpy(a) for n, a in feeds.items()}, torch.from_numpy(target), torch.from_numpy(steps[share]))

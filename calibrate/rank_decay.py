@@ -63,3 +63,10 @@ def decomposed(matrix: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor
     root = s[:rank].sqrt()
     up[:, :rank], down[:rank] = u[:, :rank] * root, root[:, None] * v[:rank]
     return up.float(), down.float()
+
+
+def redecomposed(up: torch.Tensor, down: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`decomposed` of up @ down [N, size] [size, K], by way of a matrix of that size."""
+    (left, a), (right, b) = (torch.linalg.qr(factor.double()) for factor in (up, down.T))
+    inner_up, inner_down = decomposed(a @ b.T, rank, up.shape[1])
+    return (left @ inner_up.double()).float(), (inner_down.double() @ right.T).float()

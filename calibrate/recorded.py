@@ -7,8 +7,6 @@ Any (clip, step, branch) can be read alone, so memory holds a batch and nothing 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import numpy.typing as npt
 
 from vditc.adapter import InputSpec
 from vditc.calibrate.denoiser import FullPrecision
+from vditc.calibrate.leftovers import TRAJECTORIES
 from vditc.calibrate.methods.base import TrainingJob
 from vditc.conditioning import Conditioning
 from vditc.safetensors_file import read_header, write_tensors
-from vditc.sampling import Feeds, sample
+from vditc.sampling import Feeds, joined_feeds, sample
 from vditc.schedule import Schedule
 
 Array = npt.NDArray[Any]
@@ -65,22 +64,20 @@ class Recorded:
             rows.append({s.name: feeds[s.name][branch : branch + 1] if s.dims[0] == "batch" else feeds[s.name] for s in self.specs})
             outputs.append(said[branch])
             found.append(step)
-        feeds = {s.name: np.concatenate([r[s.name] for r in rows]) if s.dims[0] == "batch" else rows[0][s.name] for s in self.specs}
-        return Examples(feeds, np.stack(outputs), np.array(found, np.int64))
+        return Examples(joined_feeds(self.specs, rows), np.stack(outputs), np.array(found, np.int64))
 
 
 def record(job: TrainingJob) -> Recorded:
     """Sample every clip once, shared by ranks; clips that are there from an earlier run with the same inputs are kept."""
     specs, guided = job.adapter.inputs(job.source), job.guidance_scale != 1.0
     conditioning, scheduler = job.conditioning, job.scheduler
-    facts = [job.source.digest, scheduler.to_json(), job.guidance_scale, conditioning.digest(), job.device.type]
-    folder = job.work / "trajectories" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = job.work / TRAJECTORIES / job.run[:16]
     folder.mkdir(parents=True, exist_ok=True)
     missing = [clip for clip in job.ranks.share(len(conditioning)) if not (folder / _file(clip)).exists()]
     steps = len(scheduler.timesteps)
     with job.ranks.together():
         if missing:
-            model = FullPrecision(job.adapter, job.source, job.device, None)
+            model = FullPrecision(job.adapter, job.source, job.device, job.memory)
         with job.progress.task("record trajectories", len(missing) * steps) as advance:
             for clip in missing:
                 chosen, outputs = conditioning.clips([clip], specs), list[Array]()

@@ -12,6 +12,7 @@ import numpy as np
 from vditc.adapter import ModelAdapter, of_time_path
 from vditc.attention import AttentionCalibration
 from vditc.calibrate.groups import Groups, forget_groups, layer_weight
+from vditc.calibrate.leftovers import START, forget_training
 from vditc.calibrate.methods.base import InputStatistics, Method, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.ranks import Ranks
@@ -27,8 +28,6 @@ from vditc.scheme import Scheme, scale_shape
 from vditc.torch_device import torch_device
 
 ALONE = Ranks()
-
-START = "start.safetensors"  # in the working folder: what a training begins with
 
 
 def calibrate(
@@ -82,8 +81,9 @@ def calibrate(
         attention=recipe.attention,
     )
     attention: dict[str, AttentionCalibration] = {}
-    if observed or recipe.attention is not None:
+    if observed or recipe.attention is not None or isinstance(method, TrainedMethod):
         trajectories.check()
+    if observed or recipe.attention is not None:
         if (seen := trajectories.observe(observed, progress)) is not None:
             groups += [own for group in seen.observers.groups() if (own := tuple(layer for layer in group if layer in schemes))]
             statistics = {n: dataclasses.replace(seen.observers.statistics(n), temporal=of_time_path(roles[n])) for n in observed}
@@ -129,7 +129,8 @@ def calibrate(
             conditioning=conditioning,
             scheduler=scheduler,
             guidance_scale=guidance_scale,
-            recipe_digest=recipe.digest,
+            run=trajectories.run(),
+            memory=memory,
             device=chosen,
             work=work,
             ranks=ranks,
@@ -143,7 +144,7 @@ def calibrate(
             with progress.task("quantize weights", len(layers)) as advance:
                 whole(layers, report).save(out, advance)
             forget_groups(work)
-            start.unlink(missing_ok=True)
+            forget_training(work)
     trajectories.forget()
     return Calibration.load(out) if ranks.first else None
 
@@ -187,7 +188,7 @@ def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> 
     if needy := [layer for layer, scheme in schemes.items() if isinstance(method, TrainedMethod) or method.needs_statistics(scheme)]:
         raise InputError(
             found=f"{len(needy)} layers that need calibration data, first {needy[0]}",
-            wanted="a recipe with dynamic activations or none",
+            wanted="a recipe that needs none: plain rounding, with dynamic activations or none",
             where=f"recipe {recipe.name}",
             fix=fix,
         )

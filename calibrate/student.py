@@ -37,7 +37,8 @@ class TrainedLinear(torch.nn.Module, abc.ABC):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] -> [..., N]."""
-        x = self.quantized_input(self.inputs(x.float()))
+        with torch.autocast(x.device.type, enabled=False):  # codes are those of float32
+            x = self.quantized_input(self.inputs(x.float()))
         return self.corrected(linear(x, self.quantized_weight(), self.bias), x)
 
     @abc.abstractmethod

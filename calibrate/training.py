@@ -29,7 +29,6 @@ from vditc.safetensors_file import read_header, write_tensors
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints
 PRECISIONS = ("no", "bf16")
 WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-_WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,13 @@ class Now:
 
     def of_rows(self, table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Entries of a table [steps] for the rows of x [rows, ..., K], which are clips, or clips times frames or tokens: [rows, 1...]."""
+        if x.ndim < 3 or x.shape[0] % len(self.steps):
+            raise InputError(
+                found=f"a layer that reads {list(x.shape)} for {len(self.steps)} clips",
+                wanted="clips as the first axis: this family runs one clip after the other",
+                where="training with a clip for every step",
+                fix="use a method that needs no table of steps, as qvdit",
+            )
         picked = table[self.steps].repeat_interleave(x.shape[0] // len(self.steps))
         return picked.reshape(-1, *(1,) * (x.ndim - 1))
 
@@ -66,7 +72,6 @@ class Plan:
     weight_decay: float = 0.0
     max_norm: float | None = None
     precision: str = "no"
-    seed: int = 0
 
     def rate(self, iteration: int) -> float:
         """Share of the greatest learning rate: linear warm-up, then a cosine to 0."""
@@ -125,6 +130,8 @@ def train(
                         fix="lower the learning rates in [settings]; delete the work folder to begin anew",
                     )
                 accelerator.backward(value)
+                if iteration == first:
+                    _check_gradients(student, plan)
                 if plan.max_norm is not None:
                     accelerator.clip_grad_norm_([p for params, _ in plan.groups for p in params], plan.max_norm)
                 optimizer.step()
@@ -133,8 +140,9 @@ def train(
                 if (iteration + 1) % max(1, plan.iterations // 50) == 0 or iteration + 1 == plan.iterations:
                     history.append((iteration + 1, total / count))
                     total, count = 0.0, 0
-                    # At these iterations only, so that a resumed run has the same history.
-                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    # At these iterations only, so that a resumed run has the same history. The first process's clock counts.
+                    due = accelerator.is_main_process and time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if float(accelerator.reduce(torch.tensor(float(due), device=accelerator.device), "sum")):
                         _save(model, optimizer.optimizer, plan, state, iteration + 1, history, accelerator)
                         saved = time.monotonic()
                 advance()
@@ -145,6 +153,8 @@ def train(
 @contextlib.contextmanager
 def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(True)  # of an earlier training in this process: another precision, another group of processes
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
     if accelerator.distributed_type not in WHOLE_MODEL:
         raise InputError(
@@ -157,6 +167,19 @@ def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
         yield accelerator
     finally:
         accelerator.free_memory()
+
+
+def _check_gradients(student: torch.nn.Module, plan: Plan) -> None:
+    """InputError for layers whose result nothing reads: they would stay as they are, and no optimizer knows them."""
+    wanted = {id(p) for params, _ in plan.groups for p in params}
+    idle = sorted({name.rpartition(".")[0] for name, p in student.named_parameters() if id(p) in wanted and p.grad is None})
+    if idle:
+        raise InputError(
+            found=f"{len(idle)} layers that the prediction does not depend on, first {idle[0]}",
+            wanted="layers that learn",
+            where="training",
+            fix="give these layers a rule with keep",
+        )
 
 
 def _share(batch_size: int, accelerator: Accelerator) -> slice:
@@ -184,7 +207,7 @@ def _save(
     """Every process takes part; the first one writes."""
     wanted = {name for name, p in model.named_parameters() if p.requires_grad}
     values: Any
-    values, moments = whole.get_state_dict(model, optimizer, options=_WHOLE)
+    values, moments = whole.get_state_dict(model, optimizer)
     if accelerator.is_main_process:
         names = {name.removeprefix("module.") for name in wanted}
         tensors = {f"value/{name}": values[name].float().cpu().numpy() for name in values if name in names}
@@ -219,10 +242,8 @@ def _resume(
     except (InputError, KeyError, ValueError, TypeError) as error:
         progress.note(f"{state} cannot be read ({error}): training starts anew")
         return 0, []
-    # Without a process group there are no parts to be given to others.
-    options = _WHOLE if torch.distributed.is_initialized() else whole.StateDictOptions()
-    groups = whole.get_optimizer_state_dict(model, optimizer, options=options)["param_groups"]
-    whole.set_model_state_dict(model, values, options=dataclasses.replace(options, strict=False))
-    whole.set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups}, options=options)
+    groups = whole.get_optimizer_state_dict(model, optimizer)["param_groups"]
+    whole.set_model_state_dict(model, values, options=whole.StateDictOptions(strict=False))
+    whole.set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups})
     progress.note(f"{state} holds {iteration} of {plan.iterations} iterations: training goes on from there")
     return iteration, history

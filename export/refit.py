@@ -12,6 +12,8 @@
     scale DTYPE of W            their scales, [], [N] or [K/G, N]
     tensor_scale DTYPE of W     the scale of FP4's scales, []
     offset DTYPE of W           -scale * zero_point of asymmetric weights, [N]
+    of W, not linearly          from W by the method of the calibration: the factors of a low-rank branch, W times a shift
+    learnt from W               by a training of the whole model: another W needs another training
     computed                    not from the checkpoint (`sources` is empty): shapes, tables of the adapter, ranges of activations
 """
 
@@ -25,10 +27,13 @@ from typing import Any
 import onnx_ir as ir
 
 from vditc.calibration import Calibration
+from vditc.correction import ALPHA, BETA, BIAS, FRAMES
 from vditc.lora import FusedTensor
 from vditc.model_dir import ModelDir
+from vditc.transform import DOWN, UP
 
 SCHEMA = 1
+OF_WEIGHT = (BIAS, DOWN, UP, ALPHA, BETA, FRAMES)  # tensors of a layer that a method made of its weight
 
 
 def refit_file(model: Path) -> Path:
@@ -42,14 +47,24 @@ def refit_map(graph: ir.Graph, source: ModelDir, calibration: Calibration, linea
     `linears`: layers whose weight is stored [K, N], the transpose of the checkpoint's.
     """
     entries: dict[str, dict[str, Any]] = {}
+    learnt = "training" in calibration.statistics
+    made = {f"{layer}.{part}": layer for layer in calibration.layers for part in OF_WEIGHT}
     for name, value in graph.initializers.items():
         assert value.const_value is not None
         layer, dtype = name.rpartition(".")[0], value.const_value.dtype.numpy().name
         weight = f"{layer}.weight"
         quantized = calibration.layers.get(layer)
         if quantized is not None and name.removeprefix(weight) in ("", "_scale", "_offset", "_tensor_scale"):
-            what = f"codes {dtype} [K,N] of W" if name == weight else f"{name.removeprefix(f'{weight}_')} {dtype} of W"
+            what = (
+                "learnt from W"
+                if learnt
+                else f"codes {dtype} [K,N] of W"
+                if name == weight
+                else f"{name.removeprefix(f'{weight}_')} {dtype} of W"
+            )
             entries[name] = {**_entry(source, weight, what), "spec": str(quantized.scheme.weight), "after": str(quantized.transform)}
+        elif name in made:
+            entries[name] = _entry(source, f"{made[name]}.weight", "learnt from W" if learnt else "of W, not linearly")
         elif name in source.weights:
             entries[name] = _entry(source, name, "transpose" if name == weight and layer in linears else "copy")
         else:

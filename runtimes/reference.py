@@ -37,6 +37,7 @@ class ReferenceModel:
         self.model = adapter.load(source)
         self.quantized: dict[str, QuantizedLinear] = {}
         self.steps: int | None = None  # of the per-step tables, if any
+        self.frames = None if calibration is None else calibration.latent_frames
         if calibration is not None:
             check_same_model(source, calibration)
             for name, layer in calibration.layers.items():
@@ -58,8 +59,16 @@ class ReferenceModel:
                 where="per-step tables of activations",
                 fix="sample with the calibrated schedule, or calibrate for this one",
             )
+        latents = next(iter(feeds.values()))
+        if self.frames is not None and latents.shape[2] != self.frames:
+            raise InputError(
+                found=f"clips of {latents.shape[2]} latent frames",
+                wanted=f"{self.frames}, for which the per-frame factors were calibrated",
+                where="token-aware compensation",
+                fix="sample as many frames as were calibrated",
+            )
         for layer in self.quantized.values():
-            layer.step, layer.clips = step, len(next(iter(feeds.values())))
+            layer.step, layer.clips = step, len(latents)
         given = {n: torch.tensor(a, device=self.device) for n, a in feeds.items()}
         with exact_float32():
             velocity: Array = self.adapter.forward(self.model, given).cpu().numpy()
@@ -157,13 +166,6 @@ class _Correction(torch.nn.Module):
             share = share if scale is None else share * scale
             if self.frames is not None and self.order is not None:
                 count = len(self.frames)
-                if share.numel() % (clips * count):
-                    raise InputError(
-                        found=f"{share.numel()} tokens in {clips} clips",
-                        wanted=f"clips of {count} latent frames, for which the per-frame factors were calibrated",
-                        where="token-aware compensation",
-                        fix="sample as many frames as were calibrated",
-                    )
                 share = (share.reshape(self.order.shape(clips, count)) * self.order.spread(self.frames)).reshape(share.shape)
             y = y + share * self.beta
         return y

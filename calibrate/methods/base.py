@@ -185,7 +185,8 @@ class TrainingJob:
     conditioning: Conditioning
     scheduler: Schedule
     guidance_scale: float
-    recipe_digest: str
+    run: str  # digest of everything that examples and results depend on, but for the method's own data
+    memory: int | None  # bytes that weights of the full-precision model may take
     device: Any  # torch.device
     work: Path  # folder for what a killed run leaves, seen by all ranks
     ranks: Ranks
@@ -204,12 +205,12 @@ class TrainedMethod(Method):
     """A method that starts with `quantize` and then learns, with the whole quantized model in the loop."""
 
     def check(self, scheme: Scheme) -> None:
-        """Ranges that are found at run time, or none: a static one would have to follow what is learnt."""
+        """Ranges that are found at run time: a static one would have to follow what is learnt."""
         super().check(scheme)
-        if scheme.activation is not None and not scheme.activation.dynamic:
+        if scheme.activation is None or not scheme.activation.dynamic:
             raise InputError(
-                found=f"activation {scheme.activation}",
-                wanted=f"dynamic activations or none with method {self.name}",
+                found=f"activation {scheme.activation or 'float'}",
+                wanted=f"dynamic activations with method {self.name}",
                 where=f"scheme {scheme}",
                 fix='use granularity = "per_token" with dynamic = true',
             )

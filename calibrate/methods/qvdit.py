@@ -8,14 +8,13 @@ Loss = MSE + gamma L_temp on the output of the whole model.
 Where this differs from the release: activations are quantized while it learns; frames have factors wherever a linear's rows are frames in
 order (`ModelAdapter.frame_orders`), not in temporal attention alone; the factor is M, not 1 + M. As in the release, weights are Q(W + B A)
 with learnt B A of low rank, which vanishes into the codes, and the scales learn with a rate of their own. It starts from ViDiT-Q's balance,
-with its rotation if the recipe wants it.
+with its rotation if the recipe wants it. gamma multiplies a sum over frames, where the release takes a mean over all pairs of them; there
+is no weight decay (the release: 0.01); gradients are clipped to a norm of 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
+from vditc.calibrate.leftovers import CHECKPOINT
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, joined, scale_dtype
 from vditc.calibrate.methods.quarot import hadamard
 from vditc.calibrate.methods.viditq import static_balance
@@ -34,6 +34,7 @@ from vditc.calibrate.training import PRECISIONS, Batch, Now, Plan, train
 from vditc.correction import Correction, FrameOrder
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
+from vditc.numerics import EPS
 from vditc.scheme import Scheme, quantize_weight
 from vditc.transform import IDENTITY, Transform
 
@@ -126,7 +127,6 @@ class QVDiT(TrainedMethod):
                     student({n: t.to(job.device) for n, t in batch.feeds.items()})
                 for linear in linears.values():
                     linear.set_factors()
-        facts = [dataclasses.asdict(self), job.source.digest, job.recipe_digest, job.scheduler.to_json(), job.conditioning.digest()]
         parts = [linear.learnt() for linear in linears.values()]
         history = train(
             student=student,
@@ -135,7 +135,7 @@ class QVDiT(TrainedMethod):
                 iterations=self.iterations,
                 batch_size=self.batch_size,
                 groups=(([p for rest, _ in parts for p in rest], self.rate), ([p for _, scales in parts for p in scales], self.scale_rate)),
-                run=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+                run=job.run,
                 precision=self.precision,
                 max_norm=1.0,
             ),
@@ -143,7 +143,7 @@ class QVDiT(TrainedMethod):
             loss=self._loss,
             before=lambda _iteration: (),
             device=job.device,
-            state=job.work / "training.safetensors",
+            state=job.work / CHECKPOINT,
             progress=job.progress,
         )
         layers = {layer: linear.result() for layer, linear in linears.items()}
@@ -226,7 +226,7 @@ class EstimatedLinear(TrainedLinear):
     def result(self) -> Quantized:
         """See TrainedLinear."""
         with torch.no_grad():
-            weight, scale = self.changed_weight().cpu().numpy(), self.scale.cpu().numpy()
+            weight, scale = self.changed_weight().cpu().numpy(), self.scale.clamp_min(EPS).cpu().numpy()
             zero_point = None if self.zero_point is None else self.zero_point.cpu().numpy()
             alpha, beta, frames = (None if p is None else p.detach().cpu().numpy() for p in (self.alpha, self.beta, self.frames))
         codes = quantize_weight(weight, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)

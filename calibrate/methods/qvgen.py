@@ -7,7 +7,8 @@ for every step (starts at 0.95).
 
 Where this differs from the release: codes of activations are symmetric (its asymmetric ones need column sums of the weights at run time);
 clips belong to the schedule's steps, not to t mod 50 of a batch's first clip; quantized layers are those that the recipe says; layers that
-stay in floating point and biases are not trained, so that they are the checkpoint's.
+stay in floating point and biases are not trained, so that they are the checkpoint's; 10 % of the prompts are left out (the release: 5 %);
+only the schedule's noise levels are trained.
 
 Data: `[settings] dataset` is a folder that `vditc dataset` wrote, or one like it (docs/dataset.md); without it, the recipe's calibration
 prompts are sampled from the full-precision model.
@@ -16,8 +17,6 @@ prompts are sampled from the full-precision model.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,15 +28,17 @@ from vditc.calibrate.clip_examples import ClipExamples
 from vditc.calibrate.dataset import sample_dataset
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
+from vditc.calibrate.leftovers import CHECKPOINT, DATASET
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
 from vditc.calibrate.methods.quarot import hadamard
 from vditc.calibrate.range_search import searched_grid
-from vditc.calibrate.rank_decay import RankDecay, decomposed
+from vditc.calibrate.rank_decay import RankDecay, decomposed, redecomposed
 from vditc.calibrate.student import TrainedLinear, student_of
 from vditc.calibrate.training import PRECISIONS, Now, Plan, train
 from vditc.dataset import INDEX, Dataset
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
+from vditc.numerics import EPS
 from vditc.scheme import Scheme, quantize_weight
 from vditc.transform import IDENTITY
 
@@ -73,6 +74,10 @@ class QVGen(TrainedMethod):
         for name in ("warmup", "tail", "unprompted", "rate", "scale_rate", "clip_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise _bad(f"{name} = {getattr(self, name)}", "0 to 1")
+        if self.rank and self.iterations * (1 - self.tail) < (stages := len(RankDecay(self.rank, self.iterations).ranks)):
+            raise _bad(
+                f"{self.iterations} iterations, {self.tail:.0%} of them at the end", f"one for each of {stages} stages of the branch"
+            )
         if self.precision not in PRECISIONS:
             raise _bad(f"precision = {self.precision!r}", f"one of {', '.join(PRECISIONS)}")
 
@@ -115,7 +120,6 @@ class QVGen(TrainedMethod):
         def before(iteration: int) -> list[torch.nn.Parameter]:
             return [p for linear in linears.values() for p in linear.fade(decay, iteration)]
 
-        facts = [dataclasses.asdict(self), job.source.digest, job.recipe_digest, job.scheduler.to_json(), dataset.digest]
         history = train(
             student=student,
             now=now,
@@ -123,7 +127,7 @@ class QVGen(TrainedMethod):
                 iterations=self.iterations,
                 batch_size=self.batch_size,
                 groups=tuple(group for group in groups if group[0]),
-                run=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+                run=f"{job.run} {dataset.digest}",
                 warmup=int(self.warmup * self.iterations),
                 betas=(0.9, 0.95),
                 weight_decay=1e-4,
@@ -134,7 +138,7 @@ class QVGen(TrainedMethod):
                 dataset=dataset,
                 specs=job.adapter.inputs(job.source),
                 scheduler=job.scheduler,
-                teacher=FullPrecision(job.adapter, job.source, job.device),
+                teacher=FullPrecision(job.adapter, job.source, job.device, job.memory),
                 batch_size=self.batch_size,
                 seed=self.seed,
                 unprompted=self.unprompted,
@@ -142,7 +146,7 @@ class QVGen(TrainedMethod):
             loss=torch.nn.functional.mse_loss,
             before=before,
             device=job.device,
-            state=job.work / "training.safetensors",
+            state=job.work / CHECKPOINT,
             progress=job.progress,
         )
         before(self.iterations)
@@ -151,8 +155,9 @@ class QVGen(TrainedMethod):
     def _dataset(self, job: TrainingJob) -> Dataset:
         """The user's clips, or ones of the full-precision model."""
         if not self.dataset:
-            folder = job.work / "dataset"
+            folder = job.work / DATASET / job.run[:16]
             if not (folder / INDEX).exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
                 sample_dataset(
                     source=job.source,
                     adapter=job.adapter,
@@ -162,6 +167,7 @@ class QVGen(TrainedMethod):
                     out=folder,
                     progress=job.progress,
                     device=str(job.device),
+                    memory=job.memory,
                     ranks=job.ranks,
                 )
                 with job.ranks.together():
@@ -208,8 +214,10 @@ class BranchedLinear(TrainedLinear):
         fresh = []
         if decay.begins(iteration):
             with torch.no_grad():
-                whole = (self.up.float() * decay.gamma(iteration).ne(0).to(self.up.device)) @ self.down.float()
-                for parameter, value in zip((self.up, self.down), decomposed(whole.cpu(), decay.kept(iteration), decay.rank), strict=True):
+                up = (self.up.float() * decay.gamma(iteration).ne(0).to(self.up.device)).cpu()
+                for parameter, value in zip(
+                    (self.up, self.down), redecomposed(up, self.down.float().cpu(), decay.kept(iteration)), strict=True
+                ):
                     parameter.copy_(value)
                     fresh.append(parameter)
         self.gamma.copy_(decay.gamma(iteration))
@@ -234,7 +242,7 @@ class BranchedLinear(TrainedLinear):
 
     def result(self) -> Quantized:
         """See TrainedLinear."""
-        weight, scale = (p.detach().float().cpu().numpy() for p in (self.weight, self.scale))
+        weight, scale = (p.detach().float().cpu().numpy() for p in (self.weight, self.scale.clamp_min(EPS)))
         zero_point = None if self.zero_point is None else self.zero_point.detach().float().cpu().numpy()
         codes = quantize_weight(weight, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)
         clip = None if self.clip_logit is None else torch.sigmoid(self.clip_logit.detach()).cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +74,12 @@ class Clips:
             else:
                 found[spec.name] = self.prompted[spec.name]
         return found
+
+
+def joined_feeds(specs: Sequence[InputSpec], parts: Sequence[Feeds]) -> dict[str, Array]:
+    """What the denoiser takes for several batches as one; inputs without a batch axis are those of the first."""
+    first = parts[0]
+    return {s.name: np.concatenate([p[s.name] for p in parts]) if s.dims[0] == "batch" else first[s.name] for s in specs}
 
 
 def sample(

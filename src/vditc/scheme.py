@@ -96,6 +96,9 @@ class Scheme:
             raise bad(f"weight {w}", "static per_tensor, per_channel or per_group weights")
         if a is not None and a.qtype is QType.FP4_E2M1 and not a.dynamic:
             raise bad(f"activation {a}", "dynamic = true: no table can know the blocks beforehand")
+        if a is None and not w.symmetric:
+            # Its correction is a sum over a token's inputs: of float numbers it overflows float16, and cancels.
+            raise bad(f"weight {w} with float activations", "symmetric weights where activations stay in floating point")
         if a is not None and a.qtype is not QType.FP4_E2M1:
             if a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) or not a.symmetric:
                 raise bad(f"activation {a}", "per_tensor or per_token activations")

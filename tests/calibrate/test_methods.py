@@ -141,7 +141,7 @@ def test_every_method_keeps_the_product(name: str, scheme: Scheme) -> None:
     """Up to the rounding of the scheme, which is no worse than plain rounding by more than a little, and shared by the layers."""
     method = method_for(name, {}, "here")
     if isinstance(method, TrainedMethod) and scheme.activation is None:
-        with pytest.raises(InputError, match="per_channel weights"):
+        with pytest.raises(InputError, match="wanted dynamic activations"):
             method.check(scheme)
         return
     method.check(scheme)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vditc.calibrate.rank_decay import RankDecay, decomposed
+from vditc.calibrate.rank_decay import RankDecay, decomposed, redecomposed
 
 
 def test_ranks_halve_and_the_fading_half_follows_a_cosine() -> None:
@@ -41,3 +41,12 @@ def test_the_best_approximation_of_a_rank(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(torch.linalg.norm(up, dim=0)[:3], torch.linalg.norm(down, dim=1)[:3], rtol=1e-5)  # sqrt(S) on either side
     whole = decomposed(matrix, 9, 9)  # more ranks than there are
     np.testing.assert_allclose((whole[0] @ whole[1]).numpy(), matrix.numpy(), atol=1e-5)
+
+
+def test_a_product_is_decomposed_by_its_factors(rng: np.random.Generator) -> None:
+    """And its ranks beyond the cut are gone."""
+    up, down = (torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in ((40, 4), (4, 30)))
+    wanted = decomposed(up @ down, 2, 4)
+    found = redecomposed(up, down, 2)
+    assert [tuple(f.shape) for f in found] == [(40, 4), (4, 30)] and not found[0][:, 2:].any() and not found[1][2:].any()
+    np.testing.assert_allclose((found[0] @ found[1]).numpy(), (wanted[0] @ wanted[1]).numpy(), atol=1e-4)

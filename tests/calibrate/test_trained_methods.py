@@ -109,9 +109,8 @@ def test_what_is_learnt_lowers_the_error_of_the_output(
     tiny: ModelDir, tiny_conditioning: Conditioning, run: Run, method: str, chosen: Scheme
 ) -> None:
     known = run(recipe(method, chosen))
-    still = run(
-        recipe(method, chosen, iterations=1, rate=0.0, **({"scale_rate": 0.0} if method == "qvdit" else {"clip_rate": 0.0})), "still"
-    )
+    frozen = {"scale_rate": 0.0} if method == "qvdit" else {"clip_rate": 0.0, "rank": 0}
+    still = run(recipe(method, chosen, iterations=1, rate=0.0, **frozen), "still")
     assert output_error(tiny, tiny_conditioning, known) < 0.8 * output_error(tiny, tiny_conditioning, still)
     history = known.statistics["training"]["loss"]
     assert history[-1][0] == SHORT[method]["iterations"] and np.isfinite([value for _, value in history]).all()
@@ -160,6 +159,8 @@ def test_clips_of_another_length_are_refused(tiny: ModelDir, run: Run, tmp_path:
         OnnxRuntimeModel(out, threads=1)(feeds(4), 0)
     with pytest.raises(InputError, match=r"hidden_states"):
         OnnxRuntimeModel(out, threads=1)(feeds(1), 0)
+    with pytest.raises(InputError, match=r"clips of 4 latent frames; wanted 2"):
+        ReferenceModel(adapter_for(tiny), tiny, known)(feeds(4), 0)
 
 
 def made(kind: str, order: FrameOrder | None = None) -> tuple[Any, LayerCalibration, torch.nn.Linear]:
@@ -301,6 +302,7 @@ def test_qvgen_learns_from_a_folder_of_clips(tiny: ModelDir, tiny_conditioning: 
         ("qvdit", {"precision": "fp8"}, "one of no, bf16"),
         ("qvdit", {"estimator": False}, "frame_factors without estimator"),
         ("qvgen", {"rank": -1}, "found rank = -1"),
+        ("qvgen", {"iterations": 6}, "6 iterations, 10% of them at the end; wanted one for each of 6 stages"),
         ("qvgen", {"tail": 1.5}, "tail = 1.5; wanted 0 to 1"),
         ("qvgen", {"precision": "fp8"}, "one of no, bf16"),
     ],
@@ -316,9 +318,10 @@ def test_what_they_cannot_do(method: str, tiny: ModelDir) -> None:
     static = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
     with pytest.raises(InputError, match="wanted dynamic activations"):
         own.check(dataclasses.replace(W4A4, activation=static))
-    grouped = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=32)
+    with pytest.raises(InputError, match=r"activation float; wanted dynamic activations with method"):
+        own.check(Scheme(weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL)))
     with pytest.raises(InputError, match="per_channel weights"):
-        own.check(Scheme(weight=grouped))
+        own.check(dataclasses.replace(W4A4, weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TENSOR)))
     with pytest.raises(InputError, match="need calibration data"):
         uncalibrated(source=tiny, adapter=adapter_for(tiny), recipe=recipe(method, W4A4))
 
@@ -345,3 +348,15 @@ def test_two_ranks_train_what_one_does(tiny_dir: Path, tmp_path: Path, method: s
     losses = [[loss for _, loss in known.statistics["training"]["loss"]] for known in found]
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-3)  # with the same weights, up to the order of sums
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.25)  # they fall and rise by a factor of 50
+
+
+@pytest.mark.parametrize("method", ["qvdit", "qvgen"])
+def test_what_another_run_left_is_not_taken_up(tiny: ModelDir, run: Run, tmp_path: Path, method: str) -> None:
+    """Another recipe in the same folder learns anew; and nothing is left when a calibration is written."""
+    own = recipe(method, W4A4, iterations=8)
+    other = dataclasses.replace(own, calibration_prompts=1, digest="other")
+    wanted = run(other, "fresh").digest
+    with pytest.raises(KeyboardInterrupt):
+        run(own, "used", Killer("train", 8))
+    assert run(other, "used").digest == wanted
+    assert not [p.name for p in (tmp_path / "used").iterdir()]

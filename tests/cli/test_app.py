@@ -50,7 +50,9 @@ def test_time_left_of_slow_steps_and_of_a_resumed_run(monkeypatch: pytest.Monkey
     """Steps of two minutes; an earlier run's parts do not count as fast ones."""
     now = 0.0
     shown = io.StringIO()
-    monkeypatch.setattr("vditc.cli.app.complain", Console(file=shown, width=120, force_terminal=True, get_time=lambda: now))
+    monkeypatch.setattr(
+        "vditc.cli.app.complain", Console(file=shown, width=120, force_terminal=True, color_system=None, get_time=lambda: now)
+    )
     with RichProgress().task("sample", 10, done=6) as advance:
         for _ in range(3):
             now += 120.0

@@ -167,8 +167,10 @@ def test_target_that_does_not_know_a_type(compile_tiny: Callable[..., Run], out:
 
 
 def test_type_that_no_method_makes(compile_tiny: Callable[..., Run], out: Path, tmp_path: Path) -> None:
-    path = recipe(tmp_path / "own.toml", qtype="fp8_e4m3")
-    refused(compile_tiny(recipe=path, target="l40s"), out, "fp8_e4m3", "rtn")
+    path = tmp_path / "own.toml"
+    recipe(path, qtype="fp8_e4m3")
+    path.write_text(path.read_text().replace('"rtn"', '"smoothquant"'))
+    refused(compile_tiny(recipe=str(path), target="l40s"), out, "fp8_e4m3", "rtn")
 
 
 def test_unknown_target(compile_tiny: Callable[..., Run], out: Path) -> None:

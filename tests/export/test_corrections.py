@@ -18,7 +18,6 @@ from tolerances import relative_l2
 
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.correction import Correction, FrameOrder
-from vditc.errors import InputError
 from vditc.export.adapters.wan import Wan
 from vditc.export.check import check_codes
 from vditc.graph_passes.spec import Spec
@@ -165,8 +164,6 @@ def test_every_frame_has_its_factor(order: FrameOrder, factors: list[int]) -> No
         module.clips = 2
         found = module(x.reshape(shape)).reshape(8, 2).numpy()
         np.testing.assert_array_equal(found[:, 0], 33.25 + 20 * np.array(factors))
-    with pytest.raises(InputError, match=r"6 tokens in 2 clips; wanted clips of 2 latent frames"):
-        module(x[:6])
 
 
 def test_clips_go_with_the_step() -> None:

@@ -140,7 +140,7 @@ def prepare(job: Job) -> Plan:
         verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
         verify_set.check(specs)
     default = _default_profile(adapter.default_profile(source), given, specs)
-    if method.pins_frames:
+    if method.pins_frames and adapter.frame_orders:
         frames = calibration_set.latent_shape[1]
         sizes, default = sizes.pinned("frames", frames), Profile({**default.axes, "frames": Range(frames, frames, frames)})
     profile = Profile.parse(job.profile, default, sizes)
