@@ -24,6 +24,7 @@ from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import lower
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
+from vditc.pipeline.check_export import check_export
 from vditc.progress import SILENT
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel, session_options
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel
@@ -185,3 +186,11 @@ def test_what_a_correction_cannot_be() -> None:
         Correction(frames=one, order=FrameOrder.FRAMES_FIRST)
     with pytest.raises(ValueError, match="not finite"):
         Correction(bias=one * np.nan)
+
+
+def test_a_graph_of_one_clip_length_is_checked_at_that_length(tiny: ModelDir, tmp_path: Path) -> None:
+    known = dataclasses.replace(of(tiny, "w8a8", "all"), latent_frames=2)
+    path = export(tiny, known, tmp_path / "model.onnx")
+    found = check_export(path, source=tiny, adapter=Wan(), calibration=known, progress=SILENT)
+    assert [p.sizes["frames"] for p in found] == [2, 2, 2] and [p.sizes["batch"] for p in found] == [2, 3, 1]
+    assert [d for v in ir.load(path).graph.inputs if v.name == "hidden_states" for d in v.shape or ()][2] == 2

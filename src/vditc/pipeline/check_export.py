@@ -64,18 +64,22 @@ def check_export(
     axes = adapter.axes(source)
     first, second = sizes_for(axes)
     shapes = [first, second, {**first, **{n: axes[n].least for n in ("batch", "frames") if n in axes}}]
+    if calibration.latent_frames is not None:  # the graph takes no other number
+        shapes = [{**sizes, "frames": calibration.latent_frames} for sizes in shapes]
     specs, random = adapter.inputs(source), np.random.default_rng(0)
     feeds = [{s.name: s.example(sizes, random) for s in specs} for sizes in shapes]
 
     budget = memory_for_weights() if memory is None else memory
     module = adapter.load(source, budget)
     resident = float32_bytes(source) <= budget
-    for name, layer in calibration.layers.items():
-        linear = module.get_submodule(name)
-        module.set_submodule(name, QuantizedLinear(layer, linear.bias, resident=resident))
+    quantized = {n: QuantizedLinear(c, module.get_submodule(n).bias, resident=resident) for n, c in calibration.layers.items()}
+    for name, linear in quantized.items():
+        module.set_submodule(name, linear)
     wanted = []
     with progress.task("run the module", len(feeds)) as advance, torch.no_grad():
         for arrays in feeds:
+            for linear in quantized.values():
+                linear.clips = len(arrays[specs[0].name])
             outputs = adapter.forward_all(module, {n: torch.from_numpy(a) for n, a in arrays.items()})
             wanted.append([output.numpy() for output in outputs])
             advance()
