@@ -46,7 +46,7 @@ from vditc.threads import ahead
 from vditc.transform import BALANCE, DOWN, IDENTITY, SHIFT, UP, Transform
 
 Array = npt.NDArray[Any]
-SCHEMA = 1
+SCHEMA = 2  # 1 had schedules without signal and noise
 V_ABSMAX = ".attention.v_absmax"
 TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES)  # a layer's tensors beside its weight
 
