@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from command import Run
-from command import vditc as alone
 
 import vditc
 
@@ -16,10 +15,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vdit
 
 
 def run(ranks: int, *arguments: str) -> Run:
-    """Run one command line to its end; in this process if it is one rank."""
-    if ranks == 1:
-        return alone(*arguments)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "vditc"]
-    command = [sys.executable, *start, *arguments]
+    """Run one command line to its end, on one thread: sums depend on the number of threads."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *start, "-m", "vditc", *arguments]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     return Run(done.returncode, done.stdout, done.stderr)
