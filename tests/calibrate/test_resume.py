@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 if __name__ == "__main__":  # a process of its own, which will be killed
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -180,7 +181,11 @@ def test_a_pause_makes_up_for_what_saving_took(monkeypatch: pytest.MonkeyPatch) 
 def test_a_process_that_was_killed(run: Callable[..., None], tiny_dir: Path, tmp_path: Path, kill_at: int) -> None:
     run("whole", work="elsewhere")
     command = [sys.executable, __file__, str(tiny_dir), str(tmp_path / "out"), str(tmp_path / "work"), str(kill_at)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    here = {
+        **ENVIRONMENT,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }  # sums depend on it
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     again = Watcher()
     run(progress=again)

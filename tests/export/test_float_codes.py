@@ -33,8 +33,11 @@ from vditc.target import Target, builtin_targets
 
 F32 = np.float32
 STEP = 1
-# Relative (L2). float32 sums in another order; a flipped code, one in a hundred thousand values, would cost 1e-3. Measured: 3e-7.
+# Relative (L2). float32 sums in another order: measured 3e-7.
 SUM_TOLERANCE = 1e-4
+# Where a sum's order moves an activation over a tie, its code is the next one: of E4M3 an eighth of the value at most. One in a hundred
+# thousand values does, on processors that differ, and costs 1e-3.
+FLIP_TOLERANCE = 3e-3
 SCALES = {"fp8-static": 0.005, "fp8-tensor": 0.005, "nvfp4": 0.001}  # that clip a few inputs
 
 
@@ -58,14 +61,19 @@ def relative(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:
 def test_graph_and_lowered_graph_compute_what_the_reference_does(
     tiny: ModelDir, exported: tuple[str, Calibration, Path], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
+    """At every input but for flipped codes, and at one of them without any: a systematic error is in all of them."""
     _, made, path = exported
-    inputs = feeds(1, *shape)
-    wanted, plain = ReferenceModel(Wan(), tiny, made)(inputs, STEP), ReferenceModel(Wan(), tiny, None)(inputs, STEP)
-    assert relative(wanted, plain) > 50 * SUM_TOLERANCE  # or else the next line could not fail
-    found = OnnxRuntimeModel(path)(inputs, STEP)
-    assert relative(found, wanted) <= SUM_TOLERANCE
     lower(model=path, target=Target.load("cpu"), out=tmp_path / "lowered.onnx", progress=SILENT)
-    assert relative(OnnxRuntimeModel(tmp_path / "lowered.onnx")(inputs, STEP), found) <= SUM_TOLERANCE
+    reference, unquantized = ReferenceModel(Wan(), tiny, made), ReferenceModel(Wan(), tiny, None)
+    graph, lowered = OnnxRuntimeModel(path), OnnxRuntimeModel(tmp_path / "lowered.onnx")
+    differences = []
+    for seed in range(1, 4):
+        inputs = feeds(seed, *shape)
+        wanted, found = reference(inputs, STEP), graph(inputs, STEP)
+        assert relative(wanted, unquantized(inputs, STEP)) > 2 * FLIP_TOLERANCE  # or else the next lines could not fail
+        differences.append((relative(found, wanted), relative(lowered(inputs, STEP), found)))
+    assert np.max(differences) <= FLIP_TOLERANCE
+    assert (np.min(differences, 0) <= SUM_TOLERANCE).all(), differences
 
 
 def test_graph_is_portable_and_of_the_dialect(exported: tuple[str, Calibration, Path]) -> None:
