@@ -14,8 +14,6 @@ Each run is a process of its own; seconds, CPU seconds and peak RSS are medians 
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import os
 import shutil
@@ -29,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job import MODEL, REPOSITORY, VDITC, machine, measured
+from harness import MODEL, VDITC, machine, measured, options, save, with_json
 
 from export import CASES as MODELS  # noqa: TID251 # benchmarks/export.py
 from export import write_model  # noqa: TID251
@@ -132,22 +130,20 @@ def print_overhead(name: str, folder: Path, rows: int, pairs: int) -> None:
     from vditc.calibrate.observers import Observers
     from vditc.calibrate.trajectories import Seen, watched
     from vditc.conditioning import Conditioning
-    from vditc.export.adapters.registry import adapter_for
-    from vditc.model_dir import ModelDir
-    from vditc.pipeline.components import Components, conditioning_for, sampling_of
+    from vditc.pipeline.opened import OpenedModel
     from vditc.recipe import Recipe
 
-    began, source = time.monotonic(), ModelDir.open(folder)
-    adapter, parts = adapter_for(source), Components.open(folder)
-    sampling = sampling_of(source, pairs if name == "bundled" else STEPS, None)
+    began, opened = time.monotonic(), OpenedModel.open(folder, steps=pairs if name == "bundled" else STEPS)
+    source, adapter = opened.source, opened.adapter
     if name == "bundled":
-        given = conditioning_for(parts, sampling, adapter.latent_channels(source), 1, 0, ())
+        given = opened.prompted(1, 0)
     else:
         with tempfile.TemporaryDirectory() as scratch:
             clips(Path(scratch) / "clips", (WIDE["frames"], WIDE["height"], WIDE["width"]))
             given = Conditioning.load(Path(scratch) / "clips")
-    schedule, clip = parts.schedule(sampling.steps), given.clips([0], adapter.inputs(source))
-    feeds = clip.feeds(schedule, 0, clip.start(schedule), guided=True)
+    sampled = opened.sampled(given)
+    clip = sampled.clip(0)
+    feeds = clip.feeds(sampled.scheduler, 0, clip.start(sampled.scheduler), guided=True)
     model = FullPrecision(adapter, source, torch.device("cpu"))
     quantized = [n for n, r in Recipe.load("w8a8").assign(adapter.layer_roles(source)).items() if r.scheme is not None]
     observers = Observers({n: source.weights[f"{n}.weight"].shape[1] for n in quantized}, pairs, rows)
@@ -184,13 +180,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--overhead"]:
         which, model, sampled, pairs = sys.argv[2:]
         return print_overhead(which, Path(model), int(sampled), int(pairs))
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--case", choices=CASES, action="append", help="default: all")
+    ask = with_json(options(__doc__, CASES))
     ask.add_argument("--runs", type=int, default=3, help="[default: 3]")
     ask.add_argument("--work", type=Path, help="folder for models and outputs; models stay there [default: a temporary one]")
-    ask.add_argument("--out", type=Path, help="also write everything to this JSON file")
-    ask.add_argument("--list", action="store_true", help="name the cases")
-    ask.add_argument("--json", action="store_true", help="one JSON object a line instead of a sentence")
     args = ask.parse_args()
     if args.list:
         print("\n".join(CASES))
@@ -207,10 +199,7 @@ def main() -> None:
             rows.append(row)
         if args.work is None:
             shutil.rmtree(work, ignore_errors=True)
-    if args.out:
-        command = "python " + " ".join([str(Path(__file__).relative_to(REPOSITORY)), *sys.argv[1:]])
-        data = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
-        args.out.write_text(json.dumps(data, indent=1) + "\n")
+    save(args.out, rows)
     return None
 
 

@@ -9,8 +9,6 @@ the weights on the same disk in the same run, file by file: the least that any e
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import importlib
 import json
 import os
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job import REPOSITORY, VDITC, machine, measured
+from harness import VDITC, measured, options, save
 
 CASES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("export_models.toml").read_text())
 SHARD = 5 << 30  # bytes of a file of the checkpoint, at most, as diffusers writes them
@@ -161,15 +159,12 @@ def main() -> None:
         return print_shapes(json.loads(sys.argv[2]))
     if sys.argv[1:2] == ["--whole-child"]:
         return export_whole(Path(sys.argv[2]), Path(sys.argv[3]))
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--case", choices=CASES, action="append", help="default: all")
+    ask = options(__doc__, CASES)
     ask.add_argument("--recipe", action="append", help="w8a8, w4a8-rtn, fp16, ... [default: w4a8-rtn]")
     ask.add_argument("--runs", type=int, default=1, help="exports per row [default: 1]")
     ask.add_argument("--whole", action="store_true", help="PyTorch's own exporter instead; only for wan-1.3b")
     ask.add_argument("--work", type=Path, help="folder for models and outputs, on the disk to be measured [default: a temporary one]")
     ask.add_argument("--keep", action="store_true", help="leave the models in --work for the next run")
-    ask.add_argument("--out", type=Path, help="also write everything to this JSON file")
-    ask.add_argument("--list", action="store_true", help="name the cases")
     args = ask.parse_args()
     if args.list:
         print("\n".join(CASES))
@@ -187,10 +182,7 @@ def main() -> None:
                 rows.append(row)
             if not args.keep:
                 shutil.rmtree(work / case, ignore_errors=True)
-    if args.out:
-        command = "python " + " ".join([str(Path(__file__).relative_to(REPOSITORY)), *sys.argv[1:]])
-        data = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
-        args.out.write_text(json.dumps(data, indent=1) + "\n")
+    save(args.out, rows)
     return None
 
 

@@ -8,38 +8,17 @@ Each run is a process of its own; seconds and peak RSS (of the largest process o
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-MODEL = REPOSITORY / "src/vditc/assets/digits"
-VDITC = Path(sys.executable).with_name("vditc")
-
-
-def measured(command: list[str], cwd: Path = REPOSITORY) -> dict[str, Any]:
-    """Run a command; wall and CPU seconds, and peak RSS in bytes of the largest process in its tree."""
-    began = time.monotonic()
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
-    seconds = time.monotonic() - began
-    return {"seconds": seconds, "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2), "peak_rss_bytes": usage.ru_maxrss * 1024}
+from harness import MODEL, REPOSITORY, VDITC, machine, measured, options, save, with_json
 
 
 def compile_case(recipe: str) -> Callable[[Path], dict[str, Any]]:
@@ -98,26 +77,9 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    packages = ("vditc", "torch", "diffusers", "onnx", "onnxruntime", "tensorrt_rtx_cu13")
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "python": platform.python_version(),
-        "packages": {p: importlib.metadata.version(p) for p in packages},
-        "gpu": None,
-    }
-
-
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--case", choices=CASES, action="append", help="default: all")
+    ask = with_json(options(__doc__, CASES))
     ask.add_argument("--repeat", type=int, default=3)
-    ask.add_argument("--out", type=Path, help="also write everything to this JSON file")
-    ask.add_argument("--list", action="store_true", help="name the cases")
-    ask.add_argument("--json", action="store_true", help="one JSON object a line instead of a sentence")
     args = ask.parse_args()
     if args.list:
         print("\n".join(CASES))
@@ -126,17 +88,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name in args.case or CASES:
             runs = [CASES[name](Path(work)) for _ in range(args.repeat)]
-            row = {"bench": "main_job", "case": name, **runs[-1], "runs": len(runs), "machine": machine()}
+            row = {"bench": "main_job", "case": name, **runs[-1], "runs": len(runs)}
             for key in ("seconds", "peak_rss_bytes"):
                 row[key] = statistics.median(r[key] for r in runs)
             row["seconds"] = round(row["seconds"], 2)
             sentence = f"{name}: {row['seconds']} s, peak {row['peak_rss_bytes'] / 2**30:.2f} GiB, median of {len(runs)}"
-            print(json.dumps(row) if args.json else sentence, flush=True)
+            print(json.dumps({**row, "machine": machine()}) if args.json else sentence, flush=True)
             rows.append(row)
-    if args.out:
-        command = "python " + " ".join([str(Path(__file__).relative_to(REPOSITORY)), *sys.argv[1:]])
-        data = {"date": datetime.date.today().isoformat(), "command": command, "rows": rows}
-        args.out.write_text(json.dumps(data, indent=1) + "\n")
+    save(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ for ONNX Runtime, what one step adds to the peak RSS of a process. Weights are r
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job import MODEL, REPOSITORY, machine
+from harness import MODEL, options, save, with_json
 
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration, Kept, LayerCalibration
@@ -150,11 +148,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--step"]:
         step(Path(sys.argv[2]), json.loads(sys.argv[3]))
         return
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--case", choices=CASES, action="append", help="default: all")
-    ask.add_argument("--out", type=Path, help="also write everything to this JSON file")
-    ask.add_argument("--list", action="store_true", help="name the cases")
-    ask.add_argument("--json", action="store_true", help="one JSON object a line instead of a sentence")
+    ask = with_json(options(__doc__, CASES))
     args = ask.parse_args()
     if args.list:
         print("\n".join(CASES))
@@ -166,10 +160,7 @@ def main() -> None:
                 row = {"bench": "memory", "case": case, **row}
                 print(json.dumps(row) if args.json else f"{case} {row['recipe']} {row['profile']}: error {row['error']}", flush=True)
                 found.append(row)
-    if args.out:
-        command = "python " + " ".join([str(Path(__file__).relative_to(REPOSITORY)), *sys.argv[1:]])
-        data = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(), "rows": found}
-        args.out.write_text(json.dumps(data, indent=1) + "\n")
+    save(args.out, found)
 
 
 if __name__ == "__main__":

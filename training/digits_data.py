@@ -65,15 +65,14 @@ def measure_codec() -> PixelShuffleCodec:
     return PixelShuffleCodec(2, round(float(clips.mean()), 4), round(float(clips.std()), 4))
 
 
-def publish(
-    folder: Path, pipeline: str, model: Any, embedding: torch.Tensor, codec: PixelShuffleCodec, sampling: Mapping[str, Any]
-) -> None:
-    """Write a diffusers directory: transformer (float16), scheduler, text_encoder, vae, and sampling.json."""
+def publish(folder: Path, pipeline: str, model: Any, averaged: Mapping[str, torch.Tensor], sampling: Mapping[str, Any]) -> None:
+    """Write a diffusers directory: transformer (float16) with averaged weights, scheduler, text_encoder, vae, and sampling.json."""
+    model.load_state_dict({n: t for n, t in averaged.items() if n != "text_embedding"}, strict=False)
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder / "transformer")
     FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT).save_pretrained(folder / "scheduler")
-    WordEmbedding(VOCABULARY, TEXT_LENGTH, embedding.detach().float().numpy()).save(folder / "text_encoder")
-    codec.save(folder / "vae")
+    WordEmbedding(VOCABULARY, TEXT_LENGTH, averaged["text_embedding"].detach().float().numpy()).save(folder / "text_encoder")
+    measure_codec().save(folder / "vae")
     index = {
         "_class_name": pipeline,
         "transformer": ["diffusers", type(model).__name__],

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from digits_data import CLIP, SIDE, TEXT_DIM, Batch, measure_codec, publish
+from digits_data import CLIP, SIDE, TEXT_DIM, Batch, publish
 from flow_training import Phase, options, train
 
 from vditc import digits
@@ -50,10 +50,7 @@ def predict(model: Any, mixed: torch.Tensor, level: torch.Tensor, text: torch.Te
 def main() -> None:
     args = options(__doc__, steps=3200)
     averaged = train(args, lambda: WanTransformer3DModel(**CONFIG), predict, ("blocks.",), PHASES)
-    embedding = averaged.pop("text_embedding")
-    final = WanTransformer3DModel(**CONFIG)
-    final.load_state_dict(averaged, strict=False)
-    publish(args.out, "WanPipeline", final, embedding, measure_codec(), SAMPLING)
+    publish(args.out, "WanPipeline", WanTransformer3DModel(**CONFIG), averaged, SAMPLING)
     print(f"wrote {args.out}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import LatteTransformer3DModel
-from digits_data import CLIP, SIDE, TEXT_DIM, Batch, measure_codec, publish
+from digits_data import CLIP, SIDE, TEXT_DIM, Batch, publish
 from flow_training import Phase, options, train
 
 from vditc import digits
@@ -65,10 +65,7 @@ def main() -> None:
     made: LatteTransformer3DModel = LatteTransformer3DModel(**CONFIG)
     with Latte().patched(made):
         averaged = train(args, lambda: made, predict, ("transformer_blocks.", "temporal_transformer_blocks."), PHASES)
-    embedding = averaged.pop("text_embedding")
-    final = LatteTransformer3DModel(**CONFIG)
-    final.load_state_dict(averaged, strict=False)
-    publish(args.out, "LattePipeline", final, embedding, measure_codec(), SAMPLING)
+    publish(args.out, "LattePipeline", LatteTransformer3DModel(**CONFIG), averaged, SAMPLING)
     print(f"wrote {args.out}")
 
 

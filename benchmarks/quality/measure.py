@@ -16,14 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from rows import Row
 
-from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.export.adapters.registry import adapter_for
 from vditc.files import write_text
-from vditc.model_dir import ModelDir
-from vditc.pipeline.components import Components, conditioning_for, sampling_of
+from vditc.pipeline.opened import OpenedModel
 from vditc.pipeline.quality import Trajectories, compare, sample_clips
 from vditc.progress import SILENT
 from vditc.recipe import Recipe
@@ -55,10 +52,9 @@ class Study:
     def __init__(self, model: str, clips: int, seeds: int, work: Path) -> None:
         self.model, self.clips, self.seeds, self.work = model, clips, range(FIRST_SEED, FIRST_SEED + seeds), work
         self.path = ASSETS / model
-        self.source = ModelDir.open(self.path)
-        self.adapter: ModelAdapter = adapter_for(self.source)
-        self.parts, self.sampling = Components.open(self.path), sampling_of(self.source, None, None)
-        self.schedule, self.specs = self.parts.schedule(self.sampling.steps), self.adapter.inputs(self.source)
+        self.opened = OpenedModel.open(self.path)
+        self.source, self.adapter, self.sampling = self.opened.source, self.opened.adapter, self.opened.sampling
+        self.schedule, self.specs = self.opened.schedule(), self.adapter.inputs(self.source)
         self.exact = ReferenceModel(self.adapter, self.source, None)
 
     def calibrate(self, row: Row, *, again: bool) -> Calibrated:
@@ -91,7 +87,7 @@ class Study:
         for seed in self.seeds:
             given, reference = self.reference(seed)
             sampled = reference if calibration is None else self._sample(ours, given, folder, key)
-            quality = compare(reference, sampled, given, self.parts, self.sampling.semantics)
+            quality = compare(reference, sampled, given, self.opened.parts, self.sampling.semantics)
             found = {name: quality["quantized"].get(name) for name in ("digit_accuracy", "motion_accuracy", "flicker")}
             if calibration is not None:
                 found |= {"psnr": quality["quantized"]["psnr_db"], "ssim": quality["quantized"]["ssim"]}
@@ -106,12 +102,11 @@ class Study:
 
     def reference(self, seed: int) -> tuple[Conditioning, Trajectories]:
         """The clips of a seed, and their trajectories in full precision, sampled once."""
-        given = conditioning_for(self.parts, self.sampling, self.adapter.latent_channels(self.source), self.clips, seed, ())
+        given = self.opened.prompted(self.clips, seed)
         return given, self._sample(self.exact, given, self.work / "clips" / self.model / "reference", {"model": self.source.digest})
 
     def _sample(self, model: ReferenceModel, given: Conditioning, folder: Path, key: dict[str, Any]) -> Trajectories:
-        fixed = (given, self.specs, self.schedule, self.sampling.guidance_scale, folder, key, SILENT, "")
-        return sample_clips(lambda: model, *fixed)
+        return sample_clips(lambda: model, self.opened.sampled(given), folder, key, SILENT, "")
 
     def _output_mse(self, ours: ReferenceModel, seed: int, given: Conditioning, reference: Trajectories) -> float:
         """Mean squared error of the model's output on the inputs of the full-precision trajectories, over steps and both branches."""
@@ -129,9 +124,10 @@ class Study:
 
     def _forced(self, model: ReferenceModel, given: Conditioning, reference: Trajectories, clip: int) -> npt.NDArray[np.float32]:
         """Outputs [steps, branches, C, F, H, W] of `model` on the full-precision trajectory of a clip."""
-        chosen, guided = given.clips([clip], self.specs), self.sampling.guidance_scale != 1.0
-        before = [chosen.start(self.schedule), *(latents[None] for latents in reference.latents[clip, :-1])]
-        return np.stack([model(chosen.feeds(self.schedule, i, x, guided=guided), i) for i, x in enumerate(before)])
+        sampled = self.opened.sampled(given)
+        chosen = sampled.clip(clip)
+        before = [chosen.start(sampled.scheduler), *(latents[None] for latents in reference.latents[clip, :-1])]
+        return np.stack([model(chosen.feeds(sampled.scheduler, i, x, guided=sampled.guided), i) for i, x in enumerate(before)])
 
 
 def measured(command: list[str]) -> dict[str, Any]:
