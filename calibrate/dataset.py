@@ -6,6 +6,7 @@ folder; a killed run goes on at the first that is missing.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,16 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vditc.adapter import InputSpec, ModelAdapter
+from vditc.adapter import InputSpec
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.ranks import Ranks
 from vditc.conditioning import Conditioning
 from vditc.dataset import Dataset, shard_key, shard_name, write_index, write_shard
 from vditc.errors import InputError, VditcError
-from vditc.model_dir import ModelDir
 from vditc.progress import Progress
-from vditc.sampling import sample
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
 from vditc.torch_device import torch_device
 
 Array = npt.NDArray[Any]
@@ -33,12 +32,8 @@ ALONE = Ranks()
 
 
 def sample_dataset(
+    sampled: SampledModel,
     *,
-    source: ModelDir,
-    adapter: ModelAdapter,
-    conditioning: Conditioning,
-    scheduler: Schedule,
-    guidance_scale: float,
     out: Path,
     progress: Progress,
     shard_size: int = 16,
@@ -47,36 +42,34 @@ def sample_dataset(
     memory: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Dataset | None:
-    """Sample every clip of `conditioning` and write the folder `out`, whole or not at all; returns it, on rank 0.
+    """Sample every clip and write the folder `out`, whole or not at all; returns it, on rank 0.
 
     `dtype`: of latents and floating-point inputs in the files, float16 or float32. Work lies in `out.partial`, from which a killed
     run goes on shard by shard; the same inputs give the same bytes, however many ranks share the work. `memory`: bytes for weights.
 
     Raises InputError when the clips do not fit the model, VditcError for latents that are not finite in `dtype`.
     """
-    adapter.check(source)
-    adapter.check_sampled()
-    specs = adapter.inputs(source)
-    conditioning.check(specs)
+    source, conditioning, specs = sampled.source, sampled.conditioning, sampled.specs
+    sampled.adapter.check(source)
+    sampled.check()
     chosen, work = torch_device(ranks.device(device)), out.with_name(out.name + ".partial")
     about = {
         "model_class": source.model_class,
         "model_digest": source.digest,
-        "schedule": scheduler.to_json(),
-        "guidance_scale": guidance_scale,
+        "schedule": sampled.scheduler.to_json(),
+        "guidance_scale": sampled.guidance_scale,
     }
     # A GPU adds in another order than a processor: shards of both would not be those of one run.
     run = hashlib.sha256(json.dumps([about, dtype, chosen.type], sort_keys=True).encode()).hexdigest()
     shards = [range(start, min(start + shard_size, len(conditioning))) for start in range(0, len(conditioning), shard_size)]
     own = [(work / shard_name(i), conditioning.subset(shards[i], specs)) for i in ranks.share(len(shards))]
     missing = [(path, clips, key) for path, clips in own if shard_key(path) != (key := f"{run} {clips.digest()}")]
-    steps = len(scheduler.timesteps)
     if len(missing) < len(own):
         progress.note(f"{work} holds {len(own) - len(missing)} of {len(own)} shards: sampling goes on from there")
 
-    total, left = (sum(len(part[1]) for part in parts) * steps for parts in (own, missing))
+    total, left = (sum(len(part[1]) for part in parts) * sampled.steps for parts in (own, missing))
     with ranks.together(), progress.task("sample clips", total, total - left) as advance:
-        model = FullPrecision(adapter, source, chosen, memory) if missing else None
+        model = FullPrecision(sampled.adapter, source, chosen, memory) if missing else None
 
         def after(_step: int, _latents: Array) -> None:
             ranks.look()
@@ -84,7 +77,8 @@ def sample_dataset(
 
         for path, clips, key in missing:
             assert model is not None
-            latents = [sample(model, scheduler, clips.clips([i], specs), guidance_scale, after) for i in range(len(clips))]
+            some = dataclasses.replace(sampled, conditioning=clips)
+            latents = [some.sample(model, i, after) for i in range(len(clips))]
             _write(path, np.concatenate(latents), clips, key, dtype)
     if not ranks.first:
         return None

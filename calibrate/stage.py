@@ -18,12 +18,11 @@ from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
-from vditc.conditioning import Conditioning
 from vditc.errors import InputError, VditcError
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.recipe import Recipe, Rule
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
 from vditc.scheme import Scheme, scale_shape
 from vditc.torch_device import torch_device
 
@@ -31,13 +30,9 @@ ALONE = Ranks()
 
 
 def calibrate(
+    sampled: SampledModel,
     *,
-    source: ModelDir,
-    adapter: ModelAdapter,
     recipe: Recipe,
-    conditioning: Conditioning,
-    scheduler: Schedule,
-    guidance_scale: float,
     out: Path,
     work: Path,
     progress: Progress,
@@ -55,7 +50,7 @@ def calibrate(
     Raises InputError when the recipe does not fit the model, the clips do not fit it or make it compute what is not finite, or the
     device is not there.
     """
-    chosen = torch_device(ranks.device(device))
+    chosen, source, adapter = torch_device(ranks.device(device)), sampled.source, sampled.adapter
     adapter.check(source)
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
 
@@ -66,11 +61,7 @@ def calibrate(
     groups: list[tuple[str, ...]] = [(layer,) for layer in schemes if layer not in observed]
     statistics: dict[str, InputStatistics] = {}
     trajectories = Trajectories(
-        source=source,
-        adapter=adapter,
-        conditioning=conditioning,
-        scheduler=scheduler,
-        guidance_scale=guidance_scale,
+        sampled=sampled,
         recipe_digest=recipe.digest,
         device=chosen,
         work=work,
@@ -82,7 +73,7 @@ def calibrate(
     )
     attention: dict[str, AttentionCalibration] = {}
     if observed or recipe.attention is not None or isinstance(method, TrainedMethod):
-        trajectories.check()
+        sampled.check()
     if observed or recipe.attention is not None:
         if (seen := trajectories.observe(observed, progress)) is not None:
             groups += [own for group in seen.observers.groups() if (own := tuple(layer for layer in group if layer in schemes))]
@@ -98,16 +89,16 @@ def calibrate(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
             method=recipe.method,
-            schedule=scheduler,
-            guidance_scale=guidance_scale,
+            schedule=sampled.scheduler,
+            guidance_scale=sampled.guidance_scale,
             layers=layers,
             kept=_kept(source, roles, rules),
             statistics=report,
-            latent_frames=conditioning.latent_shape[1] if any(c.correction.frames is not None for c in layers.values()) else None,
+            latent_frames=sampled.conditioning.latent_shape[1] if any(c.correction.frames is not None for c in layers.values()) else None,
             attention=attention,
         )
 
-    report = _report(statistics, len(conditioning)) if observed else {}
+    report = _report(statistics, len(sampled.conditioning)) if observed else {}
     if statistics:
         report |= method.report(statistics, {layer: layer_weight(source, layer) for layer in statistics}, schemes)
     layers: dict[str, LayerCalibration] = {}
@@ -123,12 +114,8 @@ def calibrate(
                 whole(layers, report).save(start)
     if isinstance(method, TrainedMethod):
         job = TrainingJob(
-            source=source,
-            adapter=adapter,
+            sampled=sampled,
             start=Calibration.load(start).layers,
-            conditioning=conditioning,
-            scheduler=scheduler,
-            guidance_scale=guidance_scale,
             run=trajectories.run(),
             memory=memory,
             device=chosen,

@@ -87,7 +87,7 @@ def student_of(
     `checkpointing` computes each block's activations again for its gradients (Chen et al., arXiv 1604.06174). InputError when the model's
     class has no such thing.
     """
-    model = resident(job.adapter, job.source)
+    model = resident(job.sampled.adapter, job.sampled.source)
     model.requires_grad_(False)
     linears = {}
     for layer in job.start:
@@ -96,10 +96,10 @@ def student_of(
     if checkpointing:
         if not getattr(model, "_supports_gradient_checkpointing", False):
             raise InputError(
-                found=f"{job.source.model_class}, which cannot compute its activations again",
+                found=f"{job.sampled.source.model_class}, which cannot compute its activations again",
                 wanted="checkpointing = false",
                 where="[settings]",
                 fix="train without it, with a smaller batch_size if memory is short",
             )
         model.enable_gradient_checkpointing()
-    return Student(job.adapter, model, linears)
+    return Student(job.sampled.adapter, model, linears)

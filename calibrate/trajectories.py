@@ -23,20 +23,16 @@ import numpy.typing as npt
 import safetensors.numpy
 import torch
 
-from vditc.adapter import ModelAdapter
 from vditc.attention import AttentionScheme
 from vditc.calibrate.attention_watch import AttentionWatch
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.row_sample import row_keys
-from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.safetensors_file import read_header, write_tensors
-from vditc.sampling import sample
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
 
 Array = npt.NDArray[Any]
 STATE = "observers"  # .safetensors in the working folder
@@ -50,11 +46,7 @@ _BLOCK = re.compile(r".*?\.\d+\.")  # of a layer's name: up to the number of its
 class Trajectories:
     """The clips to sample, and where to keep what was seen so far."""
 
-    source: ModelDir
-    adapter: ModelAdapter
-    conditioning: Conditioning
-    scheduler: Schedule
-    guidance_scale: float
+    sampled: SampledModel
     recipe_digest: str
     device: torch.device
     work: Path  # a folder; each rank has a file of its own
@@ -63,11 +55,6 @@ class Trajectories:
     bounds: bool = False  # whether signed bounds of channels are kept
     memory: int | None = None  # bytes for weights
     attention: AttentionScheme | None = None  # to watch attention for
-
-    def check(self) -> None:
-        """InputError when the model is not sampled, there is no clip, or the clips do not fit the model's inputs."""
-        self.adapter.check_sampled()
-        self.conditioning.check(self.adapter.inputs(self.source))
 
     @property
     def state(self) -> Path:
@@ -98,18 +85,18 @@ class Trajectories:
 
     def _own(self, widths: dict[str, int], progress: Progress) -> Seen:
         """What this rank's clips show."""
-        steps, clips = len(self.scheduler.timesteps), self.ranks.share(len(self.conditioning))
-        if self.ranks.first and self.ranks.size > len(self.conditioning):
-            progress.note(f"{len(self.conditioning)} clips for {self.ranks.size} ranks: the others have nothing to sample")
-        attention = None if self.attention is None else AttentionWatch(self.attention, steps, len(self.conditioning))
+        given, steps = self.sampled.conditioning, self.sampled.steps
+        clips = self.ranks.share(len(given))
+        if self.ranks.first and self.ranks.size > len(given):
+            progress.note(f"{len(given)} clips for {self.ranks.size} ranks: the others have nothing to sample")
+        attention = None if self.attention is None else AttentionWatch(self.attention, steps, len(given))
         observers = Observers(widths, steps, self.rows, bounds=self.bounds)
         at = _Position(Seen(observers, attention), run=self.run(layers=widths, rank=self.ranks.rank, ranks=self.ranks.size))
         at = self._resume(at, len(clips), progress)
         with progress.task("sample trajectories", len(clips) * steps, at.clips * steps + at.steps) as advance:
             if at.clips == len(clips):
                 return at.seen
-            specs, pause = self.adapter.inputs(self.source), _Pause()
-            model = FullPrecision(self.adapter, self.source, self.device, self.memory)
+            pause, model = _Pause(), FullPrecision(self.sampled.adapter, self.sampled.source, self.device, self.memory)
             with watched(model, at.seen) as watch:
                 for clip in clips[at.clips :]:
 
@@ -122,8 +109,8 @@ class Trajectories:
                                 at.save(self.state)
                         advance()
 
-                    watch.clip, chosen = clip, self.conditioning.clips([clip], specs)
-                    sample(watch, self.scheduler, chosen, self.guidance_scale, after, begin=at.steps, latents=at.latents)
+                    watch.clip = clip
+                    self.sampled.sample(watch, clip, after, begin=at.steps, latents=at.latents)
                     at.seen.observers.check()
                     at.clips, at.steps, at.latents = at.clips + 1, 0, None
                     if at.clips == len(clips) or pause.over():
@@ -136,7 +123,7 @@ class Trajectories:
             raise InputError(
                 found="latents that are not finite",
                 wanted="finite numbers",
-                where=f"clip {clip} ({self.conditioning.prompts[clip]!r}), step {step}",
+                where=f"clip {clip} ({self.sampled.conditioning.prompts[clip]!r}), step {step}",
                 fix="check that the conditionings, the schedule and the weights are of this model",
             )
 
@@ -161,12 +148,10 @@ class Trajectories:
     def run(self, **more: Any) -> str:
         """Digest of everything that statistics depend on, and what is made of them; and of `more`."""
         facts = {
-            "model": self.source.digest,
+            **self.sampled.facts(),
             "recipe": self.recipe_digest,
             "rows": self.rows,
-            "schedule": self.scheduler.to_json(),
-            "guidance_scale": self.guidance_scale,
-            "clips": self.conditioning.digest(),
+            "clips": self.sampled.conditioning.digest(),
             "device": self.device.type,  # a GPU adds in another order: half a run each would match neither
             "vditc": importlib.metadata.version("vditc"),
             **more,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from vditc import digits
 from vditc.codec import PixelShuffleCodec
 from vditc.conditioning import TEXT, Conditioning
+from vditc.export.adapters.registry import adapter_for
+from vditc.model_dir import ModelDir
+from vditc.pipeline.schedules import load_schedule
+from vditc.sampled_model import SampledModel
 from vditc.text_encoder import PAD, WordEmbedding
 
 SAMPLING = {"steps": 3, "guidance_scale": 2.0, "frames": 2, "height": 8, "width": 8, "semantics": None}
@@ -47,6 +54,24 @@ def save_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}) + "\n")
     (folder / "sampling.json").write_text(json.dumps(SAMPLING) + "\n")
     return folder
+
+
+def tiny_sampled(source: ModelDir, conditioning: Conditioning, **changes: Any) -> SampledModel:
+    """It on these clips; `steps`, or fields of SampledModel, replace the defaults."""
+    known: dict[str, Any] = {
+        "source": source,
+        "adapter": adapter_for(source),
+        "conditioning": conditioning,
+        "scheduler": load_schedule(source.path, changes.pop("steps", SAMPLING["steps"])),
+        "guidance_scale": SAMPLING["guidance_scale"],
+    }
+    return SampledModel(**(known | changes))
+
+
+def sampled_and_rest(arguments: Mapping[str, Any]) -> tuple[SampledModel, dict[str, Any]]:
+    """Arguments by name, with those that make a SampledModel put together."""
+    own = {field.name for field in dataclasses.fields(SampledModel)}
+    return SampledModel(**{n: v for n, v in arguments.items() if n in own}), {n: v for n, v in arguments.items() if n not in own}
 
 
 def tiny_clips(folder: Path) -> Conditioning:

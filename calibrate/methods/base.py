@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vditc.adapter import ModelAdapter
 from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.row_sample import RowSample
 from vditc.calibration import LayerCalibration
-from vditc.conditioning import Conditioning
 from vditc.correction import NONE, Correction
 from vditc.errors import InputError
 from vditc.float_codes import tensor_scale
 from vditc.float_weight import FloatWeight
-from vditc.model_dir import ModelDir
 from vditc.numerics import EPS, Granularity, QType
 from vditc.progress import Progress
 from vditc.qweight import RoundedWeight
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
 from vditc.scheme import QuantSpec, QWeight, Scheme
 from vditc.transform import IDENTITY, Transform, transformed
 
@@ -179,12 +176,8 @@ class Method(abc.ABC):
 class TrainingJob:
     """What a method that trains the whole model is given."""
 
-    source: ModelDir
-    adapter: ModelAdapter
+    sampled: SampledModel
     start: Mapping[str, LayerCalibration]  # every quantized layer, as `quantize` gave it
-    conditioning: Conditioning
-    scheduler: Schedule
-    guidance_scale: float
     run: str  # digest of everything that examples and results depend on, but for the method's own data
     memory: int | None  # bytes that weights of the full-precision model may take
     device: Any  # torch.device

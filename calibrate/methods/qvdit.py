@@ -105,11 +105,12 @@ class QVDiT(TrainedMethod):
         """See `TrainedMethod.train`: against the full-precision model's outputs on its own trajectories."""
         examples = record(job)
         now = Now(steps=torch.zeros(1, dtype=torch.int64))
-        frames = job.adapter.frames_of(job.source, job.conditioning.latent_shape[1])
+        adapter, source = job.sampled.adapter, job.sampled.source
+        frames = adapter.frames_of(source, job.sampled.conditioning.latent_shape[1])
         random = torch.Generator().manual_seed(self.seed)
 
         def make(layer: str, linear: torch.nn.Linear) -> EstimatedLinear:
-            order = job.adapter.frame_order(job.source, layer) if self.frame_factors else None
+            order = adapter.frame_order(source, layer) if self.frame_factors else None
             own = EstimatedLinear(job.start[layer], linear.weight, linear.bias, now)
             own.free(self, frames, order, random)
             return own

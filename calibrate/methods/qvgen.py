@@ -102,7 +102,7 @@ class QVGen(TrainedMethod):
         """See `TrainedMethod.train`: against what the full-precision model says of noisy clips."""
         dataset = self._dataset(job)
         now = Now(steps=torch.zeros(1, dtype=torch.int64))
-        steps, decay = len(job.scheduler.timesteps), RankDecay(self.rank, self.iterations, self.tail)
+        steps, decay = job.sampled.steps, RankDecay(self.rank, self.iterations, self.tail)
 
         def make(layer: str, linear: torch.nn.Linear) -> BranchedLinear:
             own = BranchedLinear(job.start[layer], linear.weight, linear.bias, now)
@@ -136,9 +136,9 @@ class QVGen(TrainedMethod):
             ),
             batches=ClipExamples(
                 dataset=dataset,
-                specs=job.adapter.inputs(job.source),
-                scheduler=job.scheduler,
-                teacher=FullPrecision(job.adapter, job.source, job.device, job.memory),
+                specs=job.sampled.specs,
+                scheduler=job.sampled.scheduler,
+                teacher=FullPrecision(job.sampled.adapter, job.sampled.source, job.device, job.memory),
                 batch_size=self.batch_size,
                 seed=self.seed,
                 unprompted=self.unprompted,
@@ -159,11 +159,7 @@ class QVGen(TrainedMethod):
             if not (folder / INDEX).exists():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 sample_dataset(
-                    source=job.source,
-                    adapter=job.adapter,
-                    conditioning=job.conditioning,
-                    scheduler=job.scheduler,
-                    guidance_scale=job.guidance_scale,
+                    job.sampled,
                     out=folder,
                     progress=job.progress,
                     device=str(job.device),
@@ -174,9 +170,9 @@ class QVGen(TrainedMethod):
                     pass  # rank 0 has put the folder in its place
             return Dataset.open(folder)
         found = Dataset.open(Path(self.dataset))
-        if found.model_digest not in (None, job.source.digest):
+        if found.model_digest not in (None, job.sampled.source.digest):
             job.progress.note(f"{self.dataset} was sampled from another model: its clips are used, what is said of them is this model's")
-        channels = job.adapter.latent_channels(job.source)
+        channels = job.sampled.adapter.latent_channels(job.sampled.source)
         if found.latent_shape[0] != channels:
             raise InputError(
                 found=f"clips of {found.latent_shape[0]} channels",
@@ -184,7 +180,7 @@ class QVGen(TrainedMethod):
                 where=self.dataset,
                 fix="make a dataset of this model with `vditc dataset`",
             )
-        found.read([0]).conditioning.check(job.adapter.inputs(job.source))
+        found.read([0]).conditioning.check(job.sampled.specs)
         return found
 
 

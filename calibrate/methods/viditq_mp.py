@@ -34,7 +34,7 @@ from vditc.errors import InputError
 from vditc.files import write_text
 from vditc.numerics import QType
 from vditc.progress import Progress
-from vditc.sampling import Feeds, sample
+from vditc.sampling import Feeds
 from vditc.scheme import Scheme
 from vditc.torch_transform import InputTransform
 
@@ -91,7 +91,7 @@ class ViDiTQMixed(ViDiTQ):
         """See `Method.choose`: the schemes with the chosen bits, and `mixed_precision`, a table of what was measured and chosen."""
         free = [tuple(layer for layer in group if self._open(schemes[layer])) for group in groups]
         parts = _units(free, roles)
-        counts = {layer: int(np.prod(of.source.weights[f"{layer}.weight"].shape)) for layer in schemes}
+        counts = {layer: int(np.prod(of.sampled.source.weights[f"{layer}.weight"].shape)) for layer in schemes}
         weights = self._raisable(schemes, counts, parts)
         examples = _Examples(of, self.step_groups, self.examples, progress)
         measured = self._measured(of, examples, parts, statistics, schemes, progress)
@@ -167,7 +167,7 @@ class ViDiTQMixed(ViDiTQ):
         with progress.task("measure sensitivity", len(parts)) as advance:
             for name, part in parts.items():
                 if name not in done:
-                    weights = {layer: layer_weight(of.source, layer) for layer in part}
+                    weights = {layer: layer_weight(of.sampled.source, layer) for layer in part}
                     changed = self.quantize(weights, statistics[part[0]], {layer: schemes[layer] for layer in part})
                     done[name] = examples.metrics({layer: (changed[layer], schemes[layer]) for layer in part})
                     write_text(state, json.dumps({"run": run, "units": done}))
@@ -180,11 +180,11 @@ class _Examples:
     """Inputs of the full-precision model at some steps of some clips, what it said, and what it says with a few linears changed."""
 
     def __init__(self, of: Trajectories, step_groups: int, each: int, progress: Progress) -> None:
-        self.scheduler, self.scale = of.scheduler, of.guidance_scale
-        steps, clips = len(self.scheduler.timesteps), len(of.conditioning)
+        sampled = of.sampled
+        self.scheduler, self.scale, self.guided = sampled.scheduler, sampled.guidance_scale, sampled.guided
+        steps, clips = sampled.steps, len(sampled.conditioning)
         self.groups = [g.tolist() for g in np.array_split(np.arange(steps), min(step_groups, steps))]
-        self.guided = self.scale != 1.0
-        self.model = FullPrecision(of.adapter, of.source, of.device, of.memory)
+        self.model = FullPrecision(sampled.adapter, sampled.source, of.device, of.memory)
         # As many of every group, spread over its steps, and over the clips.
         wanted: dict[int, list[tuple[int, int]]] = {}
         for number, group in enumerate(self.groups):
@@ -192,11 +192,9 @@ class _Examples:
                 step = group[(2 * i + 1) * len(group) // (2 * each)]
                 wanted.setdefault((number + i) % min(clips, each), []).append((step, number))
         self.held: list[tuple[int, int, Array, Feeds, Array]] = []  # step, its group, latents, inputs, what was said
-        specs = of.adapter.inputs(of.source)
         with progress.task("sample examples", len(wanted) * steps) as advance:
             for clip, places in wanted.items():
-                chosen = of.conditioning.clips([clip], specs)
-                at = [chosen.start(self.scheduler)]  # the latents now
+                at = [sampled.clip(clip).start(self.scheduler)]  # the latents now
 
                 def denoise(feeds: Feeds, step: int, at: list[Array] = at, places: list[tuple[int, int]] = places) -> Array:
                     said = self.model(feeds, step)
@@ -207,7 +205,7 @@ class _Examples:
                     at[0] = latents
                     advance()
 
-                sample(denoise, self.scheduler, chosen, self.scale, after)
+                sampled.sample(denoise, clip, after)
 
     def metrics(self, changed: Mapping[str, tuple[Quantized, Scheme]]) -> list[dict[str, float]]:
         """Means over the examples of each group of steps."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_export import calibration as exportable
+from tiny_model import tiny_sampled
 from torchrun import run as vditc
 from watcher import Watcher
 
@@ -24,7 +25,6 @@ from vditc.export.adapters.registry import adapter_for
 from vditc.export.stage import export_model
 from vditc.model_dir import ModelDir
 from vditc.numerics import QType
-from vditc.pipeline.schedules import load_schedule
 from vditc.recipe import Recipe, builtin_recipes
 from vditc.safetensors_file import read_header
 from vditc.toml_data import Table
@@ -48,13 +48,11 @@ def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Call
     def call(out: str = "out", **changes: Any) -> Calibration:
         given: dict[str, Any] = {
             "recipe": recipe(SAGE),
-            "scheduler": load_schedule(tiny.path, STEPS),
-            "guidance_scale": 2.0,
             "out": tmp_path / out,
             "work": tmp_path / "work",
             "progress": Watcher(),
         }
-        found = calibrate(source=tiny, adapter=adapter_for(tiny), conditioning=tiny_conditioning, **(given | changes))
+        found = calibrate(tiny_sampled(tiny, tiny_conditioning, steps=STEPS), **(given | changes))
         assert found is not None
         return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_model import sampled_and_rest
 from watcher import Watcher
 
 from vditc.calibrate.dataset import sample_dataset
@@ -48,7 +49,8 @@ def make(tiny: ModelDir, three: Conditioning, tmp_path: Path) -> Callable[..., D
             "progress": Watcher(),
             "shard_size": 2,
         }
-        return sample_dataset(**(arguments | changes))
+        sampled, rest = sampled_and_rest(arguments | changes)
+        return sample_dataset(sampled, **rest)
 
     return call
 

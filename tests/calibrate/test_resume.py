@@ -18,7 +18,7 @@ import torch
 if __name__ == "__main__":  # a process of its own, which will be killed
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny_model import save_tiny_model, tiny_clips
+from tiny_model import sampled_and_rest, save_tiny_model, tiny_clips
 from torchrun import ENVIRONMENT
 from watcher import Watcher
 
@@ -84,7 +84,8 @@ def run(tiny_dir: Path, tiny_conditioning: Conditioning, tmp_path: Path, monkeyp
     save_everything()
 
     def call(out: str = "out", work: str = "work", **changes: Any) -> None:
-        calibrate(**(arguments(tiny_dir, tiny_conditioning, tmp_path / out, tmp_path / work) | changes))
+        sampled, rest = sampled_and_rest(arguments(tiny_dir, tiny_conditioning, tmp_path / out, tmp_path / work) | changes)
+        calibrate(sampled, **rest)
 
     return call
 
@@ -227,4 +228,5 @@ def test_damaged_state_is_said_and_not_used(run: Callable[..., None], tmp_path: 
 if __name__ == "__main__":
     save_everything()
     model, out_, work_, at = sys.argv[1:]
-    calibrate(**(arguments(Path(model), tiny_clips(Path(model)), Path(out_), Path(work_)) | {"progress": Killer(int(at))}))
+    whole, others = sampled_and_rest(arguments(Path(model), tiny_clips(Path(model)), Path(out_), Path(work_)))
+    calibrate(whole, **(others | {"progress": Killer(int(at))}))

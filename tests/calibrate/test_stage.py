@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from tiny_model import save_tiny_model
+from tiny_model import sampled_and_rest, save_tiny_model
 from watcher import Watcher
 
 from vditc.adapter import ModelAdapter
@@ -59,7 +59,8 @@ def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Call
             "work": tmp_path / "work",
             "progress": Watcher(),
         }
-        found = calibrate(**(arguments | changes))
+        sampled, rest = sampled_and_rest(arguments | changes)
+        found = calibrate(sampled, **rest)
         assert found is not None
         return found
 

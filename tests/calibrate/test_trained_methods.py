@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchrun
+from tiny_model import tiny_sampled
 from watcher import Watcher
 
 from vditc.calibrate import training
@@ -73,12 +74,8 @@ Run = Callable[..., Calibration]
 def run(tiny: ModelDir, tiny_conditioning: Conditioning, tmp_path: Path) -> Run:
     def calibrated(own: Recipe, work: str = "work", progress: Any = SILENT) -> Calibration:
         found = calibrate(
-            source=tiny,
-            adapter=adapter_for(tiny),
+            tiny_sampled(tiny, tiny_conditioning, steps=STEPS, guidance_scale=GUIDANCE),
             recipe=own,
-            conditioning=tiny_conditioning,
-            scheduler=load_schedule(tiny.path, STEPS),
-            guidance_scale=GUIDANCE,
             out=tmp_path / f"{work}.safetensors",
             work=tmp_path / work,
             progress=progress,
@@ -275,11 +272,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 def test_qvgen_learns_from_a_folder_of_clips(tiny: ModelDir, tiny_conditioning: Conditioning, run: Run, tmp_path: Path) -> None:
     def folder(name: str, seeds: tuple[int, int]) -> str:
         sample_dataset(
-            source=tiny,
-            adapter=adapter_for(tiny),
-            conditioning=dataclasses.replace(tiny_conditioning, seeds=seeds),
-            scheduler=load_schedule(tiny.path, STEPS),
-            guidance_scale=GUIDANCE,
+            tiny_sampled(tiny, dataclasses.replace(tiny_conditioning, seeds=seeds), steps=STEPS, guidance_scale=GUIDANCE),
             out=tmp_path / name,
             progress=SILENT,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_model import tiny_sampled
 
 from vditc.calibrate.bit_budget import Unit, raised
 from vditc.calibrate.clip_metrics import clip_metrics
@@ -17,10 +18,8 @@ from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
 from vditc.numerics import QType
-from vditc.pipeline.schedules import load_schedule
 from vditc.progress import SILENT
 from vditc.recipe import Recipe
 from vditc.schedule import Schedule
@@ -101,12 +100,8 @@ def mixed(tiny: ModelDir, conditioning: Conditioning, out: Path, **settings: obj
     recipe = Recipe.load("w4a8-mp")
     recipe = dataclasses.replace(recipe, settings={**recipe.settings, **settings}, digest=str(settings))
     found = calibrate(
-        source=tiny,
-        adapter=adapter_for(tiny),
+        tiny_sampled(tiny, conditioning, steps=4),
         recipe=recipe,
-        conditioning=conditioning,
-        scheduler=load_schedule(tiny.path, 4),
-        guidance_scale=2.0,
         out=out,
         work=out.parent / "work",
         progress=SILENT,

@@ -13,7 +13,7 @@ from vditc.digits import Caption
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
 from vditc.pipeline.compile import Job, compile_bundle
-from vditc.pipeline.components import Components, conditioning_for, sampling_of
+from vditc.pipeline.opened import OpenedModel
 from vditc.progress import SILENT
 from vditc.recipe import Recipe
 from vditc.runtimes.reference import ReferenceModel
@@ -27,12 +27,12 @@ SEED = 5
 
 @pytest.mark.parametrize("recipe", [None, "w8a8"])
 def test_clips_show_what_the_prompt_says(recipe: str | None) -> None:
-    source = ModelDir.open(MODEL)
-    adapter, parts, sampling = adapter_for(source), Components.open(MODEL), sampling_of(source, None, None)
-    given = conditioning_for(parts, sampling, adapter.latent_channels(source), CLIPS, SEED, ())
+    opened = OpenedModel.open(MODEL)
+    source, adapter, parts, sampling = opened.source, opened.adapter, opened.parts, opened.sampling
+    given = opened.prompted(CLIPS, SEED)
     known = uncalibrated(source=source, adapter=adapter, recipe=Recipe.load(recipe))() if recipe else None
     clips = given.clips(range(CLIPS), adapter.inputs(source))
-    latents = sample(ReferenceModel(adapter, source, known), parts.schedule(sampling.steps), clips, sampling.guidance_scale)
+    latents = sample(ReferenceModel(adapter, source, known), opened.schedule(), clips, sampling.guidance_scale)
     assert parts.codec is not None
     read = metrics.evaluate(parts.codec.decode(latents), [Caption.parse(p) for p in given.prompts])
     assert read.digit_accuracy == 1.0 and read.motion_accuracy == 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from tiny_export import SHAPES, feeds
-from tiny_model import save_tiny_model
+from tiny_model import save_tiny_model, tiny_sampled
 from tolerances import relative_l2
 
 from vditc.calibrate.methods.registry import methods
@@ -20,7 +20,6 @@ from vditc.export.check import check_codes
 from vditc.export.stage import export_model
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
-from vditc.pipeline.schedules import load_schedule
 from vditc.progress import SILENT
 from vditc.recipe import Recipe, Rule
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
@@ -49,12 +48,8 @@ def recipe(method: str) -> Recipe:
 
 def calibrated(tiny: ModelDir, conditioning: Conditioning, method: str, out: Path) -> Calibration:
     found = calibrate(
-        source=tiny,
-        adapter=adapter_for(tiny),
+        tiny_sampled(tiny, conditioning, steps=2),
         recipe=recipe(method),
-        conditioning=conditioning,
-        scheduler=load_schedule(tiny.path, 2),
-        guidance_scale=2.0,
         out=out,
         work=out.parent / "work",
         progress=SILENT,

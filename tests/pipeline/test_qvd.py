@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_export import SHAPES, feeds
+from tiny_model import tiny_sampled
 from tolerances import relative_l2
 
 from vditc.calibrate.stage import calibrate
@@ -16,7 +17,6 @@ from vditc.export.adapters.registry import adapter_for
 from vditc.export.stage import export_model
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
-from vditc.pipeline.schedules import load_schedule
 from vditc.progress import SILENT
 from vditc.recipe import Recipe, Rule
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
@@ -36,12 +36,8 @@ def calibrated(tiny: ModelDir, conditioning: Conditioning, temporal: str, out: P
     rules = (Rule(match=quantized, scheme=STATIC), Rule(match=("*",), keep="in this test"))
     recipe = dataclasses.replace(Recipe.load("w8a8-qvd"), rules=rules, settings={"temporal": temporal}, digest=temporal)
     found = calibrate(
-        source=tiny,
-        adapter=adapter_for(tiny),
+        tiny_sampled(tiny, conditioning, steps=3),
         recipe=recipe,
-        conditioning=conditioning,
-        scheduler=load_schedule(tiny.path, 3),
-        guidance_scale=2.0,
         out=out,
         work=out.parent / "work",
         progress=SILENT,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import vditc
+from tiny_model import tiny_sampled
 from watcher import Watcher
 
 from vditc.calibrate.stage import uncalibrated
@@ -39,9 +40,8 @@ def calibration(source: ModelDir, recipe: str) -> Calibration:
 @pytest.fixture(scope="module")
 def feeds(tiny: ModelDir, tiny_conditioning: Conditioning) -> AllFeeds:
     """Two clips at the middle steps of two groups."""
-    adapter = adapter_for(tiny)
-    model, schedule = ReferenceModel(adapter, tiny, None), load_schedule(tiny.path, STEPS)
-    return trajectory_feeds(model, tiny_conditioning, adapter.inputs(tiny), schedule, 2.0, step_groups(STEPS, 2), SILENT)
+    model = ReferenceModel(adapter_for(tiny), tiny, None)
+    return trajectory_feeds(model, tiny_sampled(tiny, tiny_conditioning, steps=STEPS), step_groups(STEPS, 2), SILENT)
 
 
 def analysed(tiny: ModelDir, feeds: AllFeeds, *recipes: str, **options: Any) -> Errors:

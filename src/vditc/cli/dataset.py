@@ -70,24 +70,12 @@ def dataset_command(
 
     from vditc.calibrate.dataset import sample_dataset
     from vditc.calibrate.ranks import joined_ranks
-    from vditc.export.adapters.registry import adapter_for
-    from vditc.lora import Lora, fuse
-    from vditc.model_dir import ModelDir
-    from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
+    from vditc.pipeline.opened import OpenedModel
 
     with joined_ranks() as ranks:
-        source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
-        adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
-        sizes = adapter.sizes(source)
-        check_clip(sizes, sampling, source)
+        opened = OpenedModel.open(model, part=part, loras=lora or (), steps=steps, guidance_scale=guidance)
         found = sample_dataset(
-            source=source,
-            adapter=adapter,
-            conditioning=load_conditioning(conditioning, adapter.inputs(source), sizes)
-            if conditioning
-            else conditioning_for(parts, sampling, adapter.latent_channels(source), 64 if clips is None else clips, seed, given),
-            scheduler=parts.schedule(sampling.steps),
-            guidance_scale=sampling.guidance_scale,
+            opened.sampled(opened.saved(conditioning) or opened.prompted(64 if clips is None else clips, seed, given)),
             out=path,
             progress=progress_of(ranks.rank),
             shard_size=shard_size,

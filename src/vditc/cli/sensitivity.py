@@ -64,19 +64,13 @@ def sensitivity_command(
 
     from vditc.calibrate.stage import calibrate
     from vditc.calibration import Calibration
-    from vditc.export.adapters.registry import adapter_for
-    from vditc.lora import Lora, fuse
-    from vditc.model_dir import ModelDir
-    from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
+    from vditc.pipeline.opened import OpenedModel
     from vditc.pipeline.sensitivity_report import analyse
 
-    source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
-    adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
-    channels, sizes = adapter.latent_channels(source), adapter.sizes(source)
-    check_clip(sizes, sampling, source)
-    saved = None if conditioning is None else load_conditioning(conditioning, adapter.inputs(source), sizes)
-    looked_at = saved or conditioning_for(parts, sampling, channels, clips, SEED, given)
-    schedule, work, progress = parts.schedule(sampling.steps), path.with_name(path.name + ".work"), RichProgress()
+    opened = OpenedModel.open(model, part=part, loras=lora or (), steps=steps, guidance_scale=guidance)
+    saved = opened.saved(conditioning)
+    looked_at = opened.sampled(saved or opened.prompted(clips, SEED, given))
+    work, progress = path.with_name(path.name + ".work"), RichProgress()
     quantized = work / "calibration.safetensors"
     if calibration is not None:
         codes = Calibration.load(calibration)
@@ -88,14 +82,10 @@ def sensitivity_command(
                 fix="leave --calibration out, or give that of this recipe",
             )
     else:
-        data = saved or conditioning_for(parts, sampling, channels, chosen.calibration_prompts, chosen.calibration_seed, given)
+        data = saved or opened.prompted(chosen.calibration_prompts, chosen.calibration_seed, given)
         calibrate(
-            source=source,
-            adapter=adapter,
+            opened.sampled(data),
             recipe=chosen,
-            conditioning=data,
-            scheduler=schedule,
-            guidance_scale=sampling.guidance_scale,
             out=quantized,
             work=work,
             progress=progress,
@@ -104,12 +94,8 @@ def sensitivity_command(
         )
         codes = Calibration.load(quantized)
     found = analyse(
-        source=source,
-        adapter=adapter,
+        looked_at,
         calibration=codes,
-        conditioning=looked_at,
-        scheduler=schedule,
-        guidance_scale=sampling.guidance_scale,
         groups=step_groups,
         out=path,
         work=work,

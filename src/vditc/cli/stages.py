@@ -64,27 +64,15 @@ def calibrate_command(
 
     from vditc.calibrate.ranks import joined_ranks
     from vditc.calibrate.stage import calibrate
-    from vditc.export.adapters.registry import adapter_for
-    from vditc.lora import Lora, fuse
-    from vditc.model_dir import ModelDir
-    from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
+    from vditc.pipeline.opened import OpenedModel
 
     with joined_ranks() as ranks:
-        source = fuse(ModelDir.open(model, part), [Lora.parse(text) for text in lora or ()])
-        adapter, sampling, parts = adapter_for(source), sampling_of(source, steps, guidance), Components.open(model)
-        channels, sizes = adapter.latent_channels(source), adapter.sizes(source)
-        check_clip(sizes, sampling, source)
-        count, seed = chosen.calibration_prompts, chosen.calibration_seed
+        opened = OpenedModel.open(model, part=part, loras=lora or (), steps=steps, guidance_scale=guidance)
+        clips = opened.saved(conditioning) or opened.prompted(chosen.calibration_prompts, chosen.calibration_seed, given)
         work = path.with_name(path.name + ".work")
         result = calibrate(
-            source=source,
-            adapter=adapter,
+            opened.sampled(clips),
             recipe=chosen,
-            conditioning=load_conditioning(conditioning, adapter.inputs(source), sizes)
-            if conditioning
-            else conditioning_for(parts, sampling, channels, count, seed, given),
-            scheduler=parts.schedule(sampling.steps),
-            guidance_scale=sampling.guidance_scale,
             out=path,
             work=work,
             progress=progress_of(ranks.rank),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vditc.adapter import InputSpec, ModelAdapter
+from vditc.adapter import InputSpec
 from vditc.axis import CLIP
 from vditc.bundle import Bundle, Manifest, list_files, write_manifest
 from vditc.calibrate.methods.registry import method_for
@@ -19,14 +19,11 @@ from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError, PrecisionError
-from vditc.export.adapters.registry import adapter_for
 from vditc.export.stage import export_model
 from vditc.files import write_text
 from vditc.graph_passes.stage import lower
-from vditc.lora import Lora, fuse
 from vditc.memory import Memory, model_memory
-from vditc.model_dir import ModelDir, SamplingDefaults
-from vditc.pipeline.components import Components, check_clip, conditioning_for, load_conditioning, sampling_of
+from vditc.pipeline.opened import OpenedModel
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
 from vditc.profile import Profile, Range
 from vditc.progress import Progress
@@ -36,7 +33,7 @@ from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel, layer_errors
 from vditc.runtimes.registry import backend
 from vditc.safetensors_file import write_tensors
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
 from vditc.target import Target
 from vditc.workspace import Workspace, digest
 
@@ -76,21 +73,11 @@ class Plan:
     """A job whose input has been checked."""
 
     job: Job
-    source: ModelDir  # with the LoRAs fused
-    loras: tuple[Lora, ...]
-    adapter: ModelAdapter
-    parts: Components
-    sampling: SamplingDefaults
-    scheduler: Schedule
+    model: OpenedModel
     profile: Profile
     memory: Mapping[str, Memory]  # target -> estimate
-    calibration_set: Conditioning
-    verify_set: Conditioning
-
-    @property
-    def specs(self) -> tuple[InputSpec, ...]:
-        """What the model takes."""
-        return self.adapter.inputs(self.source)
+    calibrated: SampledModel
+    verified: SampledModel
 
     @property
     def digest(self) -> str:
@@ -98,12 +85,12 @@ class Plan:
         job = self.job
         return digest(
             {
-                "model": self.source.digest,
+                "model": self.model.source.digest,
                 "recipe": job.recipe.digest,
                 "targets": [dataclasses.asdict(t) for t in job.targets],
                 "profile": self.profile.to_json(),
-                "sampling": dataclasses.asdict(self.sampling),
-                "clips": [self.calibration_set.digest(), self.verify_set.digest()],
+                "sampling": dataclasses.asdict(self.model.sampling),
+                "clips": [s.conditioning.digest() for s in (self.calibrated, self.verified)],
                 "vditc": importlib.metadata.version("vditc"),
             }
         )
@@ -116,28 +103,19 @@ def prepare(job: Job) -> Plan:
         raise InputError(found=f"targets {names}", wanted="at least one, each once", where="--target", fix="see `vditc targets`")
     if job.clips < 1:
         raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
-    loras = tuple(Lora.parse(text) for text in job.loras)
-    source = fuse(ModelDir.open(job.model_dir, job.part), loras)
-    adapter = adapter_for(source)
-    adapter.check(source)
-    adapter.check_sampled()
+    model = OpenedModel.open(job.model_dir, part=job.part, loras=job.loras, steps=job.steps, guidance_scale=job.guidance_scale)
+    source, adapter = model.source, model.adapter
     method = method_for(job.recipe.method, job.recipe.settings, f"recipe {job.recipe.name}")
     schemes = {name: rule.scheme for name, rule in job.recipe.assign(adapter.layer_roles(source)).items()}
     for target in job.targets:
         target.check(job.recipe)
         backend(target.backend).check(target)
-    sampling = sampling_of(source, job.steps, job.guidance_scale)
-    sizes = adapter.sizes(source)
-    check_clip(sizes, sampling, source)
-    specs = adapter.inputs(source)
-    given = None if job.conditioning is None else load_conditioning(job.conditioning, specs, sizes)
-    parts = Components.open(job.model_dir)
-    count, channels = job.recipe.calibration_prompts, adapter.latent_channels(source)
+    given, sizes, specs = model.saved(job.conditioning), adapter.sizes(source), adapter.inputs(source)
     if given is not None:
         calibration_set = verify_set = given
     else:
-        calibration_set = conditioning_for(parts, sampling, channels, count, job.recipe.calibration_seed, job.prompts)
-        verify_set = conditioning_for(parts, sampling, channels, job.clips, VERIFY_SEED, job.prompts)
+        calibration_set = model.prompted(job.recipe.calibration_prompts, job.recipe.calibration_seed, job.prompts)
+        verify_set = model.prompted(job.clips, VERIFY_SEED, job.prompts)
         verify_set.check(specs)
     default = _default_profile(adapter.default_profile(source), given, specs)
     if method.pins_frames and adapter.frame_orders:
@@ -145,8 +123,7 @@ def prepare(job: Job) -> Plan:
         sizes, default = sizes.pinned("frames", frames), Profile({**default.axes, "frames": Range(frames, frames, frames)})
     profile = Profile.parse(job.profile, default, sizes)
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
-    schedule = parts.schedule(sampling.steps)
-    return Plan(job, source, loras, adapter, parts, sampling, schedule, profile, memory, calibration_set, verify_set)
+    return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set))
 
 
 def _default_profile(own: Profile, given: Conditioning | None, specs: tuple[InputSpec, ...]) -> Profile:
@@ -170,16 +147,13 @@ def compile_bundle(job: Job, progress: Progress) -> Bundle:
 
 
 def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
-    job, root = plan.job, space.path
+    job, root, sampling = plan.job, space.path, plan.model.sampling
+    source, adapter = plan.model.source, plan.model.adapter
 
     def run_calibrate() -> None:
         calibrate(
-            source=plan.source,
-            adapter=plan.adapter,
+            plan.calibrated,
             recipe=job.recipe,
-            conditioning=plan.calibration_set,
-            scheduler=plan.scheduler,
-            guidance_scale=plan.sampling.guidance_scale,
             out=root / "calibration.safetensors",
             work=space.scratch,
             progress=progress,
@@ -192,12 +166,12 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
         progress.note(f"{name} needs {memory}")
 
     def run_export() -> dict[str, Any]:
-        facts = export_model(source=plan.source, adapter=plan.adapter, calibration=calibration, out=root / "model.onnx", progress=progress)
+        facts = export_model(source=source, adapter=adapter, calibration=calibration, out=root / "model.onnx", progress=progress)
         return dataclasses.asdict(facts)
 
     graph = _timeless(space.stage("export", run_export, ("model.onnx*", "model.refit.json")))
     targets = {t.name: _target(plan, space, t, progress) for t in job.targets}
-    components = plan.parts.copy_to(root / "components")
+    components = plan.model.parts.copy_to(root / "components")
 
     quality = space.stage("verify", lambda: _verify(plan, space, calibration, progress), (CLIPS,))
     gate = {**check_gate(job.recipe.gate, quality), "enforced": job.gate}
@@ -206,14 +180,14 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
     manifest = Manifest(
         vditc=importlib.metadata.version("vditc"),
         model={
-            "class": plan.source.model_class,
-            "adapter": plan.adapter.name,
-            "part": plan.source.part,
-            "digest": plan.source.digest,
-            "loras": [lora.to_json() for lora in plan.loras],
-            "weights": plan.source.weight_count,
-            "checkpoint_bytes": sum(e.nbytes for e in plan.source.weights.values()),
-            "config": plan.source.config,
+            "class": source.model_class,
+            "adapter": adapter.name,
+            "part": source.part,
+            "digest": source.digest,
+            "loras": [lora.to_json() for lora in plan.model.loras],
+            "weights": source.weight_count,
+            "checkpoint_bytes": sum(e.nbytes for e in source.weights.values()),
+            "config": source.config,
             "components": list(components),
         },
         recipe={"name": job.recipe.name, "digest": job.recipe.digest, "description": job.recipe.description, "method": job.recipe.method},
@@ -230,12 +204,12 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
         kept={name: {"role": k.role, "reason": k.reason} for name, k in calibration.kept.items()},
         mean_bits=round(calibration.mean_bits, 4),
         sampling={
-            "steps": plan.sampling.steps,
-            "guidance_scale": plan.sampling.guidance_scale,
-            "semantics": plan.sampling.semantics,
-            "extra_channels": plan.sampling.extra_channels,
-            "latent_shape": list(plan.verify_set.latent_shape),
-            "schedule": plan.scheduler.to_json(),
+            "steps": sampling.steps,
+            "guidance_scale": sampling.guidance_scale,
+            "semantics": sampling.semantics,
+            "extra_channels": sampling.extra_channels,
+            "latent_shape": list(plan.verified.conditioning.latent_shape),
+            "schedule": plan.verified.scheduler.to_json(),
         },
         inputs=[{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(root / "model.onnx")],
         profile=plan.profile.to_json(),
@@ -312,9 +286,9 @@ def _timeless(facts: Any) -> Any:
 
 def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
     """Relative error of the velocity of the middle step, from noise, lowered against portable graph."""
-    index = plan.sampling.steps // 2
-    clip = plan.verify_set.clips([0], plan.specs)
-    feeds = clip.feeds(plan.scheduler, index, clip.start(plan.scheduler), guided=False)
+    sampled = plan.verified
+    index, clip = sampled.steps // 2, sampled.clip(0)
+    feeds = clip.feeds(sampled.scheduler, index, clip.start(sampled.scheduler), guided=False)
     want, got = (OnnxRuntimeModel(p)(feeds, index) for p in (portable, lowered))
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
@@ -322,13 +296,10 @@ def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
 def reference_trajectories(plan: Plan, folder: Path, progress: Progress) -> Trajectories:
     """Clips of the full-precision model."""
     return sample_clips(
-        lambda: ReferenceModel(plan.adapter, plan.source, None, device=plan.job.device),
-        plan.verify_set,
-        plan.specs,
-        plan.scheduler,
-        plan.sampling.guidance_scale,
+        lambda: ReferenceModel(plan.model.adapter, plan.model.source, None, device=plan.job.device),
+        plan.verified,
         folder,
-        {"model": plan.source.digest, "precision": "full"},
+        {"model": plan.model.source.digest, "precision": "full"},
         progress,
         "sample the full-precision model",
     )
@@ -340,27 +311,25 @@ def _verify(plan: Plan, space: Workspace, calibration: Calibration, progress: Pr
     model = space.path / "model.onnx"
     ours = sample_clips(
         lambda: OnnxRuntimeModel(model),
-        plan.verify_set,
-        plan.specs,
-        plan.scheduler,
-        plan.sampling.guidance_scale,
+        plan.verified,
         space.scratch / "clips",
         {"calibration": space.stages["calibrate"]["files"], "graph": space.stages["export"]["files"]},
         progress,
         f"sample {plan.job.recipe.name} in ONNX Runtime",
     )
-    quality = compare(reference, ours, plan.verify_set, plan.parts, plan.sampling.semantics)
+    quality = compare(reference, ours, plan.verified.conditioning, plan.model.parts, plan.model.sampling.semantics)
     quality["layer_error"] = _layer_errors(plan, calibration, reference)
-    clips = {"full_precision": reference.clips(plan.parts), "quantized": ours.clips(plan.parts)}
+    clips = {"full_precision": reference.clips(plan.model.parts), "quantized": ours.clips(plan.model.parts)}
     write_tensors(space.path / CLIPS, clips)
     return quality
 
 
 def _layer_errors(plan: Plan, calibration: Calibration, reference: Trajectories) -> dict[str, float]:
     """Relative output error of each layer on the full-precision inputs of the first, middle and last step of clip 0."""
-    steps, feeds, clip = plan.sampling.steps, [], plan.verify_set.clips([0], plan.specs)
+    sampled = plan.verified
+    steps, feeds, clip = sampled.steps, [], sampled.clip(0)
     for index in sorted({0, steps // 2, steps - 1}):
-        before = clip.start(plan.scheduler) if index == 0 else reference.latents[:1, index - 1]
-        feeds.append((clip.feeds(plan.scheduler, index, before, guided=False), index))
-    found = layer_errors(plan.adapter, plan.source, calibration, feeds, device=plan.job.device)
+        before = clip.start(sampled.scheduler) if index == 0 else reference.latents[:1, index - 1]
+        feeds.append((clip.feeds(sampled.scheduler, index, before, guided=False), index))
+    found = layer_errors(sampled.adapter, sampled.source, calibration, feeds, device=plan.job.device)
     return {name: round(error, 6) for name, error in found.items()}

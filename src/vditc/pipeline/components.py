@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vditc import digits
 from vditc.adapter import InputSpec
-from vditc.axis import CLIP, Sizes
+from vditc.axis import Sizes
 from vditc.codec import PixelShuffleCodec
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
@@ -88,12 +88,6 @@ def sampling_of(source: ModelDir, steps: int | None, guidance_scale: float | Non
         steps=own.steps if steps is None else steps,
         guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
     )
-
-
-def check_clip(sizes: Sizes, sampling: SamplingDefaults, source: ModelDir) -> None:
-    """InputError for a clip of sampling.json that the model does not take."""
-    own = {axis: getattr(sampling, axis) for axis in CLIP}
-    sizes.check(own, str(source.path / "sampling.json"))
 
 
 def load_conditioning(path: Path, specs: Sequence[InputSpec], sizes: Sizes) -> Conditioning:

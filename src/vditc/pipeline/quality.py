@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc import metrics
-from vditc.adapter import InputSpec
 from vditc.conditioning import Conditioning
 from vditc.digits import Caption
 from vditc.errors import QualityError
@@ -19,8 +18,8 @@ from vditc.pipeline.components import Components
 from vditc.progress import Progress
 from vditc.recipe import Gate
 from vditc.safetensors_file import read_header, write_tensors
-from vditc.sampling import Denoiser, sample
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
+from vditc.sampling import Denoiser
 from vditc.workspace import digest
 
 Array = npt.NDArray[Any]
@@ -42,10 +41,7 @@ class Trajectories:
 
 def sample_clips(
     open_model: Callable[[], Denoiser],
-    conditioning: Conditioning,
-    specs: tuple[InputSpec, ...],
-    scheduler: Schedule,
-    guidance_scale: float,
+    sampled: SampledModel,
     folder: Path,
     key: dict[str, Any],
     progress: Progress,
@@ -56,15 +52,15 @@ def sample_clips(
     `open_model` is called only when a clip is missing.
     """
     model: Denoiser | None = None
-    steps, clips = len(scheduler.timesteps), []
+    conditioning, steps, clips = sampled.conditioning, sampled.steps, []
     with progress.task(title, len(conditioning) * steps) as advance:
         for index in range(len(conditioning)):
             clip_key = digest(
                 {
                     **key,
                     "clip": conditioning.digest(index),
-                    "schedule": scheduler.to_json(),
-                    "guidance": guidance_scale,
+                    "schedule": sampled.scheduler.to_json(),
+                    "guidance": sampled.guidance_scale,
                 }
             )
             file = folder / f"{clip_key[:24]}.safetensors"
@@ -76,7 +72,7 @@ def sample_clips(
                     path.append(latents[0])
                     advance()
 
-                sample(model, scheduler, conditioning.clips([index], specs), guidance_scale, keep)
+                sampled.sample(model, index, keep)
                 write_tensors(file, {"latents": np.stack(path)})
             else:
                 for _ in range(steps):

@@ -19,15 +19,14 @@ import numpy.typing as npt
 import psutil
 import torch
 
-from vditc.adapter import InputSpec, ModelAdapter
+from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration
-from vditc.conditioning import Conditioning
 from vditc.errors import VditcError
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel, check_same_model, linear_of
-from vditc.sampling import Denoiser, Feeds, sample
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
+from vditc.sampling import Denoiser, Feeds
 from vditc.workspace import digest
 
 Array = npt.NDArray[Any]
@@ -49,19 +48,13 @@ def step_groups(steps: int, count: int) -> list[range]:
 
 
 def trajectory_feeds(
-    denoise: Denoiser,
-    conditioning: Conditioning,
-    specs: tuple[InputSpec, ...],
-    scheduler: Schedule,
-    guidance_scale: float,
-    groups: Sequence[range],
-    progress: Progress,
+    denoise: Denoiser, sampled: SampledModel, groups: Sequence[range], progress: Progress
 ) -> list[list[tuple[Feeds, int]]]:
     """What the full-precision model reads at the middle step of every group, of every clip; by group."""
     found: list[list[tuple[Feeds, int]]] = [[] for _ in groups]
     middle = {group[len(group) // 2]: number for number, group in enumerate(groups)}
-    with progress.task("sample trajectories", len(conditioning) * len(scheduler.timesteps)) as advance:
-        for index in range(len(conditioning)):
+    with progress.task("sample trajectories", len(sampled.conditioning) * sampled.steps) as advance:
+        for index in range(len(sampled.conditioning)):
 
             def recorded(feeds: Feeds, step: int) -> Array:
                 if step in middle:
@@ -69,7 +62,7 @@ def trajectory_feeds(
                 advance()
                 return denoise(feeds, step)
 
-            sample(recorded, scheduler, conditioning.clips([index], specs), guidance_scale)
+            sampled.sample(recorded, index)
     return found
 
 

@@ -7,28 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration
-from vditc.conditioning import Conditioning
 from vditc.files import write_text
-from vditc.model_dir import ModelDir
 from vditc.pipeline.sensitivity import sensitivity, step_groups, trajectory_feeds
 from vditc.progress import Progress
 from vditc.runtimes.reference import ReferenceModel, layer_errors
-from vditc.schedule import Schedule
+from vditc.sampled_model import SampledModel
 
 SCHEMA = 1
 NOTES = "results.jsonl"  # in the working folder
 
 
 def analyse(
+    sampled: SampledModel,
     *,
-    source: ModelDir,
-    adapter: ModelAdapter,
     calibration: Calibration,
-    conditioning: Conditioning,
-    scheduler: Schedule,
-    guidance_scale: float,
     groups: int,
     out: Path,
     work: Path,
@@ -40,12 +33,11 @@ def analyse(
     Of every quantized layer: `error`, the mean over all step groups of `errors`, the prediction's relative squared error when it alone
     is quantized; and `own_error`, the relative squared error of its own output on full-precision inputs. The worst layer comes first.
     """
-    adapter.check_sampled()
-    specs = adapter.inputs(source)
-    conditioning.check(specs)
-    chosen = step_groups(len(scheduler.timesteps), groups)
+    sampled.check()
+    source, adapter = sampled.source, sampled.adapter
+    chosen = step_groups(sampled.steps, groups)
     model = ReferenceModel(adapter, source, None, device)
-    feeds = trajectory_feeds(model, conditioning, specs, scheduler, guidance_scale, chosen, progress)
+    feeds = trajectory_feeds(model, sampled, chosen, progress)
     notes = work / NOTES
     found = sensitivity(
         source=source,
@@ -75,8 +67,8 @@ def analyse(
         "model_digest": source.digest,
         "recipe": calibration.recipe,
         "recipe_digest": calibration.recipe_digest,
-        "clips": len(conditioning),
-        "steps": len(scheduler.timesteps),
+        "clips": len(sampled.conditioning),
+        "steps": sampled.steps,
         "step_groups": [[group[0], group[-1]] for group in chosen],
         "layers": layers,
     }

@@ -26,6 +26,7 @@ from vditc.runtimes.graph_inputs import graph_sizes, model_inputs
 from vditc.runtimes.reference import ReferenceModel
 from vditc.runtimes.registry import backend as backend_named
 from vditc.safetensors_file import write_tensors
+from vditc.sampled_model import SampledModel
 from vditc.sampling import Denoiser, sample
 from vditc.schedule import Schedule
 
@@ -141,11 +142,18 @@ def evaluate_bundle(
         semantics=info["semantics"],
         extra_channels=info["extra_channels"],
     )
-    fresh, scheduler = conditioning_for(parts, sampling, c, count, seed, prompts), schedule_of(bundle)
-    arguments = (fresh, adapter.inputs(source), scheduler, sampling.guidance_scale, work)
+    fresh = conditioning_for(parts, sampling, c, count, seed, prompts)
+    sampled = SampledModel(
+        source=source,
+        adapter=adapter,
+        conditioning=fresh,
+        scheduler=schedule_of(bundle),
+        guidance_scale=sampling.guidance_scale,
+    )
     reference = sample_clips(
         lambda: ReferenceModel(adapter, source, None, device=device),
-        *arguments,
+        sampled,
+        work,
         {"model": source.digest, "precision": "full"},
         progress,
         "sample the full-precision model",
@@ -159,5 +167,5 @@ def evaluate_bundle(
             return stack.enter_context(open_denoiser(bundle, backend))
 
         key = {"bundle": {n: e.sha256 for n, e in bundle.manifest.files.items()}, "backend": backend}
-        ours = sample_clips(open_model, *arguments, key, progress, f"sample the bundle ({backend})")
+        ours = sample_clips(open_model, sampled, work, key, progress, f"sample the bundle ({backend})")
     return compare(reference, ours, fresh, parts, sampling.semantics)
