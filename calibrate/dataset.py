@@ -7,8 +7,6 @@ folder; a killed run goes on at the first that is missing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from vditc.calibrate.ranks import Ranks
 from vditc.conditioning import Conditioning
 from vditc.dataset import Dataset, shard_key, shard_name, write_index, write_shard
 from vditc.errors import InputError, VditcError
+from vditc.files import data_digest
 from vditc.progress import Progress
 from vditc.sampled_model import SampledModel
 from vditc.torch_device import torch_device
@@ -60,7 +59,7 @@ def sample_dataset(
         "guidance_scale": sampled.guidance_scale,
     }
     # A GPU adds in another order than a processor: shards of both would not be those of one run.
-    run = hashlib.sha256(json.dumps([about, dtype, chosen.type], sort_keys=True).encode()).hexdigest()
+    run = data_digest([about, dtype, chosen.type])
     shards = [range(start, min(start + shard_size, len(conditioning))) for start in range(0, len(conditioning), shard_size)]
     own = [(work / shard_name(i), conditioning.subset(shards[i], specs)) for i in ranks.share(len(shards))]
     missing = [(path, clips, key) for path, clips in own if shard_key(path) != (key := f"{run} {clips.digest()}")]

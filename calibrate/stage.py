@@ -20,6 +20,7 @@ from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.errors import InputError, VditcError
 from vditc.model_dir import ModelDir
+from vditc.numerics import short
 from vditc.progress import Progress
 from vditc.recipe import Recipe, Rule
 from vditc.sampled_model import SampledModel
@@ -254,12 +255,7 @@ def _report(statistics: Mapping[str, InputStatistics], clips: int) -> dict[str, 
     for name, seen in statistics.items():
         median = float(np.median(seen.channels))
         layers[name] = {
-            "absmax_per_step": [_rounded(v) for v in seen.absmax],
-            "channel_spread": _rounded(float(seen.channels.max()) / median) if median else None,
+            "absmax_per_step": [short(v) for v in seen.absmax],
+            "channel_spread": short(float(seen.channels.max()) / median) if median else None,
         }
     return {"clips": clips, "layers": layers}
-
-
-def _rounded(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")

@@ -8,7 +8,6 @@ saw is merged exactly, so the number of ranks does not change a byte.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -30,6 +29,7 @@ from vditc.calibrate.observers import Observers
 from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.row_sample import row_keys
 from vditc.errors import InputError
+from vditc.files import data_digest
 from vditc.progress import Progress
 from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampled_model import SampledModel
@@ -156,7 +156,7 @@ class Trajectories:
             "vditc": importlib.metadata.version("vditc"),
             **more,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return data_digest(facts)
 
 
 class Seen(NamedTuple):

@@ -19,18 +19,19 @@ from rows import Row
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.files import write_text
+from vditc.files import data_digest, write_text
+from vditc.numerics import short
 from vditc.pipeline.opened import OpenedModel
 from vditc.pipeline.quality import Trajectories, compare, sample_clips
 from vditc.progress import SILENT
 from vditc.recipe import Recipe
 from vditc.runtimes.reference import ReferenceModel
 from vditc.safetensors_file import read_header, write_tensors
-from vditc.workspace import digest
 
 ASSETS = Path(__file__).resolve().parents[2] / "src/vditc/assets"
 VDITC = Path(sys.executable).with_name("vditc")
 FIRST_SEED = 7_000  # of prompts and noise; calibrations use others
+DIGITS = 5  # of the figures
 FORCED_CLIPS = 4  # of each seed, for output_mse
 BAD_INPUT = 2  # exit status of `vditc`
 FIGURES = ("digit_accuracy", "motion_accuracy", "flicker", "psnr", "ssim", "final_latent_error", "output_mse")
@@ -96,9 +97,9 @@ class Study:
                 if value is not None:
                     values[name].append(float(value))
         shutil.rmtree(folder, ignore_errors=True)  # 0.5 MB a clip; what an interrupted row needs, a finished one does not
-        means: dict[str, Any] = {name: _rounded(float(np.mean(v))) if v else None for name, v in values.items()}
-        spread = {name: _rounded(float(np.std(v))) if v else None for name, v in values.items()}
-        return means | {"std": spread, "per_seed": {name: [_rounded(x) for x in v] for name, v in values.items() if v}}
+        means: dict[str, Any] = {name: short(float(np.mean(v)), DIGITS) if v else None for name, v in values.items()}
+        spread = {name: short(float(np.std(v)), DIGITS) if v else None for name, v in values.items()}
+        return means | {"std": spread, "per_seed": {name: [short(x, DIGITS) for x in v] for name, v in values.items() if v}}
 
     def reference(self, seed: int) -> tuple[Conditioning, Trajectories]:
         """The clips of a seed, and their trajectories in full precision, sampled once."""
@@ -116,7 +117,7 @@ class Study:
     def _exact_outputs(self, seed: int, given: Conditioning, reference: Trajectories) -> npt.NDArray[np.float32]:
         """[clips, steps, branches, C, F, H, W], computed once."""
         clips = range(min(FORCED_CLIPS, self.clips))
-        name = digest({"model": self.source.digest, "clips": [given.digest(i) for i in clips], "schedule": self.schedule.to_json()})
+        name = data_digest({"model": self.source.digest, "clips": [given.digest(i) for i in clips], "schedule": self.schedule.to_json()})
         file = self.work / "outputs" / self.model / f"{name[:24]}.safetensors"
         if not file.exists():
             write_tensors(file, {"outputs": np.stack([self._forced(self.exact, given, reference, clip) for clip in clips])})
@@ -144,8 +145,3 @@ def measured(command: list[str]) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
     seconds = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
     return seconds | {"peak_rss_bytes": usage.ru_maxrss * 1024}
-
-
-def _rounded(value: float) -> float:
-    """Five significant digits."""
-    return float(f"{value:.5g}")

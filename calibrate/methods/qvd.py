@@ -22,7 +22,7 @@ from vditc.calibrate.temporal_features import Candidate, best, candidate, codes_
 from vditc.correction import Correction
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
-from vditc.numerics import EPS, Granularity, QType
+from vditc.numerics import EPS, Granularity, QType, short
 from vditc.scheme import QuantSpec, Scheme
 from vditc.transform import IDENTITY, Transform
 
@@ -159,8 +159,7 @@ def _output(table: Array, weight: FloatWeight, scheme: Scheme, statistics: Input
 
 
 def _plain(found: Candidate) -> dict[str, Any]:
-    """Six significant digits."""
-    return {"name": found.name, "score": float(f"{found.score:.6g}"), "error": float(f"{found.error:.6g}")}
+    return {"name": found.name, "score": short(found.score), "error": short(found.error)}
 
 
 def _bad(found: str, wanted: str) -> InputError:

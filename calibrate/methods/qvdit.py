@@ -23,9 +23,8 @@ import torch
 
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
 from vditc.calibrate.leftovers import CHECKPOINT
-from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, joined, scale_dtype
-from vditc.calibrate.methods.quarot import hadamard
-from vditc.calibrate.methods.viditq import static_balance
+from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
+from vditc.calibrate.methods.viditq import balanced
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.recorded import Recorded, record
 from vditc.calibrate.student import TrainedLinear, student_of
@@ -36,7 +35,6 @@ from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
 from vditc.numerics import EPS
 from vditc.scheme import Scheme, quantize_weight
-from vditc.transform import IDENTITY, Transform
 
 FACTOR_BATCHES = 4  # batches that the frames' first factors are taken from
 
@@ -87,10 +85,7 @@ class QVDiT(TrainedMethod):
         self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
     ) -> dict[str, Quantized]:
         """See `Method.quantize`: where the training starts."""
-        transform = IDENTITY
-        if statistics is not None:
-            balance = static_balance(statistics.channels, joined(weights), self.alpha)
-            transform = hadamard(self.seed, len(balance), balance) if self.rotation else Transform(balance=balance)
+        transform = balanced(statistics, weights, self.alpha, rotation=self.rotation, seed=self.seed)
         return {
             layer: Quantized(
                 searched_grid(

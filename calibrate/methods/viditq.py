@@ -33,6 +33,16 @@ def static_balance(channels: npt.NDArray[np.float32], weight: npt.NDArray[np.flo
     return np.asarray(m / np.exp(np.log(m).mean()), np.float32)
 
 
+def balanced(
+    statistics: InputStatistics | None, weights: Mapping[str, FloatWeight], alpha: float, *, rotation: bool, seed: int
+) -> Transform:
+    """The balance of layers that read one tensor, and the rotation behind it; nothing where inputs were not observed."""
+    if statistics is None:
+        return IDENTITY
+    balance = static_balance(statistics.channels, joined(weights), alpha)
+    return hadamard(seed, len(balance), balance) if rotation else Transform(balance=balance)
+
+
 @dataclasses.dataclass(frozen=True)
 class ViDiTQ(Method):
     """One balance and one rotation for all layers that read a tensor."""
@@ -73,10 +83,8 @@ class ViDiTQ(Method):
         self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
-        transform = IDENTITY
-        if statistics is not None and any(scheme.activation is not None for scheme in schemes.values()):
-            balance = static_balance(statistics.channels, joined(weights), self.alpha)
-            transform = hadamard(self.seed, len(balance), balance) if self.rotation else Transform(balance=balance)
+        seen = statistics if any(scheme.activation is not None for scheme in schemes.values()) else None
+        transform = balanced(seen, weights, self.alpha, rotation=self.rotation, seed=self.seed)
         if self.rounding == "gptq":
             assert statistics is not None
             return {layer: fitted(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}

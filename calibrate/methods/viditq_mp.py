@@ -32,9 +32,10 @@ from vditc.calibrate.methods.base import InputStatistics, Quantized
 from vditc.calibrate.methods.viditq import ViDiTQ
 from vditc.errors import InputError
 from vditc.files import write_text
-from vditc.numerics import QType
+from vditc.numerics import QType, short
 from vditc.progress import Progress
 from vditc.sampling import Feeds
+from vditc.schedule import step_groups
 from vditc.scheme import Scheme
 from vditc.torch_transform import InputTransform
 
@@ -119,7 +120,7 @@ class ViDiTQMixed(ViDiTQ):
                         "group": group,
                         "rank": rank,
                         "of": len(own),
-                        "sensitivity": _short(unit.sensitivity),
+                        "sensitivity": short(unit.sensitivity),
                         "by_step_group": measured[unit.name],
                         "bits": self.high if up else self.low,
                         "why": f"{rank} of {len(own)} by {group}; the budget raised {sum(u.name in chosen for u in own)} of them",
@@ -131,7 +132,7 @@ class ViDiTQMixed(ViDiTQ):
         bits = sum(result[layer].weight.qtype.bits * count for layer, count in counts.items()) / sum(counts.values())
         report = {
             "mean_bits_wanted": self.mean_bits,
-            "mean_bits": _short(bits),
+            "mean_bits": short(bits),
             "step_groups": [list(steps) for steps in examples.groups],
             "guided": examples.guided,
             "layers": {layer: table[layer] for layer in schemes if layer in table},
@@ -179,11 +180,11 @@ class ViDiTQMixed(ViDiTQ):
 class _Examples:
     """Inputs of the full-precision model at some steps of some clips, what it said, and what it says with a few linears changed."""
 
-    def __init__(self, of: Trajectories, step_groups: int, each: int, progress: Progress) -> None:
+    def __init__(self, of: Trajectories, groups: int, each: int, progress: Progress) -> None:
         sampled = of.sampled
         self.scheduler, self.scale, self.guided = sampled.scheduler, sampled.guidance_scale, sampled.guided
         steps, clips = sampled.steps, len(sampled.conditioning)
-        self.groups = [g.tolist() for g in np.array_split(np.arange(steps), min(step_groups, steps))]
+        self.groups = step_groups(steps, groups)
         self.model = FullPrecision(sampled.adapter, sampled.source, of.device, of.memory)
         # As many of every group, spread over its steps, and over the clips.
         wanted: dict[int, list[tuple[int, int]]] = {}
@@ -221,7 +222,7 @@ class _Examples:
         finally:
             for layer, linear_layer in own.items():
                 module.set_submodule(layer, linear_layer)
-        return [{key: _short(float(np.mean([row[key] for row in rows]))) for key in METRICS if key in rows[0]} for rows in found]
+        return [{key: short(float(np.mean([row[key] for row in rows]))) for key in METRICS if key in rows[0]} for rows in found]
 
 
 class _Fake(torch.nn.Module):
@@ -285,11 +286,6 @@ def _read(state: Any, run: str) -> dict[str, list[dict[str, float]]]:
         return dict(saved["units"]) if saved["run"] == run else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _short(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")
 
 
 def _bad(found: str, wanted: str) -> InputError:

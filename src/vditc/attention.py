@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.errors import InputError
-from vditc.numerics import QType
+from vditc.numerics import QType, short
 
 QK, PV = (QType.INT8,), (QType.INT8, QType.FP8_E4M3)
 
@@ -84,9 +84,9 @@ class AttentionCalibration:
         return {
             "scheme": self.scheme.to_json(),
             "tokens": list(self.tokens),
-            "absmax": {name: [digits(float(x)) for x in array] for name, array in ranges.items()},
-            "errors": [[step, digits(error)] for step, error in self.errors],
-            "error": digits(self.error),
+            "absmax": {name: [short(float(x)) for x in array] for name, array in ranges.items()},
+            "errors": [[step, short(error)] for step, error in self.errors],
+            "error": short(self.error),
         }
 
     @classmethod
@@ -103,8 +103,3 @@ class AttentionCalibration:
             errors=tuple((step, error) for step, error in data["errors"]),
             error=data["error"],
         )
-
-
-def digits(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")

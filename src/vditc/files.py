@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -114,3 +115,8 @@ def sha256(path: Path) -> str:
         while piece := f.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def data_digest(data: Any) -> str:
+    """sha256 of plain data, in hexadecimal."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from vditc.background import hash_later
 from vditc.errors import InputError
+from vditc.files import data_digest
 from vditc.lora_file import LoraModule, lora_files, read_lora
 from vditc.lora_names import Place, places
 from vditc.model_dir import PARTS, ModelDir
@@ -136,7 +136,7 @@ def fuse(source: ModelDir, loras: Sequence[Lora]) -> ModelDir:
 
     def digest() -> str:
         parts = {"model": source.digest, "loras": [[lora.digest, lora.scale] for lora in loras]}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return data_digest(parts)
 
     fused = {n: FusedTensor.of(e, deltas[n]) if n in deltas else e for n, e in source.weights.items()}
     return dataclasses.replace(source, weights=fused, hashed=digest)

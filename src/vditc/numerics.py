@@ -65,3 +65,8 @@ class Granularity(enum.Enum):
 
 
 EPS = 1e-8  # least scale: an all-zero row then quantizes to zeros instead of dividing 0 by 0
+
+
+def short(value: float, digits: int = 6) -> float:
+    """So many significant digits: for figures that people read."""
+    return float(f"{value:.{digits}g}")

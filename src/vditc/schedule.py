@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -97,3 +98,9 @@ class Schedule:
         """Read what `to_json` wrote."""
         tables = {name: np.array(data[name], np.float32) for name in TABLES}
         return cls(scheduler=data["scheduler"], start=float(data["start"]), **tables)
+
+
+def step_groups(steps: int, count: int) -> list[range]:
+    """Steps in `count` groups of consecutive ones, as equal as can be; fewer groups where there are fewer steps."""
+    ends = np.linspace(0, steps, min(steps, count) + 1).round().astype(int).tolist()
+    return [range(a, b) for a, b in pairwise(ends)]

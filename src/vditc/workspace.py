@@ -7,7 +7,6 @@ every stage is deterministic, the finished bundle is the same as an uninterrupte
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -20,11 +19,6 @@ from vditc.files import sha256, write_text
 
 NOTES = ".stages.json"
 SCRATCH = ".work"
-
-
-def digest(data: Any) -> str:
-    """sha256 of plain data."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass

@@ -21,11 +21,12 @@ from vditc.errors import InputError, VditcError
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
 from vditc.pipeline.schedules import load_schedule
-from vditc.pipeline.sensitivity import Errors, relative_squared_error, sensitivity, step_groups, trajectory_feeds
+from vditc.pipeline.sensitivity import Errors, relative_squared_error, sensitivity, trajectory_feeds
 from vditc.progress import SILENT
 from vditc.recipe import Recipe
 from vditc.runtimes.reference import ReferenceModel
 from vditc.sampling import Feeds
+from vditc.schedule import step_groups
 
 STEPS = 3
 AllFeeds = list[list[tuple[Feeds, int]]]

@@ -20,7 +20,7 @@ from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError, PrecisionError
 from vditc.export.stage import export_model
-from vditc.files import write_text
+from vditc.files import data_digest, write_text
 from vditc.graph_passes.stage import lower
 from vditc.memory import Memory, model_memory
 from vditc.pipeline.opened import OpenedModel
@@ -35,7 +35,7 @@ from vditc.runtimes.registry import backend
 from vditc.safetensors_file import write_tensors
 from vditc.sampled_model import SampledModel
 from vditc.target import Target
-from vditc.workspace import Workspace, digest
+from vditc.workspace import Workspace
 
 # Relative error of one step's velocity, lowered against portable graph. float16 keeps 11 bits, and every INT8 code that its
 # rounding flips costs 1/127 of a token's range; more than a few hundredths means a wrong graph, not rounding.
@@ -83,7 +83,7 @@ class Plan:
     def digest(self) -> str:
         """Of everything that the bundle's bytes depend on."""
         job = self.job
-        return digest(
+        return data_digest(
             {
                 "model": self.model.source.digest,
                 "recipe": job.recipe.digest,

@@ -14,13 +14,13 @@ from vditc import metrics
 from vditc.conditioning import Conditioning
 from vditc.digits import Caption
 from vditc.errors import QualityError
+from vditc.files import data_digest
 from vditc.pipeline.components import Components
 from vditc.progress import Progress
 from vditc.recipe import Gate
 from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampled_model import SampledModel
 from vditc.sampling import Denoiser
-from vditc.workspace import digest
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +55,7 @@ def sample_clips(
     conditioning, steps, clips = sampled.conditioning, sampled.steps, []
     with progress.task(title, len(conditioning) * steps) as advance:
         for index in range(len(conditioning)):
-            clip_key = digest(
+            clip_key = data_digest(
                 {
                     **key,
                     "clip": conditioning.digest(index),

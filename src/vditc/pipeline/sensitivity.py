@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,12 +21,13 @@ import torch
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration
 from vditc.errors import VditcError
+from vditc.files import data_digest
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel, check_same_model, linear_of
 from vditc.sampled_model import SampledModel
 from vditc.sampling import Denoiser, Feeds
-from vditc.workspace import digest
+from vditc.torch_device import torch_device
 
 Array = npt.NDArray[Any]
 Metric = Callable[[Array, Array], float]  # (full-precision, quantized) prediction [B, C, F, H, W] -> error
@@ -39,12 +39,6 @@ def relative_squared_error(full: Array, quantized: Array) -> float:
     """|full - quantized|^2 / |full|^2."""
     norm = float(np.square(full, dtype=np.float64).sum())
     return float(np.square(full - quantized, dtype=np.float64).sum()) / norm if norm else 0.0
-
-
-def step_groups(steps: int, count: int) -> list[range]:
-    """Steps in `count` groups of consecutive ones, as equal as can be; fewer groups where there are fewer steps."""
-    ends = np.linspace(0, steps, min(steps, count) + 1).round().astype(int).tolist()
-    return [range(a, b) for a, b in pairwise(ends)]
 
 
 def trajectory_feeds(
@@ -97,9 +91,9 @@ def sensitivity(
         "candidates": {name: c.digest or c.recipe_digest for name, c in candidates.items()},
         "units": {unit: list(layers) for unit, layers in units.items()},
         "feeds": [[[step, *(_digest(given[n]) for n in sorted(given))] for given, step in group] for group in feeds],
-        "device": torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu").type,
+        "device": torch_device(device).type,
     }
-    notes = _Notes(work, digest(key), progress)
+    notes = _Notes(work, data_digest(key), progress)
     sums = {pair: [0.0] * len(feeds) for pair in tried}
     done = sum(notes.get(n, i, pair) is not None for n, group in enumerate(feeds) for i in range(len(group)) for pair in tried)
     with progress.task("quantize one layer at a time", len(tried) * sum(map(len, feeds)), done) as advance, notes:

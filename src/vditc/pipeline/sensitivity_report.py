@@ -9,10 +9,11 @@ from typing import Any
 
 from vditc.calibration import Calibration
 from vditc.files import write_text
-from vditc.pipeline.sensitivity import sensitivity, step_groups, trajectory_feeds
+from vditc.pipeline.sensitivity import sensitivity, trajectory_feeds
 from vditc.progress import Progress
 from vditc.runtimes.reference import ReferenceModel, layer_errors
 from vditc.sampled_model import SampledModel
+from vditc.schedule import step_groups
 
 SCHEMA = 1
 NOTES = "results.jsonl"  # in the working folder
