@@ -5,7 +5,7 @@ frames have ranges of their own. x' = (x m) Q, W' = (W / m) Q with m = max|W|^al
 and a random Hadamard Q. The weight is rounded once, after both.
 
 Steps: ranges of dynamic activations are each step's own; without the rotation a recipe may ask for static ones, a scale for every step.
-The balance is one for all steps, because it is in the weights, of which an engine holds one copy. (The release's first version has a balance
+The balance is one for all steps: it is in the weights, of which an engine holds one copy. (The release's first version has a balance
 and weights for every range of steps; its second, as here, one.) Static ranges hold for both branches of the guidance.
 """
 
