@@ -49,6 +49,9 @@ class ConvertComputeType(Pass):
     """Canonical float32 graph -> strongly typed graph that computes in `to` (fp16, bf16; fp32 leaves it as it is)."""
 
     name: ClassVar[str] = "convert-compute-type"
+    needs: ClassVar[frozenset[str]] = frozenset({"canonical", "constants-folded"})
+    gives: ClassVar[frozenset[str]] = frozenset({"lowered"})
+    ends: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
     to: str = "fp16"
 
@@ -61,6 +64,10 @@ class ConvertComputeType(Pass):
     def spec_after(self, spec: Spec) -> Spec:
         """The lowered dialect of the new type."""
         return Spec.lowered(self.to)
+
+    def numerics(self) -> str:
+        """float32 is what the graph computes in already."""
+        return "exact" if self.to == "fp32" else self.to
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""

@@ -1,15 +1,17 @@
-"""What a pass is, how passes are named and parsed, and how a list of them is run."""
+"""What a pass is, and how a list of passes is checked and run."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from vditc.errors import DialectError, InputError
+from vditc.graph_passes.properties import PROPERTIES, held
 from vditc.graph_passes.spec import Spec
 from vditc.progress import SILENT, Progress
 
@@ -33,17 +35,26 @@ class Result(ir.passes.PassResult):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass(ir.passes.InPlacePass):
-    """A named graph rewrite. Fields are its options, written `name{field=value,...}`; the name is kebab-case."""
+    """A named graph rewrite. Fields are its options, written `name{field=value,...}`; the name is kebab-case.
+
+    `needs`, `gives` and `ends` name `vditc.graph_passes.properties.PROPERTIES`: what must hold before the pass, what holds
+    after it, and what no longer does.
+    """
 
     name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+    ends: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         if cls.name in PASSES:
             raise TypeError(f"pass {cls.name!r} is declared twice: {PASSES[cls.name].__module__} and {cls.__module__}")
+        if unknown := sorted((cls.needs | cls.gives | cls.ends) - PROPERTIES.keys()):
+            raise TypeError(f"pass {cls.name!r} names the property {unknown[0]!r}; known are {', '.join(PROPERTIES)}")
         PASSES[cls.name] = cls
 
     def __str__(self) -> str:
-        options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self))
+        options = ",".join(f"{f.name}={option_text(getattr(self, f.name))}" for f in dataclasses.fields(self))
         return f"{self.name}{{{options}}}" if options else self.name
 
     @abc.abstractmethod
@@ -53,6 +64,15 @@ class Pass(ir.passes.InPlacePass):
     def spec_after(self, spec: Spec) -> Spec:
         """The dialect of the result, given that of the input; a pass that lowers the graph says so here."""
         return spec
+
+    def numerics(self) -> str:
+        """How the outputs may differ afterwards: one of `vditc.graph_passes.tolerances.KINDS`."""
+        return "rounding"
+
+
+def option_text(value: object) -> str:
+    """An option's value as `parse_pass` reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +87,14 @@ class PassFacts:
     nodes_after: int
 
 
-OnPass = Callable[[Pass | None, Pass, ir.Model], None]  # (the pass before, the pass that just ran, its result)
+class Observer:
+    """Sees the graph between passes; what it raises ends the run."""
+
+    def start(self, model: ir.Model) -> None:
+        """Before the first pass."""
+
+    def after(self, done: Pass, facts: PassFacts, model: ir.Model) -> None:
+        """After every pass, when its result is known to be of the dialect."""
 
 
 def run_passes(
@@ -76,16 +103,22 @@ def run_passes(
     spec: Spec,
     *,
     progress: Progress = SILENT,
-    on_pass: OnPass | None = None,
+    observers: Sequence[Observer] = (),
     title: str = "graph passes",
 ) -> tuple[Spec, tuple[PassFacts, ...]]:
     """Run `passes` in order, in place; returns the dialect that the result conforms to and what each pass did.
 
-    The graph is verified before the first pass and after every pass: DialectError names the pass, the rule and the node.
+    InputError, before anything is changed, for an order that `check_order` refuses and for a graph that is not of the dialect
+    `spec`. The graph is verified after every pass: DialectError names the pass, the rule and the node.
     """
-    spec.verify(model, where="before the first pass")
+    check_order(passes, model, spec)
+    try:
+        spec.verify(model, where="before the first pass")
+    except DialectError as error:
+        raise InputError(found=error.found, wanted=error.wanted, where=error.where, fix=error.fix) from error
+    for observer in observers:
+        observer.start(model)
     facts: list[PassFacts] = []
-    previous: Pass | None = None
     with progress.task(title, len(passes)) as advance:
         for one in passes:
             nodes, start = len(model.graph), time.perf_counter()
@@ -95,8 +128,23 @@ def run_passes(
             spec = one.spec_after(spec)
             spec.verify(model, where=f"after pass {one}")
             facts.append(PassFacts(str(one), result.modified, result.refusals, time.perf_counter() - start, nodes, len(model.graph)))
-            if on_pass is not None:
-                on_pass(previous, one, model)
-            previous = one
+            for observer in observers:
+                observer.after(one, facts[-1], model)
             advance()
     return spec, tuple(facts)
+
+
+def check_order(passes: Sequence[Pass], model: ir.Model, spec: Spec) -> None:
+    """InputError for a pass that needs what neither the graph nor a pass before it gives; it names both passes."""
+    now, ended_by = held(model, spec), dict[str, str]()
+    for one in passes:
+        for missing in sorted(one.needs - now):
+            if missing in ended_by:
+                found, fix = f"{one.name} after {ended_by[missing]}", f"put {one.name} before {ended_by[missing]}"
+            else:
+                makers = " or ".join(sorted(name for name, p in PASSES.items() if missing in p.gives))
+                found = f"{one.name} without {makers} before it" if makers else f"{one.name} on a graph that is not {missing}"
+                fix = f"put {makers} before {one.name}" if makers else "give the graph that `vditc export` wrote"
+            raise InputError(found=found, wanted=f"{missing}: {PROPERTIES[missing].means}", where="the list of passes", fix=fix)
+        now = (now - one.ends) | one.gives
+        ended_by |= dict.fromkeys(one.ends, one.name)

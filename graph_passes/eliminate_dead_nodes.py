@@ -22,6 +22,10 @@ class EliminateDeadNodes(Pass):
 
     name: ClassVar[str] = "eliminate-dead-nodes"
 
+    def numerics(self) -> str:
+        """What is left is computed as before."""
+        return "exact"
+
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
         steps = (common.IdentityEliminationPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass())

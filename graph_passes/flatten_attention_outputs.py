@@ -26,6 +26,7 @@ class FlattenAttentionOutputs(Pass):
     """Two-dimensional products behind attention, for weights that are INT4 alone."""
 
     name: ClassVar[str] = "flatten-attention-outputs"
+    needs: ClassVar[frozenset[str]] = frozenset({"lowered"})
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""

@@ -31,6 +31,11 @@ class LegalizeForTarget(Pass):
     """The forms that TensorRT and TensorRT-RTX fuse. Refusal: a K that no block size divides."""
 
     name: ClassVar[str] = "legalize-for-target"
+    needs: ClassVar[frozenset[str]] = frozenset({"lowered"})
+
+    def numerics(self) -> str:
+        """Every element is multiplied with the scale that it had."""
+        return "exact"
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""

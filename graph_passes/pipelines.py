@@ -62,27 +62,36 @@ def pipeline(target: Target) -> tuple[Pass, ...]:
 def parse_pass(text: str) -> Pass:
     """`fold-constants{size_limit=1024}` -> FoldConstants(size_limit=1024); InputError when it cannot be read."""
     name, brace, rest = text.strip().partition("{")
-    if name not in PASSES:
-        raise InputError(found=f"pass {name!r}", wanted=f"one of {', '.join(sorted(PASSES))}", where="--passes", fix="correct the name")
-    made = PASSES[name]
-    hints = get_type_hints(made)
-    known = [f.name for f in dataclasses.fields(made)]
-    options: dict[str, object] = {}
-    for item in filter(None, rest.removesuffix("}").split(",")):
-        key, _, value = (part.strip() for part in item.partition("="))
-        if key not in known or not value or not rest.endswith("}"):
-            raise InputError(
-                found=repr(text),
-                wanted=f"{name}{{option=value,...}} with options {', '.join(known) or '(it has none)'}",
-                where="--passes",
-                fix="correct the option",
-            )
-        try:
-            options[key] = hints[key](value)
-        except ValueError as error:
-            raise InputError(
-                found=f"{key}={value}", wanted=f"{key} of type {hints[key].__name__}", where=f"--passes {name}", fix="correct the value"
-            ) from error
+    if (made := PASSES.get(name.strip())) is None:
+        raise _bad("--passes", f"pass {name.strip()!r}", f"one of {', '.join(sorted(PASSES))}", "correct the name; see `vditc passes`")
+    where = f"--passes {made.name}"
     if brace and not rest.endswith("}"):
-        raise InputError(found=repr(text), wanted="a closing brace", where="--passes", fix="write name{option=value}")
+        raise _bad(where, repr(text.strip()), "a closing brace", "write name{option=value}")
+    types, options = get_type_hints(made), dict[str, object]()
+    known = {f.name: types[f.name] for f in dataclasses.fields(made)}
+    for item in filter(None, rest.removesuffix("}").split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if key not in known:
+            raise _bad(where, f"option {key!r}", f"one of {', '.join(known)}" if known else "no option", "correct the option")
+        if not equals or not value or key in options:
+            raise _bad(where, repr(item), f"{key}=value, once", "correct the option")
+        options[key] = _value(known[key], key, value, where)
     return made(**options)
+
+
+def _value(kind: type, key: str, text: str, where: str) -> object:
+    """An option's value of type bool, int, float or str."""
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise _bad(where, f"{key}={text}", f"{key}=true or {key}=false", "correct the value")
+        return text == "true"
+    if kind not in (int, float, str):
+        raise TypeError(f"{where}: option {key} is of {kind}; wanted bool, int, float or str")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise _bad(where, f"{key}={text}", f"{key} of type {kind.__name__}", "correct the value") from error
+
+
+def _bad(where: str, found: str, wanted: str, fix: str) -> InputError:
+    return InputError(found=found, wanted=wanted, where=where, fix=fix)

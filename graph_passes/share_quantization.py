@@ -26,6 +26,11 @@ class ShareQuantization(Pass):
     """Merges equal activation quantizations; keeps the first, under its name. Refusal: same tensor, other scale."""
 
     name: ClassVar[str] = "share-quantization"
+    needs: ClassVar[frozenset[str]] = frozenset({"constants-folded"})
+
+    def numerics(self) -> str:
+        """Equal nodes give equal values."""
+        return "exact"
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""

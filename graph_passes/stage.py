@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from vditc.errors import InputError
 from vditc.files import whole_file
-from vditc.graph_passes.core import OnPass, PassFacts, run_passes
+from vditc.graph_passes.core import Observer, Pass, PassFacts, run_passes
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
 from vditc.progress import Progress
@@ -41,24 +42,30 @@ def lower(
     out: Path,
     progress: Progress,
     passes: Sequence[str] | None = None,
-    on_pass: OnPass | None = None,
+    observers: Sequence[Observer] = (),
 ) -> LowerFacts:
     """Write `out`, the graph for `target`, and beside it what it points to.
 
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
     all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
-    InputError for a file that is no ONNX model or lacks data; DialectError when the graph, or what a pass made of it,
-    is not of the dialect. Whole or not at all; the same input gives the same bytes.
+    InputError for a file that is no ONNX model, lacks data, was not written by `vditc export` or is not of the dialect, and for
+    passes in an order that cannot be; DialectError when what a pass made is not of the dialect. Whole or not at all; the same input gives the same bytes.
     """
-    todo = pipeline(target) if passes is None else tuple(parse_pass(p) for p in passes)
+    todo = chosen_passes(target, passes)
     graph = load(model)
+    check_origin(graph, model)
     before = len(graph.graph)
-    spec, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, on_pass=on_pass, title=f"lower for {target.name}")
+    spec, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, observers=observers, title=f"lower for {target.name}")
     wanted = Spec.lowered(target.compute)
     if spec.compute != wanted.compute:
         wanted.verify(graph, where="after the last pass")
     files = save(graph, out)
     return LowerFacts(target=target.name, dialect=spec.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
+
+
+def chosen_passes(target: Target, passes: Sequence[str] | None) -> tuple[Pass, ...]:
+    """The target's pipeline, or the passes that are named instead; InputError for one that cannot be read."""
+    return pipeline(target) if passes is None else tuple(parse_pass(p) for p in passes)
 
 
 def load(path: Path) -> ir.Model:
@@ -87,19 +94,35 @@ def load(path: Path) -> ir.Model:
     return model
 
 
+def check_origin(model: ir.Model, path: Path) -> None:
+    """InputError for a graph that `vditc export` has not written: without its metadata nobody knows the sizes and steps."""
+    try:
+        about = json.loads(model.metadata_props.get("vditc", "null"))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise InputError(
+            found="a graph from elsewhere, without vditc's metadata" if "vditc" not in model.metadata_props else "unreadable metadata",
+            wanted="a graph that `vditc export` wrote",
+            where=str(path),
+            fix="export the model with `vditc export`",
+        )
+
+
 def save(model: ir.Model, out: Path) -> tuple[Path, ...]:
     """Write `out` and its data; an older `out` goes first, so that no graph ever points into data of another."""
     out.parent.mkdir(parents=True, exist_ok=True)
     own = out.with_name(out.name + ".data")
     kept = sorted({Path(str(t.path)) for t in _external(model)})
-    new = [v for v in model.graph.initializers.values() if _is_new(v)]
+    new = [v for v in model.graph.initializers.values() if is_new(v)]
     if clash := [p for p in kept if p.name in (own.name, out.name)]:
         raise InputError(found=f"data file {clash[0]}", wanted="another name", where=str(out), fix="choose another output name")
     out.unlink(missing_ok=True)
     for path in kept:
         _copy(path, out.parent / path.name)
     if new:
-        _write_data(new, own)
+        for value, place in zip(new, write_tensors(new, own), strict=True):
+            value.const_value = place
     else:
         own.unlink(missing_ok=True)
     with whole_file(out) as temporary:
@@ -107,14 +130,31 @@ def save(model: ir.Model, out: Path) -> tuple[Path, ...]:
     return (out, *(out.parent / p.name for p in kept), *([own] if new else []))
 
 
+def is_new(value: ir.Value) -> bool:
+    """Whether an initialiser was made by a pass and is too large to stay in the .onnx file."""
+    tensor = value.const_value
+    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > INLINE_BYTES
+
+
+def write_tensors(values: Sequence[ir.Value], path: Path) -> list[ir.ExternalTensor]:
+    """Write the tensors of initialisers one behind another; returns where each lies."""
+    places: list[ir.ExternalTensor] = []
+    with whole_file(path) as temporary, temporary.open("wb") as f:
+        for value in values:
+            tensor = value.const_value
+            assert tensor is not None
+            begin, data = f.tell(), tensor.tobytes()
+            f.write(data)
+            shape = ir.Shape(tensor.shape.numpy())
+            places.append(
+                ir.ExternalTensor(path.name, begin, len(data), tensor.dtype, shape=shape, name=str(value.name), base_dir=path.parent)
+            )
+    return places
+
+
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:
     """Initialisers that lie in a data file."""
     return [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
-
-
-def _is_new(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > INLINE_BYTES
 
 
 def _copy(source: Path, to: Path) -> None:
@@ -123,20 +163,3 @@ def _copy(source: Path, to: Path) -> None:
         return
     with whole_file(to) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _write_data(values: Sequence[ir.Value], path: Path) -> None:
-    """Write tensors one behind another and let their values point there."""
-    places: list[tuple[ir.Value, int, int]] = []
-    with whole_file(path) as temporary, temporary.open("wb") as f:
-        for value in values:
-            assert value.const_value is not None
-            data = value.const_value.tobytes()
-            places.append((value, f.tell(), len(data)))
-            f.write(data)
-    for value, offset, length in places:
-        tensor = value.const_value
-        assert tensor is not None
-        value.const_value = ir.ExternalTensor(
-            path.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=str(value.name), base_dir=path.parent
-        )

@@ -43,3 +43,9 @@ def graph_sizes(model: Path) -> Sizes:
         return Sizes.unknown(names)
     said = Sizes.from_json(about)
     return Sizes({**Sizes.unknown(names).axes, **{n: a for n, a in said.axes.items() if n in names}}, said.presets)
+
+
+def graph_timesteps(model: Path) -> tuple[float, ...]:
+    """The schedule that the graph was calibrated for: the model's time at every step; () where the metadata says none."""
+    about = json.loads(ir.load(model).metadata_props.get("vditc", "{}"))
+    return tuple(float(t) for t in about.get("timesteps", ()))

@@ -24,23 +24,33 @@ def run_in_slices(
     budget: int = SLICE_BYTES,
     progress: Progress = SILENT,
 ) -> list[list[Array]]:
-    """The graph's outputs for each of `feeds`, every slice loaded once.
+    """`run_slices` of a file."""
+    return run_slices(onnx.load(model, load_external_data=False), model.parent, feeds, budget, progress)
 
-    Slices are neighbouring nodes in the file's order whose weights, as float32, take at most `budget` bytes (or one node). Between
+
+def run_slices(
+    model: onnx.ModelProto,
+    folder: Path,
+    feeds: Sequence[Mapping[str, Array]],
+    budget: int = SLICE_BYTES,
+    progress: Progress = SILENT,
+) -> list[list[Array]]:
+    """The graph's outputs for each of `feeds`, every slice loaded once; weights that it only refers to lie in `folder`.
+
+    Slices are neighbouring nodes in the graph's order whose weights, as float32, take at most `budget` bytes (or one node). Between
     two slices only the activations that are still needed are kept. Numerics are those of the whole graph at ORT_ENABLE_BASIC, up to
     the order of sums.
     """
-    graph = onnx.load(model, load_external_data=False)
-    slices = list(_slices(graph.graph, budget))
+    slices = list(_slices(model.graph, budget))
     last_use = {name: i for i, nodes in enumerate(slices) for node in nodes for name in node.input}
-    outputs = [output.name for output in graph.graph.output]
+    outputs = [output.name for output in model.graph.output]
     last_use |= dict.fromkeys(outputs, len(slices))
     live: list[dict[str, Array]] = [dict(f) for f in feeds]
     with progress.task("run the graph", len(slices)) as advance:
         for i, nodes in enumerate(slices):
             made = {name for node in nodes for name in node.output}
             wanted = sorted(name for name in made if last_use.get(name, -1) > i)
-            session = _session(graph, nodes, live[0], wanted, model.parent)
+            session = _session(model, nodes, live[0], wanted, folder)
             inputs = [value.name for value in session.get_inputs()]
             for values in live:
                 found = session.run(wanted, {name: values[name] for name in inputs})

@@ -18,7 +18,7 @@ from vditc.sampling import Feeds
 Array = npt.NDArray[Any]
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(float16)": np.float16}
 _CUDA = "CUDAExecutionProvider"
-_ERRORS = tuple(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+ERRORS = tuple(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 class OnnxRuntimeModel:
@@ -40,9 +40,9 @@ class OnnxRuntimeModel:
         self.path = model_path
         try:
             self.session = ort.InferenceSession(str(model_path), options, providers=_providers(device))
-        except _ERRORS as error:
+        except ERRORS as error:
             raise InputError(
-                found=_message(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
+                found=error_text(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
             ) from error
         self.dims: dict[str, list[int | str]] = {i.name: i.shape for i in self.session.get_inputs()}
         self.types = {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self.session.get_inputs()}
@@ -65,9 +65,9 @@ class OnnxRuntimeModel:
             feeds = {**feeds, "step": np.array([step], np.int64)}
         try:
             velocity: Array = self.session.run(None, feeds)[0]
-        except _ERRORS as error:
+        except ERRORS as error:
             raise VditcError(
-                found=_message(error),
+                found=error_text(error),
                 wanted=f"a velocity for latents {list(latents.shape)}",
                 where=str(self.path),
                 fix="use sizes within the model's positions",
@@ -117,7 +117,7 @@ def _providers(device: str) -> list[Any]:
     return [cpu] if device == "cpu" or not installed else [(_CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0}), cpu]
 
 
-def _message(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """The innermost message, without the C++ function that raised it."""
     text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(error))[-1]
     return text.strip().splitlines()[0]

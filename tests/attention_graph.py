@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+
+from vditc.axis import Axis
 
 WIDTH, HEADS, TEXT = 64, 2, 5
 
@@ -113,10 +116,20 @@ def attention_model(text: str = TEXT_FORM) -> ir.Model:
     return model
 
 
+ABOUT = {  # as the export writes it
+    "axes": {name: Axis(default=2, unit="tokens").to_json() for name in ("batch", "text_tokens")},
+    "presets": {},
+    "fills": {"hidden_states": "normal", "timestep": "timestep"},
+    "timesteps": [999.0, 500.5, 3.25],
+}
+
+
 def save_attention(path: Path, text: str = TEXT_FORM) -> Path:
     """`path` and, for what is larger than 256 bytes, `path` + ".data"."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(attention_model(text), path, external_data=path.name + ".data", size_threshold_bytes=256)
+    model = attention_model(text)
+    model.metadata_props["vditc"] = json.dumps(ABOUT)
+    ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=256)
     return path
 
 

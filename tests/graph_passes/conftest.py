@@ -19,6 +19,7 @@ import onnx_ir as ir
 import pytest
 from filecheck.main import main as filecheck_main
 
+from vditc.graph_passes.claims import CheckClaims
 from vditc.graph_passes.core import run_passes
 from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.spec import Spec
@@ -67,7 +68,7 @@ class PassTest(pytest.Item):
 
     def runtest(self) -> None:
         model = ir.from_onnx_text(self.path.read_text())
-        _, facts = run_passes(model, [parse_pass(p) for p in self.passes], Spec.canonical())
+        _, facts = run_passes(model, [parse_pass(p) for p in self.passes], Spec.canonical(), observers=[CheckClaims()])
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
         text = to_text(model)
         code, said = filecheck(self.path, self.prefix, text)

@@ -15,7 +15,7 @@ from attention_graph import attention_model, feeds, run, save_attention
 
 from vditc.errors import DialectError, InputError
 from vditc.files import sha256
-from vditc.graph_passes.core import Pass
+from vditc.graph_passes.core import Observer, Pass, PassFacts
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.model_dir import ModelDir
 from vditc.progress import SILENT
@@ -89,8 +89,9 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
 def test_passes_can_be_chosen_and_watched(canonical: Path) -> None:
     seen: list[str] = []
 
-    def watch(previous: Pass | None, done: Pass, model: ir.Model) -> None:
-        seen.append(f"{previous} > {done}: {len(model.graph)}")
+    class Watch(Observer):
+        def after(self, done: Pass, facts: PassFacts, model: ir.Model) -> None:
+            seen.append(f"{done}: {len(model.graph)}")
 
     out = canonical.parent / "x.onnx"
     lower(
@@ -99,10 +100,10 @@ def test_passes_can_be_chosen_and_watched(canonical: Path) -> None:
         out=out,
         progress=SILENT,
         passes=["fold-constants{size_limit=9}", "eliminate-dead-nodes"],
-        on_pass=watch,
+        observers=[Watch()],
     )
     nodes = len(attention_model().graph)
-    assert seen == [f"None > fold-constants{{size_limit=9}}: {nodes}", f"fold-constants{{size_limit=9}} > eliminate-dead-nodes: {nodes}"]
+    assert seen == [f"fold-constants{{size_limit=9}}: {nodes}", f"eliminate-dead-nodes: {nodes}"]
 
 
 def test_unchanged_weights_stay_in_the_canonical_data(canonical: Path) -> None:

@@ -14,6 +14,7 @@ ModelArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="model in di
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle that `vditc compile` wrote")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="built-in recipe or a .toml file")]
 PartOption = Annotated[str | None, typer.Option("--part", help="expert of a model with two: transformer or transformer_2")]
+TargetOption = Annotated[str, typer.Option("--target", help="built-in target or a .toml file")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="what to write")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps [default: the model's]")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classifier-free guidance scale [default: the model's]")]
@@ -59,20 +60,20 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
     return prompts
 
 
-def fresh(path: Path, force: bool, *, folder: bool = False) -> Path:
+def fresh(path: Path, force: bool, *, folder: bool = False, option: str = "-o") -> Path:
     """A path that a file, or a `folder`, may be written to; InputError when something is there and `force` is not given."""
     if path.exists() and not force:
         raise InputError(
-            found=f"{path} exists", wanted="a path that does not exist", where="-o", fix="choose another, or --force to replace it"
+            found=f"{path} exists", wanted="a path that does not exist", where=option, fix="choose another, or --force to replace it"
         )
     if path.exists() and path.is_dir() != folder:
         raise InputError(
             found=f"{path}, a {'folder' if path.is_dir() else 'file'}",
             wanted=f"a {'folder' if folder else 'file'}, or nothing there",
-            where="-o",
+            where=option,
             fix="choose another path",
         )
     there = next(p for p in path.absolute().parents if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(found=f"{there}, which cannot be written to", wanted="a folder", where="-o", fix="choose another path")
+        raise InputError(found=f"{there}, which cannot be written to", wanted="a folder", where=option, fix="choose another path")
     return path

@@ -1,11 +1,11 @@
-"""`vditc calibrate | export | lower | build`: the stages alone, file in, file out."""
+"""`vditc calibrate | export | build`: the stages alone, file in, file out. `lower` is in `vditc.cli.passes`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from vditc.cli.options import (
     PromptsOption,
     RecipeOption,
     StepsOption,
+    TargetOption,
     fresh,
     memory_bytes,
     read_prompts,
@@ -32,13 +33,6 @@ from vditc.cli.options import (
 from vditc.errors import InputError
 from vditc.recipe import Recipe
 from vditc.target import Target
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from vditc.graph_passes.core import Pass
-
-TargetOption = Annotated[str, typer.Option("--target", help="built-in target or a .toml file")]
 
 
 @app.command("calibrate")
@@ -152,44 +146,6 @@ def export_command(
             say(f"checked at {sizes}: relative distance {parity.distance:.1e} of at most {parity.tolerance:g}")
 
 
-@app.command("lower")
-def lower_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    target: TargetOption,
-    out: OutOption,
-    passes: Annotated[str, typer.Option(help="comma-separated passes instead of the target's pipeline: a,b{option=1}")] = "",
-    explain: Annotated[bool, typer.Option(help="print what every pass changed and what it refused")] = False,
-    print_after: Annotated[str, typer.Option(help="print the graph after this pass, or after `all`")] = "",
-    force: ForceOption = False,
-) -> None:
-    """Run a target's graph passes on a portable graph."""
-    chosen, path = Target.load(target), fresh(out, force)
-
-    from vditc.graph_passes.stage import lower
-    from vditc.graph_passes.text import to_text
-
-    def show(_: object, done: Pass, graph: ir.Model) -> None:
-        if print_after in ("all", done.name):
-            print(f"# after {done}\n{to_text(graph)}")
-
-    facts = lower(
-        model=model,
-        target=chosen,
-        out=path,
-        progress=RichProgress(),
-        passes=_split(passes) if passes else None,
-        on_pass=show if print_after else None,
-    )
-    if explain:
-        for done in facts.passes:
-            say(
-                f"{done.name}: {'changed the graph' if done.modified else 'nothing to do'}, {done.nodes_before} -> {done.nodes_after} nodes"
-            )
-            for refusal in done.refusals:
-                say(f"  left {refusal.node}: {refusal.reason}")
-    say(f"wrote {path}")
-
-
 @app.command("build")
 def build_command(
     lowered: Annotated[Path, typer.Argument(metavar="LOWERED.onnx", help="what `vditc lower` wrote, or lowered/<target>.onnx of a bundle")],
@@ -222,15 +178,3 @@ def build_command(
 def say(text: str) -> None:
     """One line on stdout, exactly as given."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _split(passes: str) -> list[str]:
-    """Split at commas outside braces."""
-    parts, depth = [""], 0
-    for character in passes:
-        depth += (character == "{") - (character == "}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [p.strip() for p in parts if p.strip()]

@@ -1,0 +1,70 @@
+"""How far a pass may move a graph's outputs: relative L2 distance between the graph before it and the graph after it, and why.
+
+The one table of `vditc lower --verify` and of the tests.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vditc.graph_passes.patterns import producer, small_constant, weight_like
+
+# What a pass does to numbers (`Pass.numerics`): in words.
+KINDS = {
+    "exact": "the same operations on the same numbers",
+    "rounding": "the same function of real numbers, its float32 operations in another order",
+    "fp16": "what is not quantized is computed in float16",
+    "bf16": "what is not quantized is computed in bfloat16",
+}
+
+# (kind, codes of the activations, or None where none is quantized) -> tolerance
+TOLERANCES: dict[tuple[str, str | None], float] = {
+    **dict.fromkeys([("exact", codes) for codes in (None, "int8", "int6", "int4", "int3", "fp8_e4m3", "fp4_e2m1")], 0.0),
+    # float32 rounds by 6e-8; sums of some thousand terms and the layers behind them make it up to a hundred times as much.
+    ("rounding", None): 1e-5,
+    # A rounding next to a tie moves a code to its neighbour: 1/127, 1/31, 1/7 of the greatest value, in a few elements.
+    ("rounding", "int8"): 1.5e-3,
+    ("rounding", "int6"): 7e-3,
+    ("rounding", "int4"): 3e-2,
+    ("rounding", "int3"): 6e-2,
+    # Codes of floating point are as far apart as their values are large: 1/16 and 1/4 of a value.
+    ("rounding", "fp8_e4m3"): 5e-3,
+    ("rounding", "fp4_e2m1"): 3e-2,
+    # float16 rounds by at most 2^-11 = 4.9e-4; errors of independent roundings average out over a few blocks.
+    ("fp16", None): 1e-3,
+    # A float16 rounding before QuantizeLinear moves values near a tie to the next code: a step of 1/127 of the greatest value.
+    ("fp16", "int8"): 1e-2,
+    # The same with steps of 1/31.
+    ("fp16", "int6"): 4e-2,
+}
+
+_INTEGERS = {127: "int8", 31: "int6", 7: "int4", 3: "int3"}  # greatest code -> its type
+
+
+def tolerance(kind: str, compute: str, codes: str | None) -> float | None:
+    """Of a pass of that kind over a graph that computes in `compute` ("fp32", ...) and whose activations are in `codes`.
+
+    None when there is no figure. Another order of float16 operations is as far away as float16 is.
+    """
+    return TOLERANCES.get((compute if kind == "rounding" and compute != "fp32" else kind, codes))
+
+
+def activation_codes(graph: ir.Graph) -> str | None:
+    """The coarsest codes that activations are rounded to, as a key of `TOLERANCES`; None where none is quantized."""
+    found = {_codes(node) for node in graph if node.op_type == "QuantizeLinear" and not weight_like(node.inputs[0])}
+    if any(node.op_type == "Round" and "_nvfp4" in (node.name or "") for node in graph):
+        found.add("fp4_e2m1")
+    order = ("int3", "fp4_e2m1", "int4", "fp8_e4m3", "int6", "int8")
+    return next((codes for codes in order if codes in found), None)
+
+
+def _codes(quantize: ir.Node) -> str:
+    """By type, and by the Clip in front of a container that is wider than the codes."""
+    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    said = quantize.attributes.get_int("output_dtype", 0)
+    dtype = ir.DataType(said) if said else zero.dtype if zero is not None else ir.DataType.UINT8
+    if dtype is ir.DataType.FLOAT8E4M3FN:
+        return "fp8_e4m3"
+    clip = producer(quantize.inputs[0], "Clip")
+    high = small_constant(clip.inputs[2]) if clip is not None else None
+    return _INTEGERS.get(127 if high is None else int(high), "int8")

@@ -1,0 +1,127 @@
+"""`vditc lower --verify`: every pass that changed the graph is run against the graph that it was given, in ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from vditc.errors import PrecisionError, VditcError
+from vditc.graph_passes.core import Observer, Pass, PassFacts
+from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.tolerances import activation_codes, tolerance
+from vditc.pipeline.verify_inputs import Case, cases
+from vditc.progress import Progress
+from vditc.runtimes.graph_slices import SLICE_BYTES, run_slices
+from vditc.runtimes.onnxruntime import ERRORS, error_text
+
+Array = npt.NDArray[Any]
+# An output of zeros has no relative distance; the mean square is taken to be at least the square of this.
+LEAST = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How far a pass moved the outputs, for the inputs that it moved furthest."""
+
+    error: float  # relative L2
+    allowed: float
+    case: Case
+
+    def __str__(self) -> str:
+        return f"error {self.error:.2g} of {self.allowed:g} ({self.case})"
+
+
+class VerifyPasses(Observer):
+    """PrecisionError for the first pass that leaves its tolerance; VditcError for one that cannot be run or compared.
+
+    `verdicts`: of the passes so far, None of one that changed nothing and was not run.
+    """
+
+    def __init__(self, model: Path, progress: Progress) -> None:
+        self.path, self.progress = model, progress
+        self.verdicts: list[Verdict | None] = []
+        self._spec = Spec.canonical()
+
+    def start(self, model: ir.Model) -> None:
+        """Make the inputs; nothing is run before a pass has changed something."""
+        self._cases = cases(self.path)
+        self._graph = _snapshot(model)
+        self._outputs: list[list[Array]] | None = None
+        self._codes = activation_codes(model.graph)
+
+    def after(self, done: Pass, facts: PassFacts, model: ir.Model) -> None:
+        """Run the new graph and compare."""
+        self._spec = done.spec_after(self._spec)
+        if not facts.modified:
+            self.verdicts.append(None)
+            return
+        before = self._outputs if self._outputs is not None else self._run(self._graph, "before the first pass that changed it")
+        self._graph = _snapshot(model)
+        self._outputs = self._run(self._graph, f"after pass {done}")
+        allowed = tolerance(done.numerics(), self._spec.compute, self._codes)
+        if allowed is None:
+            raise VditcError(
+                found=f"activations in {self._codes} and a pass whose numbers are {done.numerics()}",
+                wanted="a pair with a tolerance",
+                where=f"--verify, pass {done}",
+                fix="lower without --verify; nobody has measured how far such a pass may go",
+            )
+        errors = [distance(f, w, f"after pass {done}") for f, w in zip(self._outputs, before, strict=True)]
+        worst = max(range(len(errors)), key=errors.__getitem__)
+        verdict = Verdict(errors[worst], allowed, self._cases[worst])
+        if not verdict.error <= allowed:
+            raise PrecisionError(
+                found=f"a relative error of {verdict.error:.3g} with {verdict.case}",
+                wanted=f"at most {allowed:g}",
+                where=f"{self.path}, after pass {done}, the first that leaves its tolerance",
+                fix="look at the graphs before and after it with --dump DIR",
+            )
+        self.verdicts.append(verdict)
+
+    def _run(self, graph: onnx.ModelProto, where: str) -> list[list[Array]]:
+        names = [value.name for value in graph.graph.input]
+        known = self._cases[0].feeds
+        try:
+            if unknown := [name for name in names if name not in known]:
+                raise VditcError(found=f"an input {unknown[0]}", wanted=f"only {', '.join(known)}", where=where, fix="report the pass")
+            feeds = [{name: case.feeds[name] for name in names} for case in self._cases]
+            return run_slices(graph, self.path.parent, feeds, SLICE_BYTES, self.progress)
+        except ERRORS as error:
+            raise VditcError(
+                found=error_text(error),
+                wanted="a graph that ONNX Runtime can run",
+                where=f"--verify, {where}",
+                fix="lower without --verify",
+            ) from error
+
+
+def distance(found: list[Array], wanted: list[Array], where: str) -> float:
+    """Relative L2 distance of the output that is furthest away; infinite where one of the two has numbers and the other has not."""
+    if [f.shape for f in found] != [w.shape for w in wanted]:
+        raise PrecisionError(
+            found=f"outputs of shapes {[list(f.shape) for f in found]}",
+            wanted=f"{[list(w.shape) for w in wanted]}, as before the pass",
+            where=where,
+            fix="look at the graphs before and after it with --dump DIR",
+        )
+    return max(_relative(f.astype(np.float64), w.astype(np.float64)) for f, w in zip(found, wanted, strict=True))
+
+
+def _relative(found: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> float:
+    if not np.isfinite(wanted).all():
+        return 0.0 if np.array_equal(found, wanted, equal_nan=True) else np.inf
+    error = float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), LEAST * wanted.size**0.5))
+    return error if np.isfinite(error) else np.inf
+
+
+def _snapshot(model: ir.Model) -> onnx.ModelProto:
+    """The graph as it is now; weights on disk stay there."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(ir.to_proto(model))
+    return proto
