@@ -86,9 +86,10 @@ def _declared(node: ir.Node) -> ir.DataType | None:
 @functools.cache
 def _signature(op_type: str, opset: int, domain: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Type parameters of inputs and outputs; a parameter with one possible type (Shape's int64) is that type's name."""
-    if not onnx.defs.has(op_type, domain):
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:  # unknown, or of a later opset; the dialect's rules say so
         return (), ()
-    schema = onnx.defs.get_schema(op_type, opset, domain)
 
     def name(parameter: onnx.defs.OpSchema.FormalParameter) -> str:
         return next(iter(parameter.types)) if len(parameter.types) == 1 else parameter.type_str

@@ -6,10 +6,12 @@ A rule yields a `Violation` for every node that breaks it; its docstring is the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
 
+import onnx
 import onnx_ir as ir
 
 from vditc.errors import DialectError
@@ -79,6 +81,18 @@ def standard_domain(c: Checked) -> Iterator[Violation]:
     for node in c.graph:
         if node.domain:
             yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", "operators of the standard domain")
+        elif not _standard(node.op_type):
+            yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {OPSET}")
+
+
+@functools.cache
+def _standard(op_type: str) -> bool:
+    """Whether the opset of the dialect has this operator."""
+    try:
+        onnx.defs.get_schema(op_type, OPSET, "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 def no_scatter(c: Checked) -> Iterator[Violation]:

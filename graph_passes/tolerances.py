@@ -34,9 +34,17 @@ TOLERANCES: dict[tuple[str, str | None], float] = {
     ("fp16", None): 1e-3,
     # A float16 rounding before QuantizeLinear moves values near a tie to the next code: a step of 1/127 of the greatest value.
     ("fp16", "int8"): 1e-2,
-    # The same with steps of 1/31.
+    # The same with steps of 1/31, 1/7 and 1/3.
     ("fp16", "int6"): 4e-2,
+    ("fp16", "int4"): 5e-2,
+    ("fp16", "int3"): 1e-1,
+    # And of 1/16 and 1/4 of a value: 6e-3 and 2e-2 on a random model of two blocks.
+    ("fp16", "fp8_e4m3"): 1e-2,
+    ("fp16", "fp4_e2m1"): 4e-2,
 }
+# Inputs that are not random (zeros, constant rows, outliers) may take so many times as much: their tokens are alike, or most of their
+# codes are 0, so that errors average out less. Up to 1.6 times was seen, with static INT8 and dynamic FP8 scales.
+ADVERSARIAL = 2.0
 
 _INTEGERS = {127: "int8", 31: "int6", 7: "int4", 3: "int3"}  # greatest code -> its type
 

@@ -8,15 +8,17 @@ from typing import ClassVar
 
 import onnx_ir as ir
 import pytest
-from attention_graph import attention_model
+from attention_graph import TEXT_FORM, attention_model
 
-from vditc.errors import DialectError, InputError
+from vditc.errors import DialectError, InputError, VditcError
+from vditc.graph_passes.claims import CheckClaims, structure
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
-from vditc.graph_passes.core import PASSES, Observer, Pass, PassFacts, Result, run_passes
+from vditc.graph_passes.core import PASSES, Observer, Pass, PassFacts, Result, check_order, run_passes
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.fold_constants import FoldConstants
-from vditc.graph_passes.pipelines import parse_pass
+from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
+from vditc.target import Target, builtin_targets
 
 
 @pytest.fixture
@@ -102,3 +104,103 @@ def test_a_bad_graph_is_refused_before_the_first_pass() -> None:
     model.ir_version = 11
     with pytest.raises(InputError, match=r"before the first pass: rule standard-opset .* found opset 21, IR version 11"):
         run_passes(model, (), Spec.canonical())
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (
+            "legalize-for-target convert-compute-type",
+            "legalize-for-target without convert-compute-type before it; wanted lowered: every value has the type .*; "
+            "put convert-compute-type before legalize-for-target$",
+        ),
+        ("flatten-attention-outputs", "found flatten-attention-outputs without convert-compute-type before it"),
+        (
+            "convert-compute-type eliminate-dead-nodes convert-compute-type{to=bf16}",
+            "found convert-compute-type after convert-compute-type; wanted canonical: the graph computes in float32",
+        ),
+    ],
+)
+def test_an_order_that_cannot_be_names_both_passes_and_changes_nothing(passes: str, message: str) -> None:
+    model = attention_model()
+    before = structure(model)
+    with pytest.raises(InputError, match=message):
+        run_passes(model, [parse_pass(p) for p in passes.split()], Spec.canonical())
+    assert structure(model) == before
+
+
+def test_the_graph_itself_may_have_what_a_pass_needs(registry: None) -> None:
+    lowered = attention_model()
+    spec, _ = run_passes(lowered, [ConvertComputeType()], Spec.canonical())
+    run_passes(lowered, [parse_pass("legalize-for-target")], spec)
+    constants = attention_model(TEXT_FORM.replace("  freq =", "  half = Constant<value_float = 0.5>()\n  freq ="))
+    with pytest.raises(InputError, match="found convert-compute-type without fold-constants before it"):
+        run_passes(constants, [ConvertComputeType()], Spec.canonical())
+    run_passes(constants, [FoldConstants(), ConvertComputeType()], Spec.canonical())
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Needs(Pass):
+        name: ClassVar[str] = "needs-canonical"
+        needs: ClassVar[frozenset[str]] = frozenset({"canonical"})
+
+        def call(self, model: ir.Model) -> Result:
+            raise AssertionError("not run")
+
+    with pytest.raises(InputError, match="found needs-canonical on a graph that is not canonical"):
+        run_passes(lowered, [Needs()], spec)
+
+
+def test_a_property_that_does_not_exist_is_refused(registry: None) -> None:
+    with pytest.raises(TypeError, match="pass 'misspelt' names the property 'constant-folded'; known are canonical, "):
+
+        class Misspelt(Pass):
+            name: ClassVar[str] = "misspelt"
+            gives: ClassVar[frozenset[str]] = frozenset({"constant-folded"})
+
+
+@pytest.mark.parametrize("target", builtin_targets())
+def test_pipelines_are_in_an_order_that_can_be(target: str) -> None:
+    check_order(pipeline(Target.load(target)), attention_model(), Spec.canonical())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options:
+    explicit: bool = False
+    share: float = 0.5
+    name_of: str = "x"
+
+
+def test_options_of_every_type_survive_being_written_and_read(registry: None) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Optional(_Options, Pass):
+        name: ClassVar[str] = "optional"
+
+        def call(self, model: ir.Model) -> Result:
+            raise AssertionError("not run")
+
+    one = Optional(explicit=True, share=0.25, name_of="y")
+    assert str(one) == "optional{explicit=true,share=0.25,name_of=y}"
+    assert parse_pass(str(one)) == one and parse_pass(str(Optional())) == Optional()
+    for text, message in {
+        "explicit=1": "found explicit=1; wanted explicit=true or explicit=false",
+        "explicit=False": "found explicit=False; wanted explicit=true or explicit=false",
+        "share=half": "found share=half; wanted share of type float",
+        "size=1": "found option 'size'; wanted one of explicit, share, name_of",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            parse_pass(f"optional{{{text}}}")
+
+
+def test_a_pass_that_hides_what_it_changed_is_found(registry: None) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Liar(Pass):
+        name: ClassVar[str] = "liar"
+
+        def call(self, model: ir.Model) -> Result:
+            next(n for n in model.graph if n.op_type == "Softmax").attributes["axis"] = ir.AttrInt64("axis", 3)
+            return Result(model, modified=False)
+
+    run_passes(attention_model(), (Liar(),), Spec.canonical())  # not every run pays for the check
+    passes = (FoldConstants(), Liar(), EliminateDeadNodes())
+    with pytest.raises(VditcError, match="after pass liar: found another graph than before; wanted the same graph"):
+        run_passes(attention_model(), passes, Spec.canonical(), observers=[CheckClaims()])

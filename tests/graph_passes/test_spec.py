@@ -48,6 +48,7 @@ def test_a_graph_may_name_its_own_axes() -> None:
         ),
         ('"" : 21', '"" : 22', "standard-opset .*found opset 22, IR version 10; wanted opset 21"),
         ("v = MatMul(x, v_w)", "v = custom.MatMul(x, v_w)", "standard-domain .*found operator custom.MatMul"),
+        ("norm = LayerNormalization<axis=-1>(", "norm = RMSNormalization<axis=-1>(", "standard-domain .*found operator RMSNormalization"),
         ("q_small = Mul(q_heads, softmax_scale)", "q_small = ScatterND(q_heads, heads, q_heads)", "no-scatter .*found ScatterND"),
         ("wave = Sin(angle)", "wide = Cast<to=11>(angle)\n  w = Sin(wide)\n  wave = Cast<to=1>(w)", "no-double .*found wide is double"),
         ("float[batch,text_tokens,64] hidden", "float[batch,tokens,64] hidden", "named-axes .*node hidden_states: found axis tokens"),

@@ -89,7 +89,7 @@ def passes_command(
         print(json.dumps([info.to_json() for info in found]))
     elif name is None:
         for info in found:
-            say(f"{info.signature}: {info.what}{_rules(info, '; ')}")
+            say(f"{info.signature}: {info.what.rstrip('.')}{_rules(info, '; ')}")
     else:
         _show(found[0])
 

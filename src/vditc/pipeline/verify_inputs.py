@@ -15,7 +15,7 @@ from vditc.axis import Axis
 from vditc.runtimes.graph_inputs import graph_sizes, graph_timesteps, model_inputs
 
 Array = npt.NDArray[Any]
-OUTLIER = 100.0  # standard deviations; one element in 64
+OUTLIER = 1000.0  # standard deviations; one element in 64
 # Numbers that float16 holds exactly, and float32 sums too: a row of one of them has no variance, in either.
 _DYADIC = np.array([-2, -1, -0.5, 0.25, 0.5, 1, 2, 4], np.float32)
 
@@ -29,8 +29,13 @@ class Case:
     step: int
     feeds: Mapping[str, Array]
 
+    @property
+    def adversarial(self) -> bool:
+        """Whether these inputs are made to bring out errors."""
+        return self.kind in _KINDS
+
     def __str__(self) -> str:
-        return f"{self.kind} at {', '.join(f'{axis} {size}' for axis, size in self.sizes.items())}, step {self.step}"
+        return f"{self.kind} inputs at {', '.join(f'{axis} {size}' for axis, size in self.sizes.items())}, step {self.step}"
 
 
 def cases(model: Path) -> list[Case]:
