@@ -1,42 +1,13 @@
-"""Collects `*.onnxtxt`: ONNX text whose comments say which passes to run and what to find in the result.
-
-# RUN: PASS PASS ...            checked by the `# CHECK` lines
-# RUN[NAME]: PASS PASS ...      checked by the `# NAME` lines
-# REFUSED[NAME]: text           `text` must be in a refusal of that run; without such a line nothing may be refused
-"""
+"""Collects `*.onnxtxt`; `textual` says how they are written."""
 
 from __future__ import annotations
 
-import io
-import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
 import pytest
-from filecheck.main import main as filecheck_main
-
-from vditc.graph_passes.claims import CheckClaims
-from vditc.graph_passes.core import run_passes
-from vditc.graph_passes.pipelines import parse_pass
-from vditc.graph_passes.spec import Spec
-from vditc.graph_passes.text import to_text
-
-
-def filecheck(checks: Path, prefix: str, text: str) -> tuple[int, str]:
-    """Exit status and messages of `filecheck CHECKS --check-prefix PREFIX`, run in this process."""
-    said = io.StringIO()
-    with tempfile.NamedTemporaryFile("w", suffix=".onnxtxt") as f, redirect_stdout(said), redirect_stderr(said):
-        f.write(text)
-        f.flush()
-        try:
-            filecheck_main(["filecheck", str(checks), "--check-prefix", prefix, "--input-file", f.name])
-        except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
-    raise AssertionError("filecheck did not say how it ended")
+from textual import check_run, runs
 
 
 def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Collector | None:
@@ -50,32 +21,19 @@ class OnnxTextFile(pytest.File):
     """One graph."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        lines = self.path.read_text().splitlines()
-        for line in lines:
-            if line.startswith("# RUN"):
-                head, _, passes = line.partition(":")
-                prefix = head.removeprefix("# RUN").strip("[]") or "CHECK"
-                refused = [x.partition(":")[2].strip() for x in lines if x.startswith(f"# REFUSED[{prefix}]:")]
-                yield PassTest.from_parent(self, name=f"{prefix}: {passes.strip()}", prefix=prefix, passes=passes.split(), refused=refused)
+        for prefix, passes in runs(self.path.read_text()):
+            yield PassTest.from_parent(self, name=f"{prefix}: {' '.join(passes)}", prefix=prefix, passes=passes)
 
 
 class PassTest(pytest.Item):
     """One RUN line."""
 
-    def __init__(self, *, prefix: str, passes: list[str], refused: list[str], **kw: Any) -> None:
+    def __init__(self, *, prefix: str, passes: list[str], **kw: Any) -> None:
         super().__init__(**kw)
-        self.prefix, self.passes, self.refused = prefix, passes, refused
+        self.prefix, self.passes = prefix, passes
 
     def runtest(self) -> None:
-        model = ir.from_onnx_text(self.path.read_text())
-        _, facts = run_passes(model, [parse_pass(p) for p in self.passes], Spec.canonical(), observers=[CheckClaims()])
-        onnx.checker.check_model(ir.to_proto(model), full_check=True)
-        text = to_text(model)
-        code, said = filecheck(self.path, self.prefix, text)
-        assert code == 0, f"{said}\n--- the passes made\n{text}"
-        reasons = [f"{r.node}: {r.reason}" for f in facts for r in f.refusals]
-        assert len(reasons) == len(self.refused), reasons
-        assert all(any(want in r for r in reasons) for want in self.refused), reasons
+        check_run(self.path, self.prefix, self.passes)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
         return str(excinfo.value)

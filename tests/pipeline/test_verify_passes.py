@@ -129,7 +129,7 @@ def test_the_first_wrong_pass_is_named(tmp_path: Path, registry: None, change: s
     declare("wrong", change)
     declare("wrong-too", "softmax over queries")
     message = rf"after pass wrong, the first that leaves its tolerance: found a relative error of \S+ with ({kind or '.*'}) inputs at .*"
-    with pytest.raises(PrecisionError, match=rf"{message}, step {step or '.'}; wanted at most 0.00(15|3); look at the graphs") as caught:
+    with pytest.raises(PrecisionError, match=rf"{message}, step {step or '.'}; wanted at most 0.00(15|45); look at the graphs") as caught:
         verify(tmp_path, "fold-constants", "right", "wrong", "wrong-too", "eliminate-dead-nodes")
     assert "model.onnx" in caught.value.where
     assert not (tmp_path / "out").exists()
@@ -174,7 +174,7 @@ def test_inputs(tmp_path: Path) -> None:
     by_kind = {c.kind: c.feeds["hidden_states"] for c in found}
     assert not by_kind["zeros"].any()
     assert (by_kind["constant rows"] == by_kind["constant rows"][..., :1]).all() and by_kind["constant rows"].std() > 0
-    assert np.abs(by_kind["outliers"]).max() > 100 * np.median(np.abs(by_kind["outliers"]))
+    assert np.abs(by_kind["outliers"]).max() > 50 * np.median(np.abs(by_kind["outliers"]))
     assert {(c.kind, c.sizes["batch"]) for c in found} == {(k, b) for k in by_kind for b in (2, 3)}
 
 

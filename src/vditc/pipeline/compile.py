@@ -238,7 +238,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
                 found=f"a relative error of {error:.3g} in one step",
                 wanted=f"at most {LOWERED_TOLERANCE}",
                 where=f"lowered graph of target {target.name}",
-                fix="lower with `vditc lower --print-after all` to see which pass changed the numbers",
+                fix="run `vditc lower --verify` on model.onnx to see which pass changed the numbers",
             )
         passes = [dataclasses.asdict(p) for p in facts.passes]
         return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6)}
