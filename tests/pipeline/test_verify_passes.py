@@ -16,6 +16,7 @@ from attention_graph import ABOUT, save_attention
 
 from vditc.axis import Axis
 from vditc.errors import PrecisionError, VditcError
+from vditc.export.adapters.wan import Wan
 from vditc.graph_passes.core import PASSES, Pass, Result
 from vditc.graph_passes.stage import lower
 from vditc.graph_passes.tolerances import KINDS, TOLERANCES, activation_codes, tolerance
@@ -35,7 +36,7 @@ def registry() -> Iterator[None]:
 
 
 def verified(model: Path, out: Path, target: str = "rtx-ada", passes: list[str] | None = None) -> VerifyPasses:
-    verifier = VerifyPasses(model, SILENT)
+    verifier = VerifyPasses(model)
     lower(model=model, target=Target.load(target), out=out, progress=SILENT, passes=passes, observers=[verifier])
     return verifier
 
@@ -44,7 +45,7 @@ def verified(model: Path, out: Path, target: str = "rtx-ada", passes: list[str] 
 def test_the_pipeline_of_an_exported_model_is_right(tmp_path: Path, tiny: ModelDir, scheme: str) -> None:
     known = {**tiny_export.SCHEMES, **tiny_export.FLOATS}[scheme]
     scales = {"fp8-static": 0.005, "nvfp4": 0.001}
-    layers = tiny_export.Wan().layer_roles(tiny)
+    layers = Wan().layer_roles(tiny)
     calibrated = tiny_export.calibration(tiny, known, scales=dict.fromkeys(layers, scales.get(scheme, 0.04)))
     model = tiny_export.export(tiny, calibrated, tmp_path / "model.onnx")
     verdicts = [v for v in verified(model, tmp_path / "out" / "x.onnx").verdicts if v is not None]

@@ -46,7 +46,6 @@ def lower_command(
     known = ["all", *dict.fromkeys(one.name for one in chosen_passes(chosen, names))]
     if print_after and print_after not in known:
         raise InputError(found=print_after, wanted=f"one of {', '.join(known)}", where="--print-after", fix="name a pass that is run")
-    progress = RichProgress()
     observers: list[Observer] = []
     if print_after:
         observers.append(PrintGraphs(print_after))
@@ -56,10 +55,10 @@ def lower_command(
     if verify:
         from vditc.pipeline.verify_passes import VerifyPasses
 
-        verifier = VerifyPasses(model, progress)
+        verifier = VerifyPasses(model)
         verdicts = verifier.verdicts
         observers += [CheckClaims(), verifier]
-    facts = lower(model=model, target=chosen, out=path, progress=progress, passes=names, observers=observers)
+    facts = lower(model=model, target=chosen, out=path, progress=RichProgress(), passes=names, observers=observers)
     if explain:
         for i, done in enumerate(facts.passes):
             verdict = verdicts[i] if verify else None

@@ -16,8 +16,7 @@ from vditc.graph_passes.core import Observer, Pass, PassFacts
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.tolerances import ADVERSARIAL, activation_codes, tolerance
 from vditc.pipeline.verify_inputs import Case, cases
-from vditc.progress import Progress
-from vditc.runtimes.graph_slices import SLICE_BYTES, run_slices
+from vditc.runtimes.graph_slices import run_slices
 from vditc.runtimes.onnxruntime import ERRORS, error_text
 
 Array = npt.NDArray[Any]
@@ -48,8 +47,8 @@ class VerifyPasses(Observer):
     `verdicts`: of the passes so far, None of one that changed nothing and was not run.
     """
 
-    def __init__(self, model: Path, progress: Progress) -> None:
-        self.path, self.progress = model, progress
+    def __init__(self, model: Path) -> None:
+        self.path = model
         self.verdicts: list[Verdict | None] = []
         self._spec = Spec.canonical()
 
@@ -98,7 +97,7 @@ class VerifyPasses(Observer):
             if unknown := [name for name in names if name not in known]:
                 raise VditcError(found=f"an input {unknown[0]}", wanted=f"only {', '.join(known)}", where=where, fix="report the pass")
             feeds = [{name: case.feeds[name] for name in names} for case in self._cases]
-            return run_slices(graph, self.path.parent, feeds, SLICE_BYTES, self.progress)
+            return run_slices(graph, self.path.parent, feeds)
         except ERRORS as error:
             raise VditcError(
                 found=error_text(error),
