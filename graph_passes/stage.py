@@ -49,7 +49,8 @@ def lower(
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
     all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
     InputError for a file that is no ONNX model, lacks data, was not written by `vditc export` or is not of the dialect, and for
-    passes in an order that cannot be; DialectError when what a pass made is not of the dialect. Whole or not at all; the same input gives the same bytes.
+    passes in an order that cannot be; DialectError when what a pass made is not of the dialect. Whole or not at all; the same
+    input gives the same bytes.
     """
     todo = chosen_passes(target, passes)
     graph = load(model)

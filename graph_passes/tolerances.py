@@ -13,8 +13,8 @@ from vditc.graph_passes.patterns import producer, small_constant, weight_like
 KINDS = {
     "exact": "the same operations on the same numbers",
     "rounding": "the same function of real numbers, its float32 operations in another order",
-    "fp16": "what is not quantized is computed in float16",
-    "bf16": "what is not quantized is computed in bfloat16",
+    "fp16": "what is not quantized is computed, or stored, in float16",
+    "bf16": "what is not quantized is computed, or stored, in bfloat16",
 }
 
 # (kind, codes of the activations, or None where none is quantized) -> tolerance
@@ -22,15 +22,16 @@ TOLERANCES: dict[tuple[str, str | None], float] = {
     **dict.fromkeys([("exact", codes) for codes in (None, "int8", "int6", "int4", "int3", "fp8_e4m3", "fp4_e2m1")], 0.0),
     # float32 rounds by 6e-8; sums of some thousand terms and the layers behind them make it up to a hundred times as much.
     ("rounding", None): 1e-5,
-    # A rounding next to a tie moves a code to its neighbour: 1/127, 1/31, 1/7 of the greatest value, in a few elements.
-    ("rounding", "int8"): 1.5e-3,
-    ("rounding", "int6"): 7e-3,
-    ("rounding", "int4"): 3e-2,
-    ("rounding", "int3"): 6e-2,
+    # A rounding next to a tie moves a code to its neighbour: 1/127, 1/31, 1/7, 1/3 of the greatest value, in a few elements, and every
+    # layer behind it sees other numbers. 5e-4 on a random model of two blocks, 4e-3 on the bundled one.
+    ("rounding", "int8"): 1e-2,
+    ("rounding", "int6"): 4e-2,
+    ("rounding", "int4"): 8e-2,
+    ("rounding", "int3"): 1.2e-1,
     # Codes of floating point are as far apart as their values are large: 1/16 and 1/4 of a value.
-    ("rounding", "fp8_e4m3"): 5e-3,
-    ("rounding", "fp4_e2m1"): 3e-2,
-    # float16 rounds by at most 2^-11 = 4.9e-4; errors of independent roundings average out over a few blocks. The bundled models: 7e-4.
+    ("rounding", "fp8_e4m3"): 2e-2,
+    ("rounding", "fp4_e2m1"): 4e-2,
+    # float16 rounds by at most 2^-11 = 4.9e-4; errors of independent roundings average out over a few blocks. Bundled models: 7e-4.
     ("fp16", None): 1e-3,
     # A float16 rounding before QuantizeLinear moves values near a tie to the next code: a step of 1/127 of the greatest value. The bundled
     # models: 8e-3.
