@@ -200,6 +200,14 @@ class ModelAdapter(abc.ABC):
         `memory`: bytes that weights may take, by default half of what is free; a larger model reads each block when it runs.
         """
 
+    @abc.abstractmethod
+    def hollow(self, source: ModelDir) -> Any:
+        """The same module before any weight was read: those take no memory until `fill`. InputError if weights are missing."""
+
+    @abc.abstractmethod
+    def fill(self, model: Any, source: ModelDir, *, within: str = "", without: tuple[str, ...] = ()) -> None:
+        """Read the weights whose names begin with `within` and with none of `without`."""
+
     def patched(self, model: Any) -> AbstractContextManager[None]:
         """Rewrites what the exporter cannot trace well; every patch leaves the outputs unchanged."""
         return nullcontext()
