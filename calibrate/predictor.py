@@ -40,7 +40,6 @@ def predictor_of(
     more than its part, one block, and what is in no block. `layers` of one block must stand together, as `layer_roles` has them.
     """
     model = adapter.hollow(source)
-    model.requires_grad_(False)
     lists = [name for loop in adapter.loops(source.config) for name in loop.modules]
     blocks = {f"{name}.{index}.": block for name in lists for index, block in enumerate(model.get_submodule(name))}
     adapter.fill(model, source, without=tuple(blocks))

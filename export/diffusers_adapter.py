@@ -86,21 +86,33 @@ class DiffusersAdapter(ModelAdapter):
 
         `memory`: bytes that weights may take, by default half of what is free. Above it, blocks read their matrices when they run.
         """
-        model = self.hollow(source)
+        self.check(source)
+        with weightless(torch.empty):
+            model = self.build(source.config)
+        streamed: tuple[str, ...] = ()
         if float32_bytes(source) > (memory_for_weights() if memory is None else memory):
-            stream_blocks(model, source, (name for loop in self.loops(source.config) for name in loop.modules))
-        self.fill(model, source)
+            streamed = tuple(f"{name}." for loop in self.loops(source.config) for name in loop.modules)
+            stream_blocks(model, source, (name.removesuffix(".") for name in streamed))
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if tensor.numel() or not name.startswith(streamed):
+                    tensor.copy_(read_float32(source, name))
         return model
 
     def hollow(self, source: ModelDir) -> Any:
-        """float32, eval; InputError when tensors are missing or do not fit."""
+        """float32, eval, on the meta device but for what has no weights; InputError when tensors are missing or do not fit."""
         self.check(source)
-        with weightless(torch.empty):
+        with weightless(lambda shape: torch.empty(shape, device="meta")):
             return self.build(source.config)
 
     def fill(self, model: Any, source: ModelDir, *, within: str = "", without: tuple[str, ...] = ()) -> None:
-        """Copy them; a block that reads its matrices when it runs has none to fill."""
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                if tensor.numel() and name.startswith(within) and not name.startswith(without):
-                    tensor.copy_(read_float32(source, name))
+        """New parameters, on the CPU: memory of what is no longer used can be used again."""
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(within) or name.startswith(without):
+                continue
+            owner, _, last = name.rpartition(".")
+            module = model.get_submodule(owner)
+            if last in dict(module.named_parameters(recurse=False)):
+                setattr(module, last, torch.nn.Parameter(read_float32(source, name), requires_grad=False))
+            else:
+                tensor.copy_(read_float32(source, name))

@@ -202,11 +202,11 @@ class ModelAdapter(abc.ABC):
 
     @abc.abstractmethod
     def hollow(self, source: ModelDir) -> Any:
-        """The same module before any weight was read: those take no memory until `fill`. InputError if weights are missing."""
+        """The same module before any weight was read, none of which takes memory. InputError if weights are missing."""
 
     @abc.abstractmethod
     def fill(self, model: Any, source: ModelDir, *, within: str = "", without: tuple[str, ...] = ()) -> None:
-        """Read the weights whose names begin with `within` and with none of `without`."""
+        """Read weights into a hollow module: those whose names begin with `within`, and with none of `without`."""
 
     def patched(self, model: Any) -> AbstractContextManager[None]:
         """Rewrites what the exporter cannot trace well; every patch leaves the outputs unchanged."""
