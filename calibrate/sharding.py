@@ -43,6 +43,7 @@ class Sharding:
 
         Parameters are DTensors then, but for those of the module that runs. Scalars cannot be cut: those that do not learn stay.
         """
+        on_own_gpu(device)
         for parameter in module.parameters():
             if parameter.requires_grad and not isinstance(parameter, DTensor):
                 dist.broadcast(parameter.detach(), 0)
@@ -77,6 +78,12 @@ def unasked() -> Iterator[None]:
     with patch.dict(os.environ):
         os.environ.pop(_ASKED, None)
         yield
+
+
+def on_own_gpu(device: torch.device) -> None:
+    """What computes on the current GPU, as collectives do, is to mean this one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def sharded(module: torch.nn.Module) -> bool:

@@ -73,6 +73,8 @@ def student_of(job: TrainingJob, make: Callable[[str, torch.nn.Linear], L], *, c
         linears[layer] = make(layer, linear)
         return linears[layer]
 
+    if job.sharding is not None:
+        job.progress.note(f"each of {job.ranks.size} processes holds its part of the model (FSDP)")
     student = predictor_of(job.sampled.adapter, job.sampled.source, job.device, job.sharding, job.start, keep)
     if checkpointing:
         if not getattr(student.model, "_supports_gradient_checkpointing", False):

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType
 
-from vditc.calibrate.sharding import like, put, sharded, unasked, whole
+from vditc.calibrate.sharding import like, on_own_gpu, put, sharded, unasked, whole
 from vditc.errors import InputError, VditcError
 from vditc.progress import Progress
 from vditc.safetensors_file import read_header
@@ -158,8 +158,7 @@ def train(
 @contextlib.contextmanager
 def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(True)  # of an earlier training in this process: another precision, another group of processes
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    on_own_gpu(device)
     with unasked():
         accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
     if accelerator.distributed_type not in KNOWN:

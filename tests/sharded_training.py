@@ -1,4 +1,4 @@
-"""A small student that two processes train, whole or cut up: run by torchrun, `sharded_training.py FOLDER`, and imported for what they wrote.
+"""A small student that two processes train, whole or cut up: torchrun runs `sharded_training.py FOLDER`, tests import `learn`.
 
 Its sizes are odd, so that parts of processes differ, and its table of clips has one entry, of which the second process has none.
 """
@@ -67,6 +67,10 @@ def learn(state: Path, *, cut: bool, stop: int | None = None, max_norm: float | 
     """The end of a training: whole parameters and results by name, losses, and how many bytes of values and moments lay here."""
     student, held = Toy(), 0
     linears: Any = list(student.blocks)
+    if dist.is_initialized() and dist.get_rank():
+        with torch.no_grad():  # as a decomposition on another machine might differ: what the first process has counts
+            for parameter in student.parameters():
+                parameter.add_(1.0 if parameter.requires_grad else 0.0)
     if cut:
         for module in (*linears, student):
             Sharding().cut(module, CPU)
@@ -77,9 +81,8 @@ def learn(state: Path, *, cut: bool, stop: int | None = None, max_norm: float | 
             raise KeyboardInterrupt
         if iteration == ITERATIONS - 1:
             held = sum(_bytes(p) for p in student.parameters() if p.ndim)
-            held += sum(
-                _bytes(t) for o in gc.get_objects() if isinstance(o, torch.optim.AdamW) for s in o.state.values() for t in s.values()
-            )
+            optimizers = [found for found in gc.get_objects() if isinstance(found, torch.optim.AdamW)]
+            held += sum(_bytes(t) for optimizer in optimizers for parts in optimizer.state.values() for t in parts.values())
         return [p for linear in linears for p in linear.fade(DECAY, iteration)]
 
     chosen = [p for p in student.parameters() if p.requires_grad]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sharded_families
 import sharded_training
 import torchrun
+from family_case import cases
 from watcher import Watcher
 
+from vditc.calibrate import sharding
 from vditc.calibrate.sharding import Sharding, asked
 from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
@@ -50,6 +54,14 @@ def test_what_accelerate_was_told() -> None:
 def test_what_it_cannot_be_told(told: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         asked(told)
+
+
+def test_accelerate_does_not_see_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    with sharding.unasked():
+        assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
 
 
 def test_a_training_is_refused_before_any_work(
@@ -130,24 +142,52 @@ def test_one_process_goes_on_from_what_two_left(two: tuple[Path, list[Any]], tmp
     np.testing.assert_allclose(found["losses"], first["cut"]["losses"], rtol=1e-5)  # a mean of 4 is not one of 2 means of 2
 
 
-@pytest.mark.parametrize("method", ["qvdit", "qvgen"])
-def test_a_calibration_by_accelerate_launch(tiny_dir: Path, tmp_path: Path, method: str) -> None:
-    """The whole command. AdamW's first steps hang on signs of gradients, and the norm that clips them is added up in another order."""
-    settings = {"iterations": 4, "batch_size": 4, "rate": 3e-4, "scale_rate": 1e-4}
+CUT = ("--use_fsdp", "--fsdp_version", "2")
+
+
+def calibrated(model: Path, folder: Path, method: str, ranks: int, *launch: str, iterations: int = 4) -> tuple[Calibration, str]:
+    """By the command, of two prompts; and what it said."""
+    settings = {"iterations": iterations, "batch_size": 4, "rate": 3e-4, "scale_rate": 1e-4}
     settings |= {"gamma": 1.0} if method == "qvdit" else {"rank": 4, "tail": 0.2}
     head, rest = builtin_recipes()["w4a6"].read_text().split("[settings]")
     lines = "".join(f"{key} = {value}\n" for key, value in settings.items())
     text = f"{head.replace('qvdit', method)}[settings]\n{lines}\n[calibration]{rest.split('[calibration]')[1]}"
-    (tmp_path / "r.toml").write_text(text.replace("prompts = 8", "prompts = 2"))
-    (tmp_path / "prompts.txt").write_text("a 7 moving left\na 2 moving up\n")
-    found = []
-    for launch in ((), ("--use_fsdp", "--fsdp_version", "2")):
-        out = tmp_path / f"{len(launch)}.safetensors"
-        options = ["--recipe", str(tmp_path / "r.toml"), "--steps", "2", "--prompts", str(tmp_path / "prompts.txt"), "-o", str(out)]
-        done = torchrun.run(2, "calibrate", str(tiny_dir), *options, launch=launch)
-        assert done.code == 0, done.stderr
-        found.append(Calibration.load(out))
-    losses = [[loss for _, loss in known.statistics["training"]["loss"]] for known in found]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-    one, two = (known.layers for known in found)
-    assert min(np.mean(one[n].weight.read().codes == two[n].weight.read().codes) for n in one) > 0.99
+    (folder / "r.toml").write_text(text.replace("prompts = 8", "prompts = 2"))
+    (folder / "prompts.txt").write_text("a 7 moving left\na 2 moving up\n")
+    out = folder / f"{ranks}{len(launch)}.safetensors"
+    options = ["--recipe", str(folder / "r.toml"), "--steps", "2", "--prompts", str(folder / "prompts.txt"), "-o", str(out)]
+    done = torchrun.run(ranks, "calibrate", str(model), *options, launch=launch)
+    assert done.code == 0, done.stderr
+    return Calibration.load(out), " ".join((done.stdout + done.stderr).split())
+
+
+def agree(one: Calibration, two: Calibration, least: float, rtol: float) -> None:
+    losses = [[loss for _, loss in known.statistics["training"]["loss"]] for known in (one, two)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=rtol)
+    layers = two.layers
+    assert min(np.mean(layer.weight.read().codes == layers[n].weight.read().codes) for n, layer in one.layers.items()) > least
+
+
+def test_accelerate_launch_cuts_the_student_up(tiny_dir: Path, tmp_path: Path) -> None:
+    """The tolerances of test_two_ranks_train_what_one_does, whose loss is that of the same weights."""
+    two, said = calibrated(tiny_dir, tmp_path, "qvdit", 2, *CUT, iterations=1)
+    assert "each of 2 processes holds its part" in said
+    one, said = calibrated(tiny_dir, tmp_path, "qvdit", 1, iterations=1)
+    assert "holds its part" not in said
+    agree(one, two, 0.97, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["qvdit", "qvgen"])
+def test_a_calibration_of_students_cut_up(tiny_dir: Path, tmp_path: Path, method: str) -> None:
+    """A last bit of the gradients' norm moves a code of an activation to the next one, and after a few iterations everything follows."""
+    (two, _), (cut, _) = (calibrated(tiny_dir, tmp_path, method, 2, *launch) for launch in ((), CUT))
+    agree(two, cut, 0.99, 1e-5)
+
+
+@pytest.mark.slow
+def test_every_family_can_be_cut_up(tmp_path: Path) -> None:
+    """Predictions are the whole model's; gradients too, but for the order in which what two uses of a layer say is added up."""
+    done = torchrun.script(2, sharded_families.__file__, str(tmp_path))
+    assert done.code == 0, done.stderr
+    assert done.stdout.split() == [str(case) for case in cases() if case.first]
