@@ -14,6 +14,7 @@ import sharded_families
 import sharded_training
 import torchrun
 from family_case import cases
+from tiny_model import tiny_sampled
 from watcher import Watcher
 
 from vditc.calibrate import sharding
@@ -22,9 +23,7 @@ from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
-from vditc.pipeline.schedules import load_schedule
 from vditc.recipe import Recipe, builtin_recipes
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -73,12 +72,8 @@ def test_a_training_is_refused_before_any_work(
 
     def start(recipe: str) -> None:
         calibrate(
-            source=tiny,
-            adapter=adapter_for(tiny),
+            tiny_sampled(tiny, tiny_conditioning, steps=1, guidance_scale=1.0),
             recipe=Recipe.load(recipe),
-            conditioning=tiny_conditioning,
-            scheduler=load_schedule(tiny.path, 1),
-            guidance_scale=1.0,
             out=tmp_path / "c.safetensors",
             work=tmp_path / "work",
             progress=watch,
