@@ -13,6 +13,7 @@ import pytest
 import sharded_families
 import sharded_training
 import torchrun
+from command import vditc
 from family_case import cases
 from tiny_model import tiny_sampled
 from watcher import Watcher
@@ -151,7 +152,8 @@ def calibrated(model: Path, folder: Path, method: str, ranks: int, *launch: str,
     (folder / "prompts.txt").write_text("a 7 moving left\na 2 moving up\n")
     out = folder / f"{ranks}{len(launch)}.safetensors"
     options = ["--recipe", str(folder / "r.toml"), "--steps", "2", "--prompts", str(folder / "prompts.txt"), "-o", str(out)]
-    done = torchrun.run(ranks, "calibrate", str(model), *options, launch=launch)
+    command = ("calibrate", str(model), *options)
+    done = vditc(*command) if ranks == 1 else torchrun.run(ranks, *command, launch=launch)
     assert done.code == 0, done.stderr
     return Calibration.load(out), " ".join((done.stdout + done.stderr).split())
 
