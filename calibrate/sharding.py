@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -75,9 +74,12 @@ def asked(environment: Mapping[str, str] = os.environ) -> Sharding | None:
 @contextlib.contextmanager
 def unasked() -> Iterator[None]:
     """Accelerate does not see inside that it was told to cut models up."""
-    with patch.dict(os.environ):
-        os.environ.pop(_ASKED, None)
+    told = os.environ.pop(_ASKED, None)
+    try:
         yield
+    finally:
+        if told is not None:
+            os.environ[_ASKED] = told
 
 
 def on_own_gpu(device: torch.device) -> None:
