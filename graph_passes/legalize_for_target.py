@@ -44,13 +44,16 @@ class Blocks(tuple[int, ...]):
         return ":".join(map(str, self))
 
 
+TENSORRT = Blocks("128:64:32:16")  # as the quirk int4-blocks says
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LegalizeForTarget(Pass):
     """The forms that the target fuses: `blocks` of INT4 weights, none where they need none. Refusal: a K that no block divides."""
 
     name: ClassVar[str] = "legalize-for-target"
 
-    blocks: Blocks = Blocks("128:64:32:16")  # those of TensorRT (the quirk int4-blocks)
+    blocks: Blocks = TENSORRT
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""

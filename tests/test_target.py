@@ -202,7 +202,7 @@ def test_the_nearest_recipe() -> None:
 
 def test_no_recipe_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vditc.recipe_distance.builtin_recipes", lambda: {"nvfp4": builtin_recipes()["nvfp4"]})
-    with pytest.raises(InputError, match="exist from Blackwell.*; choose another target$"):
+    with pytest.raises(InputError, match=r"exist from Blackwell.*; choose another target$"):
         TARGETS["h100"].check(RECIPES["nvfp4"])
 
 
@@ -214,10 +214,9 @@ def test_attention_over_more_keys_than_float16_counts() -> None:
             continue
         with pytest.raises(
             InputError,
-            match=rf"^here: found attention over 65505 tokens in fp16; wanted at most 65504 on target {name}: .*take --target {name}-bf16, or",
+            match=rf"^here: found attention over 65505 tokens in fp16; wanted at most 65504 on target {name}: .*--target {name}-bf16, or",
         ):
             target.check_attention(65_505, "here")
-        Target.load(f"{name}-bf16").check_attention(75_600, "here")
 
 
 def test_a_target_with_another_type() -> None:

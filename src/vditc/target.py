@@ -102,14 +102,14 @@ class Target:
             )
 
     def check_attention(self, keys: int, where: str) -> None:
-        """InputError when attention over so many keys must not be computed in float16, as it is here."""
+        """InputError when an attention that is computed in float16 has more keys than that counts."""
         limit = self.fp16_keys
-        if self.compute != "fp16" or limit is None or limit.fp16_keys is None or keys <= limit.fp16_keys:
+        if limit is None or limit.fp16_keys is None or keys <= limit.fp16_keys:
             return
         wider = ""
         if "bf16" in self.computes:
             named = self._base in builtin_targets()
-            wider = f"take --target {self._base}-bf16, or " if named else 'put "bf16" first in the target\'s compute, or '
+            wider = f"lower for --target {self._base}-bf16, or " if named else 'put "bf16" first in the target\'s compute, or '
         raise InputError(
             found=f"attention over {keys} tokens in fp16",
             wanted=f"at most {limit.fp16_keys} on target {self.name}: {limit.says} [{limit.source}]",

@@ -125,7 +125,7 @@ def prepare(job: Job) -> Plan:
     profile = Profile.parse(job.profile, default, sizes)
     if not adapter.linear_attention:
         keys = attention_keys(adapter.layer_roles(source).values(), sizes, profile.largest)
-        for target in job.targets:
+        for target in (t for t in job.targets if t.compute == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set))
