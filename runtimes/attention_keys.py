@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto, defs, helper, numpy_helper
 from onnx.checker import ValidationError
@@ -14,11 +16,13 @@ from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from vditc.runtimes.graph_inputs import graph_sizes
 
+Array = npt.NDArray[Any]
 SMALL = 4096  # elements: what shapes are computed of has fewer
 # Operators by which graphs compute shapes, small enough to be run.
-_SHAPES = (
-    "Add Cast Ceil Concat Div Equal Expand Floor Gather Identity Max Min Mod Mul Neg Range ReduceProd Reshape Slice Squeeze Sub Unsqueeze Where"
-).split()
+_SHAPES = [
+    *("Add", "Cast", "Ceil", "Concat", "Div", "Equal", "Expand", "Floor", "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Range"),
+    *("ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+]
 
 
 def float16_keys(lowered: Path, sizes: Mapping[str, int]) -> int:
@@ -44,7 +48,7 @@ def _types(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TypePr
     bfloat16 counts as float32: the schemas of some operators, Gelu for one, have it not, though TensorRT computes them.
     """
     types: dict[str, TypeProto] = {}
-    data: dict[str, np.ndarray] = {}
+    data: dict[str, Array] = {}
     for tensor in model.graph.initializer:
         wide = tensor.data_type == TensorProto.BFLOAT16
         types[tensor.name] = helper.make_tensor_type_proto(TensorProto.FLOAT if wide else tensor.data_type, tensor.dims)
@@ -74,14 +78,14 @@ def _types(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TypePr
     return {name: kind.tensor_type for name, kind in types.items()}
 
 
-def _data(node: NodeProto, types: Mapping[str, TypeProto], data: Mapping[str, np.ndarray], opset: int) -> dict[str, np.ndarray]:
+def _data(node: NodeProto, types: Mapping[str, TypeProto], data: Mapping[str, Array], opset: int) -> dict[str, Array]:
     """The node's output where it belongs to a shape."""
     if node.op_type == "Shape" and node.input[0] in types:
         dims = types[node.input[0]].tensor_type.shape.dim
         if not all(d.HasField("dim_value") for d in dims):
             return {}
-        ends = {a.name: a.i for a in node.attribute}
-        return {node.output[0]: np.array([d.dim_value for d in dims][ends.get("start", 0) : ends.get("end", None)], np.int64)}
+        ends: dict[str, int] = {a.name: a.i for a in node.attribute}
+        return {node.output[0]: np.array([d.dim_value for d in dims][ends.get("start", 0) : ends.get("end")], np.int64)}
     if node.op_type not in _SHAPES or not all(name in data for name in node.input if name):
         return {}
     found = ReferenceEvaluator(helper.make_model(_graph(node, data), opset_imports=[helper.make_opsetid("", opset)])).run(
@@ -90,7 +94,7 @@ def _data(node: NodeProto, types: Mapping[str, TypeProto], data: Mapping[str, np
     return {node.output[0]: found[0]} if np.size(found[0]) <= SMALL else {}
 
 
-def _graph(node: NodeProto, data: Mapping[str, np.ndarray]) -> onnx.GraphProto:
+def _graph(node: NodeProto, data: Mapping[str, Array]) -> onnx.GraphProto:
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(data[name].dtype), None)
         for name in dict.fromkeys(node.input)

@@ -43,8 +43,7 @@ def build(trt: Any, request: BuildRequest) -> None:
     """Parse `request.lowered` (external data is found beside it) and write the engine to `request.plan`.
 
     VditcError if the module is of another version, if the parser does not take the graph, if the profile and the graph's inputs differ,
-    or if no engine comes out;
-    the reasons are then in the log, which the builder writes to the standard streams.
+    or if no engine comes out; the reasons are then in the log, which the builder writes to the standard streams.
     """
     least, greatest = request.versions
     known = VersionRange(least or "0", greatest)
