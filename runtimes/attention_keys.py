@@ -81,17 +81,17 @@ def _types(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TypePr
 def _data(node: NodeProto, types: Mapping[str, TypeProto], data: Mapping[str, Array], opset: int) -> dict[str, Array]:
     """The node's output where it belongs to a shape."""
     if node.op_type == "Shape" and node.input[0] in types:
-        dims = types[node.input[0]].tensor_type.shape.dim
-        if not all(d.HasField("dim_value") for d in dims):
+        kind = types[node.input[0]].tensor_type
+        if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
             return {}
         ends: dict[str, int] = {a.name: a.i for a in node.attribute}
-        return {node.output[0]: np.array([d.dim_value for d in dims][ends.get("start", 0) : ends.get("end")], np.int64)}
+        return {node.output[0]: np.array([d.dim_value for d in kind.shape.dim][ends.get("start", 0) : ends.get("end")], np.int64)}
     if node.op_type not in _SHAPES or not all(name in data for name in node.input if name):
         return {}
-    found = ReferenceEvaluator(helper.make_model(_graph(node, data), opset_imports=[helper.make_opsetid("", opset)])).run(
-        None, {name: data[name] for name in node.input if name}
-    )
-    return {node.output[0]: found[0]} if np.size(found[0]) <= SMALL else {}
+    model = helper.make_model(_graph(node, data), opset_imports=[helper.make_opsetid("", opset)])
+    (result,) = ReferenceEvaluator(model).run(None, {name: data[name] for name in node.input if name})
+    found = np.asarray(result)
+    return {node.output[0]: found} if found.size <= SMALL else {}
 
 
 def _graph(node: NodeProto, data: Mapping[str, Array]) -> onnx.GraphProto:

@@ -18,7 +18,8 @@ class BuildRequest:
     """What to build. `shapes`: input name -> least, best and greatest shape.
 
     `compute_capabilities`: "SM89" and the like, or none to build for the GPU that is present. `inspection`: file for the engine
-    inspector's report, or None; it takes a GPU. `versions`: least and greatest of the module, as in vditc.version_range.
+    inspector's report, or None; it takes a GPU. `versions`: least and greatest of the module (vditc.version_range), or None
+    for any.
     """
 
     module: str
@@ -27,7 +28,7 @@ class BuildRequest:
     shapes: dict[str, list[list[int]]]
     compute_capabilities: list[str]
     inspection: str | None = None
-    versions: list[str | None] = dataclasses.field(default_factory=lambda: ["0", None])
+    versions: tuple[str, str | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
@@ -45,9 +46,7 @@ def build(trt: Any, request: BuildRequest) -> None:
     VditcError if the module is of another version, if the parser does not take the graph, if the profile and the graph's inputs differ,
     or if no engine comes out; the reasons are then in the log, which the builder writes to the standard streams.
     """
-    least, greatest = request.versions
-    known = VersionRange(least or "0", greatest)
-    if not known.holds(trt.__version__):
+    if request.versions is not None and not (known := VersionRange(*request.versions)).holds(trt.__version__):
         raise VditcError(
             found=f"{request.module} {trt.__version__}",
             wanted=f"{request.module} {known}, the versions of the target",
