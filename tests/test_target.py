@@ -229,7 +229,7 @@ def test_a_target_with_another_type() -> None:
 
 
 def test_own_files_with_own_quirks(tmp_path: Path) -> None:
-    (tmp_path / "own.toml").write_text('says = "odd"\nsource = "https://example.org"\nint4_blocks = [64, 16]\nfp16_keys = 9\n')
+    (tmp_path / "own.toml").write_text('says = "odd"\nsource = "https://example.org"\nint4_blocks = [256, 64, 16]\nfp16_keys = 9\n')
     text = (
         builtin_targets()["l4"].read_text().replace("quirks = [", 'quirks = [\n    "own.toml",').replace('"fp16", "bf16"', '"fp16", "fp32"')
     )
