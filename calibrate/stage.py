@@ -16,6 +16,7 @@ from vditc.calibrate.leftovers import START, forget_training
 from vditc.calibrate.methods.base import InputStatistics, Method, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.ranks import Ranks
+from vditc.calibrate.sharding import asked
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.errors import InputError, VditcError
@@ -54,6 +55,7 @@ def calibrate(
     chosen, source, adapter = torch_device(ranks.device(device)), sampled.source, sampled.adapter
     adapter.check(source)
     method, roles, rules, schemes = _schemes(source, adapter, recipe)
+    sharding = asked() if isinstance(method, TrainedMethod) else None
 
     # Dynamic scales need no range, but the file records it all the same: it tells what a static scale would cost a layer.
     wanted = {layer for layer, scheme in schemes.items() if scheme.activation is not None or method.needs_statistics(scheme)}
@@ -122,11 +124,12 @@ def calibrate(
             device=chosen,
             work=work,
             ranks=ranks,
+            sharding=sharding if ranks.size > 1 else None,
             progress=progress,
         )
         with ranks.together(), ranks.group():
             done, report["training"] = method.train(job)
-            layers = {n: LayerCalibration(role=roles[n], scheme=scheme, **done[n]._asdict()) for n, scheme in schemes.items()}
+            layers = {n: LayerCalibration(role=roles[n], scheme=schemes[n], **found._asdict()) for n, found in done.items()}
     with ranks.together():
         if ranks.first:
             with progress.task("quantize weights", len(layers)) as advance:

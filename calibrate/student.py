@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from vditc.adapter import ModelAdapter
 from vditc.calibrate.methods.base import Quantized, TrainingJob
+from vditc.calibrate.predictor import Predictor, predictor_of
+from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.training import Now
 from vditc.calibration import LayerCalibration
 from vditc.errors import InputError
-from vditc.model_dir import ModelDir
 from vditc.torch_transform import InputTransform
 
 
@@ -28,7 +28,7 @@ class TrainedLinear(torch.nn.Module, abc.ABC):
         self.scheme, self.start, self.now = start.scheme, start, now
         self.inputs = InputTransform(start.transform)
         changed = start.transform.weight(weight.detach().float().numpy())
-        self.weight = torch.nn.Parameter(torch.from_numpy(np.array(changed, np.float32)), requires_grad=False)
+        self.weight = torch.nn.Parameter(torch.from_numpy(np.array(changed, np.float32, order="C")), requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach().clone().float(), requires_grad=False)
         grid = start.weight.read()
         self.scale = torch.nn.Parameter(torch.from_numpy(grid.scale.astype(np.float32)), requires_grad=False)
@@ -55,51 +55,44 @@ class TrainedLinear(torch.nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def result(self) -> Quantized:
-        """What the calibration file takes."""
+        """What the calibration file takes. All processes call this, layer by layer: a layer that is cut up is gathered."""
 
 
-class Student(torch.nn.Module):
-    """The whole model as one module that takes a mapping of inputs."""
-
-    def __init__(self, adapter: ModelAdapter, model: Any, linears: Mapping[str, TrainedLinear]) -> None:
-        super().__init__()
-        self.adapter, self.model, self.linears = adapter, model, dict(linears)
-
-    def forward(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The prediction [B, C, F, H, W]."""
-        said: torch.Tensor = self.adapter.forward(self.model, feeds)
-        return said
+L = TypeVar("L", bound=TrainedLinear)
 
 
-def resident(adapter: ModelAdapter, source: ModelDir) -> Any:
-    """The module with all its weights in memory: gradients want them there."""
-    return adapter.load(source, memory=1 << 62)
+def student_of(job: TrainingJob, make: Callable[[str, torch.nn.Linear], L], *, checkpointing: bool) -> tuple[Predictor, dict[str, L]]:
+    """The model on the job's device with `make(layer, linear)` in place of every quantized linear, and those; nothing else has gradients.
 
-
-def student_of(
-    job: TrainingJob,
-    make: Callable[[str, torch.nn.Linear], TrainedLinear],
-    *,
-    checkpointing: bool,
-) -> Student:
-    """The model with `make(layer, linear)` in place of every quantized linear; nothing else has gradients.
-
-    `checkpointing` computes each block's activations again for its gradients (Chen et al., arXiv 1604.06174). InputError when the model's
-    class has no such thing.
+    It is cut up if the job says so. `checkpointing` computes each block's activations again for its gradients (Chen et al., arXiv
+    1604.06174). InputError when the model's class has no such thing.
     """
-    model = resident(job.sampled.adapter, job.sampled.source)
-    model.requires_grad_(False)
-    linears = {}
-    for layer in job.start:
-        linears[layer] = make(layer, model.get_submodule(layer))
-        model.set_submodule(layer, linears[layer])
+    linears: dict[str, L] = {}
+
+    def keep(layer: str, linear: torch.nn.Linear) -> L:
+        linears[layer] = make(layer, linear)
+        return linears[layer]
+
+    if job.sharding is not None:
+        job.progress.note(f"each of {job.ranks.size} processes holds its part of the model (FSDP)")
+    student = predictor_of(job.sampled.adapter, job.sampled.source, job.device, job.sharding, job.start, keep)
     if checkpointing:
-        if not getattr(model, "_supports_gradient_checkpointing", False):
+        if not getattr(student.model, "_supports_gradient_checkpointing", False):
             raise InputError(
                 found=f"{job.sampled.source.model_class}, which cannot compute its activations again",
                 wanted="checkpointing = false",
                 where="[settings]",
                 fix="train without it, with a smaller batch_size if memory is short",
             )
-        model.enable_gradient_checkpointing()
-    return Student(job.sampled.adapter, model, linears)
+        student.model.enable_gradient_checkpointing()
+    return student, linears
+
+
+def results(linears: Mapping[str, TrainedLinear], ranks: Ranks) -> dict[str, Quantized]:
+    """What the calibration file takes, on rank 0; nothing elsewhere. All ranks call this."""
+    found = {}
+    for layer, trained in linears.items():
+        result = trained.result()
+        if ranks.first:
+            found[layer] = result
+    return found

@@ -1,8 +1,9 @@
 """Training of a whole model whose quantized linears learn: on one process, or on several under `torchrun` or `accelerate launch`.
 
-Accelerate places the model and adds gradients up; every process holds the whole model (data parallel). Every iteration's batch depends on
-the seed and the iteration alone, so that a run that was killed goes on from its checkpoint with the same numbers. Checkpoints are
-safetensors: learnt parameters and AdamW's moments, whole or not at all; no pickle is written or read.
+Accelerate places the model and adds gradients up where every process holds the whole model (data parallel); one that is cut up
+(`vditc.calibrate.sharding`) does both itself. Every iteration's batch depends on the seed and the iteration alone, so that a run that was
+killed goes on from its checkpoint with the same numbers. Checkpoints are safetensors: learnt parameters and AdamW's moments, whole or not
+at all, the same file however many processes wrote it; no pickle is written or read.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType
-from torch.distributed.checkpoint import state_dict as whole
 
+from vditc.calibrate.sharding import like, on_own_gpu, put, sharded, unasked, whole
 from vditc.errors import InputError, VditcError
 from vditc.progress import Progress
-from vditc.safetensors_file import read_header, write_tensors
+from vditc.safetensors_file import read_header
+from vditc.safetensors_writer import tensor_file
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints
 PRECISIONS = ("no", "bf16")
-WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,12 @@ def train(
         fused = {"fused": True} if accelerator.device.type == "cuda" else {}
         named = [{"params": list(params), "lr": rate} for params, rate in plan.groups]
         optimizer = torch.optim.AdamW(named, betas=plan.betas, weight_decay=plan.weight_decay, eps=1e-8, **fused)
-        model, optimizer = accelerator.prepare(student, optimizer)
-        first, history = _resume(model, optimizer.optimizer, plan, state, progress)
+        model: torch.nn.Module
+        if sharded(student):
+            model, optimizer = student, accelerator.prepare(optimizer)
+        else:
+            model, optimizer = accelerator.prepare(student, optimizer)
+        first, history = _resume(student, optimizer.optimizer, plan, state, progress)
         saved, total, count = time.monotonic(), 0.0, 0
         with progress.task("train", plan.iterations, first) as advance:
             for iteration in range(first, plan.iterations):
@@ -143,25 +148,25 @@ def train(
                     # At these iterations only, so that a resumed run has the same history. The first process's clock counts.
                     due = accelerator.is_main_process and time.monotonic() - saved > CHECKPOINT_SECONDS
                     if float(accelerator.reduce(torch.tensor(float(due), device=accelerator.device), "sum")):
-                        _save(model, optimizer.optimizer, plan, state, iteration + 1, history, accelerator)
+                        _save(student, optimizer.optimizer, plan, state, iteration + 1, history, accelerator)
                         saved = time.monotonic()
                 advance()
-        _save(model, optimizer.optimizer, plan, state, plan.iterations, history, accelerator)
+        _save(student, optimizer.optimizer, plan, state, plan.iterations, history, accelerator)
     return history
 
 
 @contextlib.contextmanager
 def _accelerator(plan: Plan, device: torch.device) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(True)  # of an earlier training in this process: another precision, another group of processes
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
-    if accelerator.distributed_type not in WHOLE_MODEL:
+    on_own_gpu(device)
+    with unasked():
+        accelerator = Accelerator(mixed_precision=plan.precision, cpu=device.type == "cpu")
+    if accelerator.distributed_type not in KNOWN:
         raise InputError(
-            found=f"{accelerator.distributed_type.value}, which cuts the model up",
-            wanted="data parallel processes, each with the whole model",
+            found=f"{accelerator.distributed_type.value}",
+            wanted="processes on CPUs or on NVIDIA's GPUs",
             where="accelerate's configuration",
-            fix="start with torchrun, or accelerate launch --multi_gpu; checkpointing = true in [settings] saves memory",
+            fix="start with torchrun, or accelerate launch --multi_gpu or --use_fsdp --fsdp_version 2",
         )
     try:
         yield accelerator
@@ -195,8 +200,12 @@ def _share(batch_size: int, accelerator: Accelerator) -> slice:
     return slice(rank * own, (rank + 1) * own)
 
 
+def _learnt(student: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in student.named_parameters() if p.requires_grad}
+
+
 def _save(
-    model: Any,
+    student: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     state: Path,
@@ -204,46 +213,58 @@ def _save(
     history: list[tuple[int, float]],
     accelerator: Accelerator,
 ) -> None:
-    """Every process takes part; the first one writes."""
-    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
-    values: Any
-    values, moments = whole.get_state_dict(model, optimizer)
-    if accelerator.is_main_process:
-        names = {name.removeprefix("module.") for name in wanted}
-        tensors = {f"value/{name}": values[name].float().cpu().numpy() for name in values if name in names}
-        state_of: Any = moments["state"]
-        for name, parts in state_of.items():
-            tensors |= {f"{part}/{name}": torch.as_tensor(tensor).float().cpu().numpy() for part, tensor in parts.items()}
-        about = {"run": plan.run, "iteration": iteration, "history": history}
-        write_tensors(state, tensors, {"vditc": json.dumps(about)})
+    """Every process takes part; the first one writes, a tensor at a time, whole ones even where each process holds parts."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in _learnt(student).items():
+        tensors[f"value/{name}"] = parameter
+        tensors |= {f"{part}/{name}": moment for part, moment in optimizer.state.get(parameter, {}).items()}
+    about = {"run": plan.run, "iteration": iteration, "history": history}
+    shapes = {name: (np.dtype(np.float32), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with contextlib.ExitStack() as stack:
+        first = accelerator.is_main_process
+        put_in_file = stack.enter_context(tensor_file(state, shapes, {"vditc": json.dumps(about)})) if first else None
+        for name, tensor in tensors.items():
+            value = whole(tensor)
+            if put_in_file is not None:
+                put_in_file(name, value.float().cpu().numpy())
     accelerator.wait_for_everyone()
 
 
 def _resume(
-    model: Any, optimizer: torch.optim.Optimizer, plan: Plan, state: Path, progress: Progress
+    student: torch.nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, state: Path, progress: Progress
 ) -> tuple[int, list[tuple[int, float]]]:
-    """Iterations that are done, and their losses."""
+    """Iterations that are done, and their losses. Written by however many processes, whole or cut up."""
     if not state.exists():
         return 0, []
+    learnt = _learnt(student)
     try:
         entries, metadata = read_header(state)
         about = json.loads(metadata["vditc"])
         if about["run"] != plan.run:
             progress.note(f"{state} is of another model, recipe or set of clips: training starts anew")
             return 0, []
-        read = {name: torch.from_numpy(np.array(entry.read())) for name, entry in entries.items()}
-        values: dict[str, Any] = {name.removeprefix("value/"): tensor for name, tensor in read.items() if name.startswith("value/")}
-        moments: dict[str, Any] = {}
-        for name, tensor in read.items():
-            part, _, parameter = name.partition("/")
-            if part != "value":
-                moments.setdefault(parameter, {})[part] = tensor
         iteration, history = int(about["iteration"]), [(int(i), float(v)) for i, v in about["history"]]
+        if wrong := [name for name, p in learnt.items() if entries[f"value/{name}"].shape != tuple(p.shape)]:
+            raise ValueError(f"{wrong[0]} has another shape")
+        if unknown := {name.partition("/")[2] for name in entries} - set(learnt):
+            raise ValueError(f"nothing is called {min(unknown)}")
     except (InputError, KeyError, ValueError, TypeError) as error:
         progress.note(f"{state} cannot be read ({error}): training starts anew")
         return 0, []
-    groups = whole.get_optimizer_state_dict(model, optimizer)["param_groups"]
-    whole.set_model_state_dict(model, values, options=whole.StateDictOptions(strict=False))
-    whole.set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups})
+
+    def read(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(entries[name].read()))
+
+    for name, parameter in learnt.items():
+        put(parameter, read(f"value/{name}"))
+    moments: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
+    for entry in entries:
+        part, _, name = entry.partition("/")
+        if part != "value":
+            value, parameter = read(entry), learnt[name]
+            moments.setdefault(parameter, {})[part] = like(value, parameter) if value.shape == parameter.shape else value
+    numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
+    found = {number: moments[parameter] for number, parameter in numbered if parameter in moments}
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
     progress.note(f"{state} holds {iteration} of {plan.iterations} iterations: training goes on from there")
     return iteration, history

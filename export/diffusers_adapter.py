@@ -98,3 +98,21 @@ class DiffusersAdapter(ModelAdapter):
                 if tensor.numel() or not name.startswith(streamed):
                     tensor.copy_(read_float32(source, name))
         return model
+
+    def hollow(self, source: ModelDir) -> Any:
+        """float32, eval, on the meta device but for what has no weights; InputError when tensors are missing or do not fit."""
+        self.check(source)
+        with weightless(lambda shape: torch.empty(shape, device="meta")):
+            return self.build(source.config)
+
+    def fill(self, model: Any, source: ModelDir, *, within: str = "", without: tuple[str, ...] = ()) -> None:
+        """New parameters, on the CPU: memory of what is no longer used can be used again."""
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(within) or name.startswith(without):
+                continue
+            owner, _, last = name.rpartition(".")
+            module = model.get_submodule(owner)
+            if last in dict(module.named_parameters(recurse=False)):
+                setattr(module, last, torch.nn.Parameter(read_float32(source, name), requires_grad=False))
+            else:
+                tensor.copy_(read_float32(source, name))

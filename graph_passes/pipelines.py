@@ -11,7 +11,7 @@ from vditc.graph_passes.core import PASSES, Pass
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
 from vditc.graph_passes.fold_constants import FoldConstants
-from vditc.graph_passes.legalize_for_target import LegalizeForTarget
+from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
 from vditc.target import Target
@@ -34,7 +34,9 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         ShareQuantization(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
-        LegalizeForTarget(),  # after the conversion: it repeats scales in the type that they are then used in
+        LegalizeForTarget(
+            blocks=Blocks.of(target.int4_blocks)
+        ),  # after the conversion: it repeats scales in the type that they are then used in
         EliminateDeadNodes(),
     )
 
@@ -48,11 +50,12 @@ PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt
 
 
 def pipeline(target: Target) -> tuple[Pass, ...]:
-    """The passes for `target`; InputError when it asks for an opset that lowering does not write."""
-    if target.opset != OPSET:
+    """The passes for `target`; InputError when it does not read the opset that lowering writes."""
+    least, greatest = target.opsets
+    if not least <= OPSET <= greatest:
         raise InputError(
-            found=f"opset = {target.opset}",
-            wanted=f"opset = {OPSET}",
+            found=f"opsets {least} to {greatest}",
+            wanted=f"opset {OPSET} among them",
             where=f"target {target.name}",
             fix="lowered graphs keep the canonical opset",
         )
@@ -73,7 +76,7 @@ def parse_pass(text: str) -> Pass:
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in known:
             raise _bad(where, f"option {key!r}", f"one of {', '.join(known)}" if known else "no option", "correct the option")
-        if not equals or not value or key in options:
+        if not equals or key in options:
             raise _bad(where, repr(item), f"{key}=value, once", "correct the option")
         options[key] = _value(known[key], key, value, where)
     return made(**options)

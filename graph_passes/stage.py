@@ -17,6 +17,7 @@ from vditc.files import whole_file
 from vditc.graph_passes.core import Observer, Pass, PassFacts, run_passes
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.target_spec import lowered_for
 from vditc.progress import Progress
 from vditc.target import Target
 
@@ -49,19 +50,18 @@ def lower(
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
     all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
     InputError for a file that is no ONNX model, lacks data, was not written by `vditc export` or is not of the dialect, and for
-    passes in an order that cannot be; DialectError when what a pass made is not of the dialect. Whole or not at all; the same
-    input gives the same bytes.
+    passes in an order that cannot be; DialectError when what a pass made is not of the dialect, or the result holds what the
+    target does not take. Whole or not at all; the same input gives the same bytes.
     """
+    wanted = lowered_for(target)
     todo = chosen_passes(target, passes)
     graph = load(model)
     check_origin(graph, model)
     before = len(graph.graph)
-    spec, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, observers=observers, title=f"lower for {target.name}")
-    wanted = Spec.lowered(target.compute)
-    if spec.compute != wanted.compute:
-        wanted.verify(graph, where="after the last pass")
+    _, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, observers=observers, title=f"lower for {target.name}")
+    wanted.verify(graph, where="after the last pass")
     files = save(graph, out)
-    return LowerFacts(target=target.name, dialect=spec.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
+    return LowerFacts(target=target.name, dialect=wanted.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
 
 
 def chosen_passes(target: Target, passes: Sequence[str] | None) -> tuple[Pass, ...]:

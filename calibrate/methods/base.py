@@ -26,6 +26,7 @@ from vditc.scheme import QuantSpec, QWeight, Scheme
 from vditc.transform import IDENTITY, Transform, transformed
 
 if TYPE_CHECKING:
+    from vditc.calibrate.sharding import Sharding
     from vditc.calibrate.trajectories import Trajectories
 
 Array = npt.NDArray[Any]
@@ -183,13 +184,14 @@ class TrainingJob:
     device: Any  # torch.device
     work: Path  # folder for what a killed run leaves, seen by all ranks
     ranks: Ranks
+    sharding: Sharding | None  # how models are cut up over the ranks; None: each holds whole ones
     progress: Progress
 
 
 class Trained(NamedTuple):
     """What came out of a training."""
 
-    layers: dict[str, Quantized]
+    layers: dict[str, Quantized]  # on rank 0
     report: dict[str, Any]  # plain data, for people
 
 

@@ -27,7 +27,8 @@ from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, Tr
 from vditc.calibrate.methods.viditq import balanced
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.recorded import Recorded, record
-from vditc.calibrate.student import TrainedLinear, student_of
+from vditc.calibrate.sharding import put, whole
+from vditc.calibrate.student import TrainedLinear, results, student_of
 from vditc.calibrate.temporal_loss import temporal_loss
 from vditc.calibrate.training import PRECISIONS, Batch, Now, Plan, train
 from vditc.correction import Correction, FrameOrder
@@ -110,8 +111,7 @@ class QVDiT(TrainedMethod):
             own.free(self, frames, order, random)
             return own
 
-        student = student_of(job, make, checkpointing=self.checkpointing).to(job.device)
-        linears: Mapping[str, EstimatedLinear] = student.linears  # type: ignore[assignment] # made above
+        student, linears = student_of(job, make, checkpointing=self.checkpointing)
         batches = _Batches(examples, self)
         if any(linear.order for linear in linears.values()):
             with torch.no_grad():
@@ -142,8 +142,7 @@ class QVDiT(TrainedMethod):
             state=job.work / CHECKPOINT,
             progress=job.progress,
         )
-        layers = {layer: linear.result() for layer, linear in linears.items()}
-        return Trained(layers, {"examples": len(examples), "loss": history})
+        return Trained(results(linears, job.ranks), {"examples": len(examples), "loss": history})
 
     def _loss(self, said: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         error = torch.nn.functional.mse_loss(said, wanted)
@@ -197,17 +196,13 @@ class EstimatedLinear(TrainedLinear):
             distance, size = self.seen[0] / FACTOR_BATCHES, self.seen[1]
             share = size / size.sum().clamp_min(torch.finfo(torch.float64).tiny)
             floor = 1e-6  # a frame of nothing but zeros has no error to estimate
-            self.frames.data = (torch.softmax(distance, 0) / share.clamp_min(floor)).float().where(share > floor, 0)
+            put(self.frames, (torch.softmax(distance, 0) / share.clamp_min(floor)).float().where(share > floor, 0))
         self.seen = None
-
-    def changed_weight(self) -> torch.Tensor:
-        """W + B A, float32."""
-        return self.weight if self.down is None or self.up is None else self.weight + (self.up.float() @ self.down.float())
 
     def quantized_weight(self) -> torch.Tensor:
         """See TrainedLinear."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            return quantized_rows(self.changed_weight(), self.scale, self.zero_point, self.scheme.weight)
+            return quantized_rows(_changed(self.weight, self.up, self.down), self.scale, self.zero_point, self.scheme.weight)
 
     def corrected(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TrainedLinear: the estimate is added."""
@@ -221,13 +216,19 @@ class EstimatedLinear(TrainedLinear):
 
     def result(self) -> Quantized:
         """See TrainedLinear."""
-        with torch.no_grad():
-            weight, scale = self.changed_weight().cpu().numpy(), self.scale.clamp_min(EPS).cpu().numpy()
-            zero_point = None if self.zero_point is None else self.zero_point.cpu().numpy()
-            alpha, beta, frames = (None if p is None else p.detach().cpu().numpy() for p in (self.alpha, self.beta, self.frames))
-        codes = quantize_weight(weight, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)
+        weight, scale = whole(self.weight), whole(self.scale).clamp_min(EPS).cpu().numpy()
+        learnt = (self.up, self.down, self.zero_point, self.alpha, self.beta, self.frames)
+        up, down, *rest = (None if p is None else whole(p) for p in learnt)
+        zero_point, alpha, beta, frames = (None if p is None else p.cpu().numpy() for p in rest)
+        changed = _changed(weight, up, down).cpu().numpy()
+        codes = quantize_weight(changed, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)
         correction = Correction(alpha=alpha, beta=beta, frames=frames, order=self.order)
         return Quantized(codes, transform=self.start.transform, correction=correction)
+
+
+def _changed(weight: torch.Tensor, up: torch.Tensor | None, down: torch.Tensor | None) -> torch.Tensor:
+    """W + B A, float32."""
+    return weight if down is None or up is None else weight + (up.float() @ down.float())
 
 
 class _Batches:

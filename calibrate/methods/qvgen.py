@@ -33,7 +33,8 @@ from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, Tr
 from vditc.calibrate.methods.quarot import hadamard
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.rank_decay import RankDecay, decomposed, redecomposed
-from vditc.calibrate.student import TrainedLinear, student_of
+from vditc.calibrate.sharding import put, whole
+from vditc.calibrate.student import TrainedLinear, results, student_of
 from vditc.calibrate.training import PRECISIONS, Now, Plan, train
 from vditc.dataset import INDEX, Dataset
 from vditc.errors import InputError
@@ -109,8 +110,7 @@ class QVGen(TrainedMethod):
             own.free(decay, steps)
             return own
 
-        student = student_of(job, make, checkpointing=self.checkpointing).to(job.device)
-        linears: Mapping[str, BranchedLinear] = student.linears  # type: ignore[assignment] # made above
+        student, linears = student_of(job, make, checkpointing=self.checkpointing)
         clips = [p for linear in linears.values() if (p := linear.clip_logit) is not None]
         scales = [linear.scale for linear in linears.values()]
         chosen = {id(p) for p in (*clips, *scales)}
@@ -138,7 +138,7 @@ class QVGen(TrainedMethod):
                 dataset=dataset,
                 specs=job.sampled.specs,
                 scheduler=job.sampled.scheduler,
-                teacher=FullPrecision(job.sampled.adapter, job.sampled.source, job.device, job.memory),
+                teacher=FullPrecision(job.sampled.adapter, job.sampled.source, job.device, job.memory, job.sharding),
                 batch_size=self.batch_size,
                 seed=self.seed,
                 unprompted=self.unprompted,
@@ -150,7 +150,7 @@ class QVGen(TrainedMethod):
             progress=job.progress,
         )
         before(self.iterations)
-        return Trained({layer: linear.result() for layer, linear in linears.items()}, {"clips": len(dataset), "loss": history})
+        return Trained(results(linears, job.ranks), {"clips": len(dataset), "loss": history})
 
     def _dataset(self, job: TrainingJob) -> Dataset:
         """The user's clips, or ones of the full-precision model."""
@@ -209,13 +209,11 @@ class BranchedLinear(TrainedLinear):
             return []
         fresh = []
         if decay.begins(iteration):
-            with torch.no_grad():
-                up = (self.up.float() * decay.gamma(iteration).ne(0).to(self.up.device)).cpu()
-                for parameter, value in zip(
-                    (self.up, self.down), redecomposed(up, self.down.float().cpu(), decay.kept(iteration)), strict=True
-                ):
-                    parameter.copy_(value)
-                    fresh.append(parameter)
+            up, down = (whole(parameter).float().cpu() for parameter in (self.up, self.down))
+            values = redecomposed(up * decay.gamma(iteration).ne(0), down, decay.kept(iteration))
+            for parameter, value in zip((self.up, self.down), values, strict=True):
+                put(parameter, value)
+                fresh.append(parameter)
         self.gamma.copy_(decay.gamma(iteration))
         return fresh
 
@@ -238,10 +236,10 @@ class BranchedLinear(TrainedLinear):
 
     def result(self) -> Quantized:
         """See TrainedLinear."""
-        weight, scale = (p.detach().float().cpu().numpy() for p in (self.weight, self.scale.clamp_min(EPS)))
-        zero_point = None if self.zero_point is None else self.zero_point.detach().float().cpu().numpy()
+        weight, scale = (p.float().cpu().numpy() for p in (whole(self.weight), whole(self.scale).clamp_min(EPS)))
+        zero_point = None if self.zero_point is None else whole(self.zero_point).float().cpu().numpy()
         codes = quantize_weight(weight, self.scheme.weight, scale, scale_dtype(self.scheme), zero_point)
-        clip = None if self.clip_logit is None else torch.sigmoid(self.clip_logit.detach()).cpu().numpy()
+        clip = None if self.clip_logit is None else torch.sigmoid(whole(self.clip_logit)).cpu().numpy()
         return Quantized(codes, transform=self.start.transform, activation_clip=clip)
 
 

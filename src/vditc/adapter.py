@@ -110,6 +110,7 @@ class ModelAdapter(abc.ABC):
     published: ClassVar[Mapping[str, Any]] = {}
     # graph output -> the input whose axes it has, maybe with other channels; the prediction for the latents first
     outputs: ClassVar[Mapping[str, str]] = {"velocity": "hidden_states"}
+    linear_attention: ClassVar[bool] = False  # self-attention without a softmax over all tokens
 
     # Regular expression over a module's name -> how the rows of that linear's input, all leading axes flattened, are made of clips,
     # frames and tokens; only where they are the video's tokens, each once, in diffusers' module and in the `patched` one alike.
@@ -199,6 +200,14 @@ class ModelAdapter(abc.ABC):
 
         `memory`: bytes that weights may take, by default half of what is free; a larger model reads each block when it runs.
         """
+
+    @abc.abstractmethod
+    def hollow(self, source: ModelDir) -> Any:
+        """The same module before any weight was read, none of which takes memory. InputError if weights are missing."""
+
+    @abc.abstractmethod
+    def fill(self, model: Any, source: ModelDir, *, within: str = "", without: tuple[str, ...] = ()) -> None:
+        """Read weights into a hollow module: those whose names begin with `within`, and with none of `without`."""
 
     def patched(self, model: Any) -> AbstractContextManager[None]:
         """Rewrites what the exporter cannot trace well; every patch leaves the outputs unchanged."""

@@ -16,6 +16,7 @@ from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Observer, Pass, PassFacts, Result, check_order, run_passes
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.fold_constants import FoldConstants
+from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
 from vditc.target import Target, builtin_targets
@@ -33,6 +34,10 @@ def test_options_are_fields() -> None:
     assert parse_pass("fold-constants{size_limit=7}") == FoldConstants(size_limit=7)
     assert parse_pass(" fold-constants ") == FoldConstants()
     assert parse_pass(str(ConvertComputeType(to="bf16"))) == ConvertComputeType(to="bf16")
+    assert parse_pass("legalize-for-target{blocks=32:16}") == LegalizeForTarget(blocks=Blocks.of((32, 16)))
+    assert parse_pass(str(LegalizeForTarget(blocks=Blocks.of((64,))))).blocks == (64,)  # type: ignore[attr-defined]
+    assert parse_pass(str(LegalizeForTarget(blocks=Blocks()))) == LegalizeForTarget(blocks=Blocks())
+    assert LegalizeForTarget().blocks == Target.load("rtx-ada").int4_blocks
     assert str(EliminateDeadNodes()) == "eliminate-dead-nodes"
 
 
@@ -44,10 +49,12 @@ def test_options_are_fields() -> None:
         ("fold-constants{size_limit=many}", r"found size_limit=many; wanted size_limit of type int"),
         ("fold-constants{size_limit=7", r"fold-constants\{size_limit=7'; wanted a closing brace"),
         ("fold-constants{size_limit}", r"found 'size_limit'; wanted size_limit=value, once"),
-        ("fold-constants{size_limit=}", r"found 'size_limit='; wanted size_limit=value, once"),
+        ("fold-constants{size_limit=}", r"found size_limit=; wanted size_limit of type int"),
         ("fold-constants{size_limit=1,size_limit=2}", r"found 'size_limit=2'; wanted size_limit=value, once"),
         ("fold-constants{", r"wanted a closing brace"),
         ("eliminate-dead-nodes{hard=1}", r"found option 'hard'; wanted no option"),
+        ("legalize-for-target{blocks=64:x}", r"found blocks=64:x; wanted blocks of type Blocks"),
+        ("legalize-for-target{blocks=0}", r"found blocks=0; wanted blocks of type Blocks"),
         ("convert-compute-type{to=fp8}", r"found to=fp8; wanted one of fp32, fp16, bf16"),
     ],
 )
