@@ -31,8 +31,8 @@ TOLERANCES: dict[tuple[str, str | None], float] = {
     # Codes of floating point are as far apart as their values are large: 1/16 and 1/4 of a value.
     ("rounding", "fp8_e4m3"): 2e-2,
     ("rounding", "fp4_e2m1"): 4e-2,
-    # float16 rounds by at most 2^-11 = 4.9e-4; errors of independent roundings average out over a few blocks. Bundled models: 7e-4; the rest
-    # is for deeper ones.
+    # float16 rounds by at most 2^-11 = 4.9e-4; errors of independent roundings average out over a few blocks. Bundled models: 7e-4; the
+    # rest is for deeper ones.
     ("fp16", None): 2e-3,
     # A float16 rounding before QuantizeLinear moves values near a tie to the next code: a step of 1/127 of the greatest value. The bundled
     # models: 8e-3.
