@@ -10,6 +10,7 @@ from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Pass
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
+from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.legalize_for_target import LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
@@ -22,6 +23,7 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
     return (
         FoldConstants(),
         ShareQuantization(),
+        FoldChannelBalance(),
         ConvertComputeType(to=target.compute),
         EliminateDeadNodes(),
     )
@@ -32,6 +34,7 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
     return (
         FoldConstants(),
         ShareQuantization(),
+        FoldChannelBalance(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
         LegalizeForTarget(),  # after the conversion: it repeats scales in the type that they are then used in
@@ -44,6 +47,7 @@ def tensorrt(target: Target) -> tuple[Pass, ...]:
     return tensorrt_rtx(target)
 
 
+_BOOLEANS = {str(value): value for value in (True, False)} | {"true": True, "false": False}
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 
@@ -78,8 +82,8 @@ def parse_pass(text: str) -> Pass:
                 fix="correct the option",
             )
         try:
-            options[key] = hints[key](value)
-        except ValueError as error:
+            options[key] = _BOOLEANS[value] if hints[key] is bool else hints[key](value)
+        except (ValueError, KeyError) as error:
             raise InputError(
                 found=f"{key}={value}", wanted=f"{key} of type {hints[key].__name__}", where=f"--passes {name}", fix="correct the value"
             ) from error

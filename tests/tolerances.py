@@ -21,6 +21,9 @@ LOWERED: dict[tuple[str, str | None], float] = {
     ("fp16", "int6"): 4e-2,
 }
 
+# A product of two float32 numbers is rounded where another one was: a few times 2^-24 of the greatest, in sums of some ten terms.
+FOLDED = 2e-6
+
 
 def relative_l2(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     """|found - wanted| / |wanted|."""

@@ -75,12 +75,13 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
     assert [p.name for p in facts.passes] == [
         "fold-constants{size_limit=1024}",
         "share-quantization",
+        "fold-channel-balance{explicit=False}",
         "convert-compute-type{to=fp16}",
         "flatten-attention-outputs",
         "legalize-for-target",
         "eliminate-dead-nodes",
     ]
-    assert [p.modified for p in facts.passes] == [False, False, True, False, False, True]
+    assert [p.modified for p in facts.passes] == [False, False, False, True, False, False, True]
     assert facts.nodes_before == len(attention_model().graph)
     assert facts.nodes_after == len(ir.load(facts.files[0]).graph)
     assert all(p.seconds > 0 for p in facts.passes)
