@@ -199,7 +199,8 @@ class Absorption:
         left, right = node.inputs
         assert right is not None
         if weight_like(right):
-            return self._weight(node, right, change)
+            # A number for all channels passes a rotation.
+            return self.operand(node, 0, change) if change.divisor is not None else self._weight(node, right, change)
         if -2 in change.axes:
             raise AbsorptionError(f"{label(node)} mixes the rows along which it differs")
         softmax = producer(left, "Softmax")
@@ -211,8 +212,6 @@ class Absorption:
         """Into the output channels of a linear layer."""
         if change.addend is not None:
             raise AbsorptionError(f"{label(node)} has no bias to take the shift")
-        if change.divisor is not None:
-            raise AbsorptionError(f"the weight of {label(node)} is constant")
         if change.axes - {-1}:
             raise AbsorptionError(f"{label(node)} has no such channels")
         if len(tuple(weight.uses())) != 1:

@@ -12,6 +12,7 @@ from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
 from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
+from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.legalize_for_target import LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
@@ -24,6 +25,7 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         ShareQuantization(),
         FoldChannelBalance(),
+        FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         EliminateDeadNodes(),
     )
@@ -35,6 +37,7 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         ShareQuantization(),
         FoldChannelBalance(),
+        FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
         LegalizeForTarget(),  # after the conversion: it repeats scales in the type that they are then used in

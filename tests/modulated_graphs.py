@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
+import onnxruntime
 
 WIDTH, HEADS, TOKENS, STEPS = 8, 2, 5, 3
 HEAD = WIDTH // HEADS
@@ -33,7 +35,7 @@ class Builder:
             self.graph.inputs.append(found)
             sizes = [{"batch": 2, "frames": 3, "text_tokens": TOKENS}.get(str(d), d) for d in dims]
             whole = dtype is ir.DataType.INT64
-            self.feeds[name] = np.array([1]) if whole else self.rng.standard_normal(sizes).astype(np.float32)  # type: ignore[arg-type]
+            self.feeds[name] = np.array([1]) if whole else self.rng.standard_normal([int(n) for n in sizes]).astype(np.float32)
         return found
 
     def constant(self, array: Any, name: str = "", dtype: ir.DataType | None = None) -> ir.Value:
@@ -51,20 +53,27 @@ class Builder:
         """Axes or a shape."""
         return self.constant(np.array(values, np.int64))
 
-    def op(self, kind: str, *inputs: ir.Value, name: str = "", outputs: int = 1, **attributes: Any) -> Any:
-        """A node; its output, or its outputs."""
+    def op(self, kind: str, *inputs: ir.Value, name: str = "", **attributes: Any) -> ir.Value:
+        """A node and its output."""
+        return self._node(kind, inputs, name, 1, attributes)[0]
+
+    def split(self, x: ir.Value, axis: int, parts: int) -> Sequence[ir.Value]:
+        """Equal parts."""
+        return self._node("Split", (x,), "", parts, {"axis": axis, "num_outputs": parts})
+
+    def _node(self, kind: str, inputs: Sequence[ir.Value], name: str, outputs: int, attributes: dict[str, Any]) -> Sequence[ir.Value]:
         name = name or f"{kind}_{len(self.graph)}"
         node = ir.node(kind, inputs, attributes, name=name, num_outputs=outputs)
         for i, value in enumerate(node.outputs):
             value.name = f"{name}:{i}" if outputs > 1 else name
         self.graph.append(node)
-        return node.outputs if outputs > 1 else node.outputs[0]
+        return node.outputs
 
     def quantized_weight(self, k: int = WIDTH, n: int = WIDTH, blocks: int | None = None) -> ir.Value:
         """INT8 codes [K, N] and their scales."""
         codes = self.constant(self.rng.integers(-127, 128, (k, n)).astype(np.int8))
         scale = (self.rng.random((k // blocks, n) if blocks else (n,)) * 0.01 + 0.001).astype(np.float32)
-        attributes = {"axis": 0, "block_size": blocks} if blocks else {"axis": 1}
+        attributes: dict[str, Any] = {"axis": 0, "block_size": blocks} if blocks else {"axis": 1}
         return self.op("DequantizeLinear", codes, self.constant(scale), **attributes)
 
     def model(self, output: ir.Value, *dims: str | int) -> ir.Model:
@@ -92,7 +101,7 @@ def rms_norm(b: Builder, x: ir.Value) -> ir.Value:
 def wan(b: Builder) -> tuple[ir.Value, ir.Value]:
     """(scale, shift) [batch, 1, C] of a table plus an embedding of the time that all blocks share."""
     embedding = b.input("timestep", "batch", 6, WIDTH)
-    parts = b.op("Split", b.op("Add", b.vector(1, 6, WIDTH), embedding), axis=1, num_outputs=6, outputs=6)
+    parts = b.split(b.op("Add", b.vector(1, 6, WIDTH), embedding), 1, 6)
     b.op("Mul", embedding, parts[2])  # another block
     return b.op("Add", parts[1], b.constant(np.float32(1))), parts[0]
 
@@ -101,17 +110,18 @@ def cogvideox(b: Builder) -> tuple[ir.Value, ir.Value]:
     """A linear layer of its own, cut, with slices that take everything."""
     embedding = b.input("sigma", "batch", 4)
     product = b.op("Add", b.op("MatMul", embedding, b.vector(4, 2 * WIDTH)), b.vector(2 * WIDTH))
-    shift, scale = b.op("Split", product, axis=1, num_outputs=2, outputs=2)
+    shift, scale = b.split(product, 1, 2)
     scale = b.op("Add", scale, b.constant(np.float32(1)))
     whole = (b.ints(0), b.ints(np.iinfo(np.int64).max), b.ints(0), b.ints(1))
-    return tuple(b.op("Unsqueeze", b.op("Slice", v, *whole), b.ints(1)) for v in (scale, shift))  # type: ignore[return-value]
+    wide_scale, wide_shift = (b.op("Unsqueeze", b.op("Slice", v, *whole), b.ints(1)) for v in (scale, shift))
+    return wide_scale, wide_shift
 
 
 def table(b: Builder) -> tuple[ir.Value, ir.Value]:
     """Precomputed for every step."""
     step = b.input("step", 1, dtype=ir.DataType.INT64)
     row = b.op("Gather", b.vector(STEPS, 6, WIDTH), step, axis=0)
-    parts = b.op("Split", row, axis=1, num_outputs=6, outputs=6)
+    parts = b.split(row, 1, 6)
     return parts[1], parts[0]
 
 
@@ -133,13 +143,14 @@ def modulated(b: Builder, x: ir.Value, norm: str, modulation: str) -> ir.Value:
     return b.op("Add", b.op("Mul", left, right), shift)
 
 
-def attention(b: Builder, x: ir.Value, *, low_rank: bool) -> ir.Value:
+def attention(b: Builder, x: ir.Value, *, low_rank: bool, zero_point: bool = True) -> ir.Value:
     """Softmax times v, heads taken apart and put together; v with all that an exporter adds to it."""
     total = b.op("ReduceSum", x, b.ints(-1), keepdims=1)
     v = b.op("MatMul", x, b.quantized_weight(blocks=4 if b.rng.random() < 0.5 else None))
     v = b.op("Mul", v, b.op("Gather", b.vector(STEPS), b.input("step", 1, dtype=ir.DataType.INT64), axis=0))
     v = b.op("Add", b.op("Add", v, b.vector()), b.vector())
-    v = b.op("Add", v, b.op("Mul", total, b.vector()))
+    if zero_point:
+        v = b.op("Add", v, b.op("Mul", total, b.vector()))
     if low_rank:
         down, up = (b.rng.standard_normal(s).astype(np.float16) for s in ((WIDTH, 2), (2, WIDTH)))
         small = b.op("MatMul", x, b.op("Cast", b.constant(down, "v.low_rank.down"), to=1))
@@ -162,3 +173,15 @@ def explicit(b: Builder, x: ir.Value, shift: bool, readers: int = 1) -> ir.Value
         out = own if out is None else b.op("Add", out, own)
     assert out is not None
     return out
+
+
+def run(model: ir.Model, feeds: Arrays) -> npt.NDArray[Any]:
+    """The output at ORT_ENABLE_BASIC."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: npt.NDArray[Any] = session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})[0]
+    return found
