@@ -12,6 +12,7 @@ from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
 from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
+from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.legalize_for_target import LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
@@ -25,6 +26,7 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         ShareQuantization(),
         FoldChannelBalance(),
+        FoldRotation(),
         FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         EliminateDeadNodes(),
@@ -37,6 +39,7 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         ShareQuantization(),
         FoldChannelBalance(),
+        FoldRotation(),
         FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),

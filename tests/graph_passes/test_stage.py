@@ -80,13 +80,14 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
         "fold-constants{size_limit=1024}",
         "share-quantization",
         "fold-channel-balance{explicit=False}",
+        "fold-rotation",
         "fold-temporal-scales",
         "convert-compute-type{to=fp16}",
         "flatten-attention-outputs",
         "legalize-for-target",
         "eliminate-dead-nodes",
     ]
-    assert [p.modified for p in facts.passes] == [False, False, False, False, True, False, False, True]
+    assert [p.modified for p in facts.passes] == [False, False, False, False, False, True, False, False, True]
     assert facts.nodes_before == len(attention_model().graph)
     assert facts.nodes_after == len(ir.load(facts.files[0]).graph)
     assert all(p.seconds > 0 for p in facts.passes)
