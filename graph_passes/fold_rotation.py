@@ -148,7 +148,6 @@ def _step(value: ir.Value | None, kind: str) -> ir.Node:
 
 
 def _what(value: ir.Value | None) -> str:
-    node = value.producer() if value is not None else None
-    return (
-        f"comes from {node.op_type} {label(node)}" if node is not None else f"the graph's input {value.name if value is not None else ''}"
-    )
+    assert value is not None
+    node = value.producer()
+    return f"the graph's input {value.name}" if node is None else f"comes from {node.op_type} {label(node)}"

@@ -20,7 +20,7 @@ LOWERED: dict[tuple[str, str | None], float] = {
     # The same with steps of 1/31.
     ("fp16", "int6"): 4e-2,
     # Transforms and step scales that went into what computes an input: it is rounded elsewhere, and where that falls on the other side of a
-    # tie, a code flips by one. float16 alone gives the second figure, folded or not; 6.1e-4 and 1.5e-2 are the greatest that were measured
+    # tie, a code flips by one. float16 alone gives the second figure, folded or not; 6.1e-4 and 1.7e-2 are the greatest that were measured
     # of six families at three sizes.
     ("fp32", "int8 folded"): 2e-3,
     ("fp16", "int8 folded"): 2e-2,

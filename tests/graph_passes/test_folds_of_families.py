@@ -49,7 +49,28 @@ BALANCE |= {  # type: ignore[operator]
     "pixart-alpha-1024": BALANCE["ltx-0.9.0"],
 }
 
-STEPS: Mapping[str, Mapping[str, str]] = {}
+# Layers that still divide by the scale of the step. One scale of the text serves all blocks here.
+STEPS: Mapping[str, Mapping[str, str]] = {
+    "wan": {
+        "blocks.N.attn2.to_q": "norm2/LayerNormalization is constant",
+        "blocks.N.attn2.to_k": GELU,
+        "blocks.N.ffn.net.2": GELU,
+    },
+    "cogvideox-2b": BALANCE["cogvideox-2b"],
+    "hunyuan-video": {
+        "context_embedder.token_refiner.refiner_blocks.N.attn.to_q": "norm1/LayerNormalization is constant",
+        "context_embedder.token_refiner.refiner_blocks.N.ff.net.0.proj": "norm2/LayerNormalization is constant",
+        "context_embedder.token_refiner.refiner_blocks.N.ff.net.2": "has 2 readers",
+        "transformer_blocks.N.attn.to_out.0": "attn/Reshape_N has 2 readers",
+        "transformer_blocks.N.attn.to_add_out": "attn/Reshape_N has 2 readers",
+        "transformer_blocks.N.ff.net.2": GELU,
+        "transformer_blocks.N.ff_context.net.2": GELU,
+        "single_transformer_blocks.N.proj_out": GELU,
+    },
+    "ltx-0.9.0": {**BALANCE["ltx-0.9.0"], "transformer_blocks.N.attn2.to_k": GELU},
+    "latte": {**BALANCE["latte"], "transformer_blocks.N.attn2.to_k": GELU},
+    "pixart-alpha-1024": {**BALANCE["pixart-alpha-1024"], "transformer_blocks.N.attn2.to_k": GELU},
+}
 
 
 @pytest.fixture(scope="module", params=PARAMETERS, ids=str)
