@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import modulated_graphs as graphs
@@ -17,6 +18,7 @@ from vditc.errors import InputError
 from vditc.graph_passes.core import PassFacts, run_passes
 from vditc.graph_passes.fold_channel_balance import FoldChannelBalance, transformed_inputs
 from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.stage import load, save
 
 
 def fold(model: ir.Model) -> PassFacts:
@@ -184,3 +186,42 @@ def test_a_v_that_takes_nothing(kind: str) -> None:
             "two readers": "v has 2 readers",
         }[kind]
     ]
+
+
+@pytest.mark.parametrize("kind", [ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN])
+def test_signs_of_codes(kind: ir.DataType, tmp_path: Path) -> None:
+    """In memory and in a file; the other columns keep their codes."""
+    b = Builder(np.random.default_rng(1))
+    x = b.input("hidden_states", "batch", "text_tokens", graphs.WIDTH)
+    limit = {ir.DataType.INT4: 7}.get(kind, 127)
+    codes = b.rng.integers(-limit, limit + 1, (graphs.WIDTH, graphs.WIDTH)).astype(kind.numpy())
+    weight = b.op("DequantizeLinear", b.constant(codes, "codes", kind), b.constant(np.full(graphs.WIDTH, 0.1, np.float32)), axis=1)
+    scores = b.op("Softmax", b.input("scores", "batch", "text_tokens", "text_tokens"), axis=-1)
+    mixed = b.op("MatMul", scores, b.op("MatMul", x, weight))
+    model = b.model(graphs.explicit(b, mixed, False), "batch", "text_tokens", graphs.WIDTH)
+    wanted = run(model, b.feeds)
+    assert not fold(model).refusals
+    assert tolerances.relative_l2(run(model, b.feeds), wanted) <= tolerances.FOLDED
+    save(model, tmp_path / "x.onnx")
+    assert tolerances.relative_l2(run(load(tmp_path / "x.onnx"), b.feeds), wanted) <= tolerances.FOLDED
+    turned = model.graph.initializers["codes.folded"].const_value
+    assert turned is not None and turned.dtype is kind
+    same = (turned.numpy().astype(np.float32) == codes.astype(np.float32)).all(0)
+    assert 0 < same.sum() < graphs.WIDTH
+
+
+@pytest.mark.parametrize("kind", ["softmax", "other axis", "no softmax"])
+def test_a_shift_passes_rows_that_add_up_to_one(kind: str) -> None:
+    b = Builder(np.random.default_rng(1))
+    x = b.input("hidden_states", "batch", "text_tokens", graphs.WIDTH)
+    weights = b.input("scores", "batch", "text_tokens", "text_tokens")
+    if kind != "no softmax":
+        weights = b.op("Softmax", weights, axis=-1 if kind == "softmax" else 1)
+    v = b.op("Add", b.op("MatMul", x, b.quantized_weight()), b.vector())
+    model = b.model(graphs.explicit(b, b.op("MatMul", weights, v, name="mixed"), True), "batch", "text_tokens", graphs.WIDTH)
+    wanted = run(model, b.feeds)
+    reasons = [(r.node, r.reason) for r in fold(model).refusals]
+    left = [("linear/Sub_shift", "the rows of mixed have no sum of 1, so a shift does not pass")]
+    assert reasons == ([] if kind == "softmax" else left)
+    assert not [n for n in model.graph if str(n.name).endswith("Mul_balance")]
+    assert tolerances.relative_l2(run(model, b.feeds), wanted) <= tolerances.FOLDED
