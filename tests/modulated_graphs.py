@@ -130,7 +130,15 @@ def constants(b: Builder) -> tuple[ir.Value, ir.Value]:
     return b.vector(), b.vector()
 
 
-MODULATIONS: dict[str, Callable[[Builder], tuple[ir.Value, ir.Value]]] = {f.__name__: f for f in (wan, cogvideox, table, constants)}
+def constant_table(b: Builder) -> tuple[ir.Value, ir.Value]:
+    """Rows of one constant."""
+    scale, shift = b.split(b.vector(1, 2, WIDTH), 1, 2)
+    return scale, shift
+
+
+MODULATIONS: dict[str, Callable[[Builder], tuple[ir.Value, ir.Value]]] = {
+    f.__name__: f for f in (wan, cogvideox, table, constants, constant_table)
+}
 
 
 def modulated(b: Builder, x: ir.Value, norm: str, modulation: str) -> ir.Value:
@@ -155,9 +163,15 @@ def attention(b: Builder, x: ir.Value, *, low_rank: bool, zero_point: bool = Tru
         down, up = (b.rng.standard_normal(s).astype(np.float16) for s in ((WIDTH, 2), (2, WIDTH)))
         small = b.op("MatMul", x, b.op("Cast", b.constant(down, "v.low_rank.down"), to=1))
         v = b.op("Add", v, b.op("MatMul", small, b.op("Cast", b.constant(up, "v.low_rank.up"), to=1)))
-    heads = b.op("Transpose", b.op("Reshape", v, b.ints(0, 0, HEADS, HEAD)), perm=[0, 2, 1, 3])
-    scores = b.op("Softmax", b.input("scores", "batch", HEADS, "text_tokens", "text_tokens"), axis=-1)
-    return b.op("Reshape", b.op("Transpose", b.op("MatMul", scores, heads), perm=[0, 2, 1, 3]), b.ints(0, 0, WIDTH))
+    split = b.op("Reshape", v, b.ints(0, 0, HEADS, HEAD))
+    scores = b.input("scores", "batch", HEADS, "text_tokens", "text_tokens")
+    if b.rng.random() < 0.5:
+        scores = b.op("Softmax", scores, axis=-1)
+        joined = b.op("Transpose", b.op("MatMul", scores, b.op("Transpose", split, perm=[0, 2, 1, 3])), perm=[0, 2, 1, 3])
+    else:  # heads first, by permutations that are not their own inverses
+        scores = b.op("Softmax", b.op("Transpose", scores, perm=[1, 0, 2, 3]), axis=-1)
+        joined = b.op("Transpose", b.op("MatMul", scores, b.op("Transpose", split, perm=[2, 0, 1, 3])), perm=[1, 2, 0, 3])
+    return b.op("Reshape", joined, b.ints(0, 0, WIDTH))
 
 
 def explicit(b: Builder, x: ir.Value, shift: bool, readers: int = 1) -> ir.Value:
