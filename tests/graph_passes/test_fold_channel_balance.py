@@ -225,3 +225,14 @@ def test_a_shift_passes_rows_that_add_up_to_one(kind: str) -> None:
     assert reasons == ([] if kind == "softmax" else left)
     assert not [n for n in model.graph if str(n.name).endswith("Mul_balance")]
     assert tolerances.relative_l2(run(model, b.feeds), wanted) <= tolerances.FOLDED
+
+
+def test_channels_first() -> None:
+    """A transpose alone, by a permutation that is not its own inverse."""
+    b = Builder(np.random.default_rng(1))
+    x = b.op("Transpose", b.input("hidden_states", "batch", "text_tokens", graphs.WIDTH), perm=[2, 0, 1])
+    x = b.op("Add", b.op("Mul", b.op("Gelu", x), b.vector(graphs.WIDTH, 1, 1)), b.vector(graphs.WIDTH, 1, 1))
+    model = b.model(graphs.explicit(b, b.op("Transpose", x, perm=[1, 2, 0]), True), "batch", "text_tokens", graphs.WIDTH)
+    wanted = run(model, b.feeds)
+    assert not fold(model).refusals
+    assert tolerances.relative_l2(run(model, b.feeds), wanted) <= tolerances.FOLDED
