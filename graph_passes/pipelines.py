@@ -14,7 +14,7 @@ from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
-from vditc.graph_passes.legalize_for_target import LegalizeForTarget
+from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
 from vditc.target import Target
@@ -43,7 +43,9 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
-        LegalizeForTarget(),  # after the conversion: it repeats scales in the type that they are then used in
+        LegalizeForTarget(
+            blocks=Blocks.of(target.int4_blocks)
+        ),  # after the conversion: it repeats scales in the type that they are then used in
         EliminateDeadNodes(),
     )
 
@@ -58,11 +60,12 @@ PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt
 
 
 def pipeline(target: Target) -> tuple[Pass, ...]:
-    """The passes for `target`; InputError when it asks for an opset that lowering does not write."""
-    if target.opset != OPSET:
+    """The passes for `target`; InputError when it does not read the opset that lowering writes."""
+    least, greatest = target.opsets
+    if not least <= OPSET <= greatest:
         raise InputError(
-            found=f"opset = {target.opset}",
-            wanted=f"opset = {OPSET}",
+            found=f"opsets {least} to {greatest}",
+            wanted=f"opset {OPSET} among them",
             where=f"target {target.name}",
             fix="lowered graphs keep the canonical opset",
         )

@@ -16,6 +16,7 @@ from vditc.files import whole_file
 from vditc.graph_passes.core import OnPass, PassFacts, run_passes
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.target_spec import lowered_for
 from vditc.progress import Progress
 from vditc.target import Target
 
@@ -48,17 +49,16 @@ def lower(
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
     all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
     InputError for a file that is no ONNX model or lacks data; DialectError when the graph, or what a pass made of it,
-    is not of the dialect. Whole or not at all; the same input gives the same bytes.
+    is not of the dialect, or holds what the target does not take. Whole or not at all; the same input gives the same bytes.
     """
+    wanted = lowered_for(target)
     todo = pipeline(target) if passes is None else tuple(parse_pass(p) for p in passes)
     graph = load(model)
     before = len(graph.graph)
-    spec, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, on_pass=on_pass, title=f"lower for {target.name}")
-    wanted = Spec.lowered(target.compute)
-    if spec.compute != wanted.compute:
-        wanted.verify(graph, where="after the last pass")
+    _, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, on_pass=on_pass, title=f"lower for {target.name}")
+    wanted.verify(graph, where="after the last pass")
     files = save(graph, out)
-    return LowerFacts(target=target.name, dialect=spec.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
+    return LowerFacts(target=target.name, dialect=wanted.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
 
 
 def load(path: Path) -> ir.Model:

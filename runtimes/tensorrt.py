@@ -79,6 +79,7 @@ class TensorRT(Backend):
                 shapes=shapes(inputs, profile),
                 compute_capabilities=[],
                 inspection=str(report),
+                versions=(target.versions.least, target.versions.greatest),
             )
             result = run_build(request, work)
             landed = assert_landed(expectation, inspected_program(report))

@@ -57,6 +57,7 @@ class TensorRTRTX(Backend):
                 plan=str(plan),
                 shapes=shapes(inputs, profile),
                 compute_capabilities=[arch.upper().replace("_", "") for arch in target.arch],
+                versions=(target.versions.least, target.versions.greatest),
             )
             result = run_build(request, work)
             landed = assert_landed(expectation, program(read_plan(plan)))

@@ -1,6 +1,6 @@
 """Builds an engine with any TensorRT module, TensorRT-RTX or TensorRT 10.3 to 11: the module is an argument, what differs is guarded.
 
-Nothing is imported here but the standard library and the error type: the worker process stays small.
+Nothing is imported here but the standard library and two small nouns: the worker process stays small.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vditc.errors import VditcError
+from vditc.version_range import VersionRange
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,8 @@ class BuildRequest:
     """What to build. `shapes`: input name -> least, best and greatest shape.
 
     `compute_capabilities`: "SM89" and the like, or none to build for the GPU that is present. `inspection`: file for the engine
-    inspector's report, or None; it takes a GPU.
+    inspector's report, or None; it takes a GPU. `versions`: least and greatest of the module (vditc.version_range), or None
+    for any.
     """
 
     module: str
@@ -26,6 +28,7 @@ class BuildRequest:
     shapes: dict[str, list[list[int]]]
     compute_capabilities: list[str]
     inspection: str | None = None
+    versions: tuple[str, str | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
@@ -40,9 +43,16 @@ class BuildRequest:
 def build(trt: Any, request: BuildRequest) -> None:
     """Parse `request.lowered` (external data is found beside it) and write the engine to `request.plan`.
 
-    VditcError if the parser does not take the graph, if the profile and the graph's inputs differ, or if no engine comes out;
-    the reasons are then in the log, which the builder writes to the standard streams.
+    VditcError if the module is of another version, if the parser does not take the graph, if the profile and the graph's inputs differ,
+    or if no engine comes out; the reasons are then in the log, which the builder writes to the standard streams.
     """
+    if request.versions is not None and not (known := VersionRange(*request.versions)).holds(trt.__version__):
+        raise VditcError(
+            found=f"{request.module} {trt.__version__}",
+            wanted=f"{request.module} {known}, the versions of the target",
+            where="this machine",
+            fix="install one of them, or widen runtime_least and runtime_greatest in a copy of the target's file",
+        )
     logger = trt.Logger(trt.Logger.INFO)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -28,6 +28,8 @@ class SanaVideo(DiffusersAdapter):
     Every frame has its own timestep, 0 for one that is given (image to video).
     """
 
+    linear_attention = True
+
     name: ClassVar[str] = "sana-video"
     description: ClassVar[str] = "SANA-Video text-to-video and image-to-video"
     model_class: ClassVar[str] = "SanaVideoTransformer3DModel"

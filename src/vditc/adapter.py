@@ -110,6 +110,7 @@ class ModelAdapter(abc.ABC):
     published: ClassVar[Mapping[str, Any]] = {}
     # graph output -> the input whose axes it has, maybe with other channels; the prediction for the latents first
     outputs: ClassVar[Mapping[str, str]] = {"velocity": "hidden_states"}
+    linear_attention: ClassVar[bool] = False  # self-attention without a softmax over all tokens
 
     # Regular expression over a module's name -> how the rows of that linear's input, all leading axes flattened, are made of clips,
     # frames and tokens; only where they are the video's tokens, each once, in diffusers' module and in the `patched` one alike.

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vditc.adapter import ModelAdapter
@@ -169,11 +169,26 @@ def _kind(layer: Layer) -> tuple[str, str]:
     return block.rpartition("_")[2], end
 
 
+def attention_keys(roles: Iterable[str], sizes: Sizes, largest: Mapping[str, int]) -> int:
+    """Keys of the greatest softmax: a clip's tokens and, where no cross-attention reads it, its text; of a frame or a place if split."""
+    found = set(roles)
+    if any(role.startswith("temporal_attn") for role in found):
+        frames, space = _split(sizes, largest)
+        return max(frames, space)
+    apart = any(role.startswith("cross_attn") for role in found)
+    return sizes.tokens(largest) + (0 if apart else largest.get("text_tokens", 0))
+
+
+def _split(sizes: Sizes, largest: Mapping[str, int]) -> tuple[int, int]:
+    """Frames of tokens, and tokens of a frame."""
+    frames = largest.get("frames", 1) // sizes.axes["frames"].multiple if "frames" in sizes.axes else 1
+    return frames, sizes.tokens(largest) // frames
+
+
 def _scores(layers: list[Layer], sizes: Sizes, largest: Mapping[str, int], clip: int, width: int, config: Mapping[str, Any]) -> int:
     """Elements of the products q k^T of one clip and their softmax, all heads of one block."""
     heads = next((int(config[k]) for k in _HEADS if isinstance(config.get(k), int)), max(1, width // HEAD))
     if any(a.role.startswith("temporal_attn") for a in layers):  # a frame attends to itself, then a place to itself over the frames
-        frames = largest.get("frames", 1) // sizes.axes["frames"].multiple if "frames" in sizes.axes else 1
-        space = sizes.tokens(largest) // frames
+        frames, space = _split(sizes, largest)
         return 2 * heads * max(frames * space**2, space * frames**2)
     return 2 * heads * clip**2

@@ -1,4 +1,24 @@
-"""A target: a device, what builds engines for it, and which types it computes with. Strict TOML."""
+"""A target: GPUs, what builds engines for them, and what it computes. Strict TOML; every key is read by a check, a pass or the dialect.
+
+name = "l4"
+description = "NVIDIA L4, datacenter Ada"
+low_precision = "FP8, INT8"              # the default low-precision path, for people
+arch = ["sm_89"]                         # none for a CPU; several where one engine serves them all
+backend = "tensorrt"                     # or tensorrt_rtx, onnxruntime
+runtime = "TensorRT"                     # as people call it, and the versions that are known to do:
+runtime_least = "10.3"
+runtime_greatest = "11"                  # every 11; left out: no end
+builds = "on_device"                     # or here: ahead of time, without a GPU
+compute = ["fp16", "bf16"]               # of everything that is not quantized, the default first; NAME-bf16 is the target with another
+opset_least = 9                          # that the runtime reads
+opset_greatest = 21
+quirks = ["fp32-scales"]                 # vditc.quirk: what it cannot do, with sources
+
+[[products]]                             # schemes that it runs; what a row leaves out matches everything
+weight = ["int8"]
+granularity = ["per_channel"]
+activation = ["int8"]
+"""
 
 from __future__ import annotations
 
@@ -7,69 +27,157 @@ from importlib.resources import files
 from pathlib import Path
 
 from vditc.errors import InputError
+from vditc.quirk import Products, Quirk
 from vditc.recipe import Recipe
+from vditc.recipe_distance import nearest
+from vditc.scheme import Scheme
 from vditc.toml_data import Table
+from vditc.version_range import VersionRange
+
+COMPUTE = ("fp32", "fp16", "bf16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a target file says."""
+    """What a target file says. `compute` is one of `computes`; `opsets`: least and greatest."""
 
     name: str
     description: str
-    arch: tuple[str, ...]  # "sm_89"; empty for a CPU; several where one engine serves them all
-    backend: str  # "tensorrt_rtx" | "tensorrt" | "onnxruntime"
-    runtime: str  # version of the runtime, as people say it
-    builds: str  # "here": ahead of time, no GPU needed; "on_device": needs the device (or its GPU)
-    compute: str  # "fp32" | "fp16" | "bf16": type of everything that is not quantized
-    opset: int
-    weight_qtypes: tuple[str, ...]
-    activation_qtypes: tuple[str, ...]
-    low_precision: str  # the default low-precision path, for people
+    low_precision: str
+    arch: tuple[str, ...]
+    backend: str
+    runtime_name: str
+    versions: VersionRange
+    builds: str
+    compute: str
+    computes: tuple[str, ...]
+    opsets: tuple[int, int]
+    products: tuple[Products, ...]
+    quirks: tuple[Quirk, ...]
+
+    @property
+    def runtime(self) -> str:
+        """ "TensorRT 10.3 to 11"."""
+        return f"{self.runtime_name} {self.versions}"
+
+    @property
+    def int4_blocks(self) -> tuple[int, ...]:
+        """The only blocks in which INT4 weights are fused, the fewest scales first; none: they need no blocks."""
+        lists = [q.int4_blocks for q in self.quirks if q.int4_blocks]
+        return tuple(b for b in lists[0] if all(b in other for other in lists)) if lists else ()
+
+    @property
+    def fp16_keys(self) -> Quirk | None:
+        """The quirk that limits the keys of attention in float16 most."""
+        return min((q for q in self.quirks if q.fp16_keys is not None), key=lambda q: q.fp16_keys or 0, default=None)
+
+    def runs(self, recipe: Recipe) -> bool:
+        """Whether every rule of `recipe` runs."""
+        return all(self.refusal(rule.scheme) is None for rule in recipe.rules if rule.scheme is not None)
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Why this target does not run `scheme`: a quirk and its source, or that no product is of these types; None if it does."""
+        for quirk in self.quirks:
+            if any(row.hold(scheme) for row in quirk.refuses):
+                gpus = ", ".join(a for a in self.arch if a in quirk.arch)
+                return f"{quirk.says}{f' (here {gpus})' if gpus else ''} [{quirk.source}]"
+        if any(row.hold(scheme) for row in self.products):
+            return None
+        return f"it runs {'; '.join(map(str, self.products))}"
 
     def check(self, recipe: Recipe) -> None:
-        """InputError when a rule uses a type that this target does not know."""
+        """InputError for the first rule that this target cannot run, with the nearest built-in recipe that it can."""
         for number, rule in enumerate(recipe.rules, 1):
-            if rule.scheme is None:
+            if rule.scheme is None or (why := self.refusal(rule.scheme)) is None:
                 continue
-            used = {"weight": (rule.scheme.weight, self.weight_qtypes), "activation": (rule.scheme.activation, self.activation_qtypes)}
-            for side, (spec, known) in used.items():
-                if spec is not None and spec.qtype.value not in known:
-                    raise InputError(
-                        found=f"rule {number} of recipe {recipe.name}: {side} {spec.qtype.value}",
-                        wanted=f"one of {', '.join(known) or 'none'}",
-                        where=f"target {self.name} ({', '.join(self.arch) or 'cpu'}, {self.runtime})",
-                        fix="choose another recipe or target",
-                    )
+            found = nearest(recipe, self.runs)
+            fix = "choose another target"
+            if found is not None:
+                fix = f"the nearest built-in recipe that runs here is {found[0].name} ({found[1]}); or {fix}"
+            raise InputError(
+                found=f"rule {number} of recipe {recipe.name}: {rule.scheme}",
+                wanted=f"what this target runs: {why}",
+                where=f"target {self.name} ({', '.join(self.arch) or 'cpu'}, {self.runtime})",
+                fix=fix,
+            )
+
+    def check_attention(self, keys: int, where: str) -> None:
+        """InputError when an attention that is computed in float16 has more keys than that counts."""
+        limit = self.fp16_keys
+        if limit is None or limit.fp16_keys is None or keys <= limit.fp16_keys:
+            return
+        wider = ""
+        if "bf16" in self.computes:
+            named = self._base in builtin_targets()
+            wider = f"lower for --target {self._base}-bf16, or " if named else 'put "bf16" first in the target\'s compute, or '
+        raise InputError(
+            found=f"attention over {keys} tokens in fp16",
+            wanted=f"at most {limit.fp16_keys} on target {self.name}: {limit.says} [{limit.source}]",
+            where=where,
+            fix=f"{wider}give a --profile with smaller clips",
+        )
+
+    @property
+    def _base(self) -> str:
+        return self.name.removesuffix(f"-{self.compute}")
+
+    def computing(self, compute: str) -> Target:
+        """The same target with another of its types: NAME-bf16. InputError for a type that it has not."""
+        if compute not in self.computes:
+            raise InputError(
+                found=f"compute {compute}", wanted=" or ".join(self.computes), where=f"target {self.name}", fix="choose one of these"
+            )
+        return dataclasses.replace(self, name=f"{self._base}-{compute}", compute=compute)
 
     @classmethod
     def load(cls, name_or_path: str) -> Target:
-        """A built-in target by name, or any TOML file."""
-        path = Path(name_or_path)
-        if name_or_path in (known := builtin_targets()):
-            path = known[name_or_path]
-        elif path.suffix != ".toml":
+        """A built-in target by name, with or without one of its compute types (h100-bf16), or any TOML file."""
+        known = builtin_targets()
+        base, _, compute = name_or_path.rpartition("-")
+        if name_or_path not in known and base in known and compute in COMPUTE:
+            return cls.load(base).computing(compute)
+        path = known.get(name_or_path, Path(name_or_path))
+        if path.suffix != ".toml":
             raise InputError(
                 found=f"target {name_or_path!r}",
-                wanted=f"one of {', '.join(known)} or a .toml file",
+                wanted=f"one of {', '.join(known)} (with -bf16 where it computes in that) or a .toml file",
                 where="--target",
                 fix="see `vditc targets`",
             )
-        table = Table.load(path)
+        return cls.parse(Table.load(path), path)
+
+    @classmethod
+    def parse(cls, table: Table, path: Path) -> Target:
+        """Read and check a table of the file `path`."""
+        computes = table.strings("compute")
+        if not computes or any(c not in COMPUTE for c in computes):
+            raise InputError(
+                found=f"compute = {list(computes)}", wanted=f"some of {', '.join(COMPUTE)}", where=table.where, fix="correct the list"
+            )
         target = cls(
             name=table.need("name", str),
             description=table.need("description", str),
+            low_precision=table.need("low_precision", str),
             arch=table.strings("arch"),
             backend=_one_of(table, "backend", ("tensorrt_rtx", "tensorrt", "onnxruntime")),
-            runtime=table.need("runtime", str),
+            runtime_name=table.need("runtime", str),
+            versions=VersionRange(table.need("runtime_least", str), table.take("runtime_greatest", str)),
             builds=_one_of(table, "builds", ("here", "on_device")),
-            compute=_one_of(table, "compute", ("fp32", "fp16", "bf16")),
-            opset=table.need("opset", int),
-            weight_qtypes=table.strings("weight_qtypes"),
-            activation_qtypes=table.strings("activation_qtypes"),
-            low_precision=table.need("low_precision", str),
+            compute=computes[0],
+            computes=computes,
+            opsets=(table.need("opset_least", int), table.need("opset_greatest", int)),
+            products=tuple(Products.read(t) for t in table.tables("products")),
+            quirks=tuple(Quirk.load(name, path.parent) for name in table.strings("quirks")),
         )
         table.done()
+        for quirk in target.quirks:
+            if quirk.arch and not set(quirk.arch) & set(target.arch):
+                raise InputError(
+                    found=f"quirk {quirk.name} of {', '.join(quirk.arch)}",
+                    wanted=f"quirks of {', '.join(target.arch) or 'any CPU'}",
+                    where=table.where,
+                    fix="remove it",
+                )
         return target
 
 

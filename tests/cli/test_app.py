@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
@@ -44,6 +45,35 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize(("command", "words"), [("recipes", ["w8a8-static"]), ("targets", ["jetson-thor", "sm_110"]), ("models", ["wan"])])
 def test_lists(command: str, words: list[str]) -> None:
     assert all(word in vditc(command, "--json").stdout for word in words)
+
+
+def test_all_about_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = json.loads(vditc("targets", "b300", "--json").stdout)
+    assert (facts["arch"], facts["runtime"], facts["compute"], facts["opsets"]) == (
+        ["sm_103"],
+        "TensorRT 10.13 to 11",
+        ["fp16", "bf16"],
+        [9, 21],
+    )
+    assert facts["recipes"]["fp8"] == "runs" and facts["recipes"]["w8a8"] == "instead: fp8"
+    assert "int4 or int3 per_group (16, 32, 64, 128) x float" in facts["products"]
+    quirk = next(q for q in facts["quirks"] if q["name"] == "no-int8-on-sm103")
+    assert quirk["source"].startswith("https://") and quirk["follows"][0] == "refuses int8 or int6 x any"
+    from vditc.cli.app import console
+
+    monkeypatch.setattr(console, "width", 160)
+    shown = vditc("targets", "b300").stdout
+    for words in (
+        "w8a8: instead: fp8",
+        f"no-int8-on-sm103: {quirk['says']}",
+        f"source: {quirk['source']}",
+        "at most 65504 keys in fp16",
+        "9 to 21",
+    ):
+        assert words in shown
+    assert json.loads(vditc("targets", "b300-bf16", "--json").stdout)["compute"] == ["bf16", "fp16"]
+    run = vditc("targets", "tpu")
+    assert run.code == 2 and "found target 'tpu'" in run.stderr
 
 
 def test_time_left_of_slow_steps_and_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,15 @@ def compile_tiny(model: Path, out: Path, tmp_path: Path) -> Callable[..., Run]:
     return run
 
 
+def test_a_recipe_that_the_target_does_not_run(compile_tiny: Callable[..., Run], out: Path) -> None:
+    words = (
+        "target a100 (sm_80, TensorRT 10.3 to 11): found rule 3 of recipe fp8",
+        "FP8 products exist from sm_89 on (here sm_80)",
+        "runs here is w8a8",
+    )
+    refused(compile_tiny(recipe="fp8", target="a100"), out, *words)
+
+
 def test_missing_weights(compile_tiny: Callable[..., Run], model: Path, out: Path) -> None:
     (model / WEIGHTS).unlink()
     refused(compile_tiny(), out, "no readable file", "diffusion_pytorch_model.safetensors")
@@ -162,15 +171,15 @@ def test_unknown_method(compile_tiny: Callable[..., Run], out: Path, tmp_path: P
 
 
 def test_target_that_does_not_know_a_type(compile_tiny: Callable[..., Run], out: Path, tmp_path: Path) -> None:
-    path = recipe(tmp_path / "own.toml", qtype="fp8_e4m3")
-    refused(compile_tiny(recipe=path, target="a100"), out, "fp8_e4m3", "sm_80", "int8")
+    path = recipe(tmp_path / "own.toml", qtype="fp4_e2m1", group=16)
+    refused(compile_tiny(recipe=path, target="a100"), out, "rule 1 of recipe own: W[fp4_e2m1", "sm_80", "runs here is w4a16")
 
 
 def test_type_that_no_method_makes(compile_tiny: Callable[..., Run], out: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     recipe(path, qtype="fp8_e4m3")
     path.write_text(path.read_text().replace('"rtn"', '"smoothquant"'))
-    refused(compile_tiny(recipe=str(path), target="l40s"), out, "fp8_e4m3", "rtn")
+    refused(compile_tiny(recipe=str(path), target="cpu"), out, "fp8_e4m3", "rtn")
 
 
 def test_unknown_target(compile_tiny: Callable[..., Run], out: Path) -> None:

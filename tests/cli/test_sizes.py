@@ -109,6 +109,26 @@ def test_build_checks_sizes_without_the_model(lowered: Path, tmp_path: Path) -> 
     assert not (tmp_path / "engine").exists()
 
 
+LONG = "frames=32,height=128,width=128"  # 32 x 64 x 64 tokens
+
+
+def test_attention_over_more_tokens_than_float16_counts(model: Path, lowered: Path, tmp_path: Path) -> None:
+    """Before any work, with the target that computes it; a graph in bfloat16 is not refused for that."""
+    words = "found attention over {} tokens in fp16; wanted at most 65504 on target {}:"
+    run = compile_refused(model, tmp_path, "--target", "h100", "--profile", LONG)
+    assert words.format(131072, "h100") in run.stderr and "--target h100-bf16" in run.stderr
+    run = compile_refused(model, tmp_path, "--target", "h100-bf16", "--profile", LONG, "--clips", "0")  # stopped by another error
+    assert "found 0 clips" in run.stderr
+    wide = tmp_path / "wide.onnx"
+    assert vditc("lower", str(lowered.with_name("model.onnx")), "--target", "h100-bf16", "-o", str(wide)).code == 0
+    for graph, target, code in ((lowered, "rtx-ada", 2), (lowered, "h100", 2), (lowered, "h100-bf16", 2), (wide, "h100-bf16", 0)):
+        options = ("--target", target, "--profile", f"batch=1,text_tokens=8,{LONG}", "-o", str(tmp_path / "engine"))
+        run = vditc("build", str(graph), *options)  # where it is not refused, a script for the device
+        assert run.code == code, run
+        assert (words.format(131072, target) in run.stderr) == (code == 2)
+        assert (tmp_path / "engine").exists() == (code == 0)
+
+
 def test_build_takes_frames_and_pixels(lowered: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     profile = "custom,batch=1,frames=1f:2f:3f,height=16px,width=24px,text_tokens=8"

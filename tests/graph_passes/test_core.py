@@ -15,8 +15,10 @@ from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Pass, Result, run_passes
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.fold_constants import FoldConstants
+from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.spec import Spec
+from vditc.target import Target
 
 
 @pytest.fixture
@@ -31,6 +33,9 @@ def test_options_are_fields() -> None:
     assert parse_pass("fold-constants{size_limit=7}") == FoldConstants(size_limit=7)
     assert parse_pass(" fold-constants ") == FoldConstants()
     assert parse_pass(str(ConvertComputeType(to="bf16"))) == ConvertComputeType(to="bf16")
+    assert parse_pass("legalize-for-target{blocks=32:16}") == LegalizeForTarget(blocks=Blocks.of((32, 16)))
+    assert parse_pass(str(LegalizeForTarget(blocks=Blocks.of((64,))))).blocks == (64,)  # type: ignore[attr-defined]
+    assert LegalizeForTarget().blocks == Target.load("rtx-ada").int4_blocks
     assert str(EliminateDeadNodes()) == "eliminate-dead-nodes"
 
 
@@ -43,6 +48,8 @@ def test_options_are_fields() -> None:
         ("fold-constants{size_limit=7", r"fold-constants\{size_limit=7'; wanted"),
         ("fold-constants{", r"wanted a closing brace"),
         ("eliminate-dead-nodes{hard=1}", r"with options \(it has none\)"),
+        ("legalize-for-target{blocks=64:x}", r"found blocks=64:x; wanted blocks of type Blocks"),
+        ("legalize-for-target{blocks=0}", r"found blocks=0; wanted blocks of type Blocks"),
         ("convert-compute-type{to=fp8}", r"found to=fp8; wanted one of fp32, fp16, bf16"),
     ],
 )

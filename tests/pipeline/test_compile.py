@@ -18,7 +18,7 @@ import pytest
 
 from vditc.bundle import Bundle
 from vditc.conditioning import TEXT, Conditioning
-from vditc.errors import InputError, QualityError
+from vditc.errors import InputError, PrecisionError, QualityError
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import Job, compile_bundle
 from vditc.pipeline.use import sample_bundle
@@ -86,6 +86,24 @@ def test_bundle_is_complete(job: Job) -> None:
         clip.save(file := job.out.with_name("clip.safetensors"))
         with pytest.raises(InputError, match=words):
             sample_bundle(bundle, job.out.with_name("latents.safetensors"), "", file, 0, backend, None, SILENT)
+
+
+def test_a_target_in_bfloat16(job: Job) -> None:
+    """ONNX Runtime cannot run its graph on a CPU; the same passes in float32 are compared."""
+    bundle = compile_bundle(dataclasses.replace(job, targets=(Target.load("h100-bf16"),)), SILENT)
+    about = bundle.manifest.targets["h100-bf16"]
+    assert about["compute"] == "bf16" and about["engine"]["status"] == "to build on the device"
+    assert about["graph"]["error"] <= job_module.LOWERED_TOLERANCE
+    assert "lowered/h100-bf16.onnx" in bundle.manifest.files and not [f for f in bundle.manifest.files if "fp32" in f]
+    assert "--target h100-bf16" in (job.out / "engines/h100-bf16/build.sh").read_text()
+
+
+def test_attention_that_has_more_keys_than_tokens(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known only of the lowered graph: the finished work stays."""
+    monkeypatch.setattr(job_module, "float16_keys", lambda lowered, sizes: 70_000 if sizes["frames"] == 2 else 0)
+    with pytest.raises(PrecisionError, match="found attention over 70000 tokens in fp16; wanted at most 65504 on target h100: "):
+        compile_bundle(dataclasses.replace(job, targets=(Target.load("h100"),)), SILENT)
+    assert (job.out.with_name("tiny.bundle.partial") / "model.onnx").exists()
 
 
 def test_equal_jobs_give_equal_bytes(job: Job, whole: dict[str, bytes]) -> None:

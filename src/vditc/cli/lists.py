@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from rich.markup import escape
 from rich.table import Table
 
 from vditc.cli.app import app, console
 from vditc.cli.options import JsonOption
 from vditc.recipe import Recipe, builtin_recipes
+from vditc.recipe_distance import nearest
 from vditc.target import Target, builtin_targets
 
 
@@ -32,13 +35,63 @@ def recipes_command(as_json: JsonOption = False) -> None:
 
 
 @app.command("targets")
-def targets_command(as_json: JsonOption = False) -> None:
-    """The built-in targets."""
+def targets_command(
+    name: Annotated[str | None, typer.Argument(help="all about this target, or about a .toml file")] = None, as_json: JsonOption = False
+) -> None:
+    """The built-in targets; of one of them its products, which recipes run, and every quirk with its source."""
+    if name is not None:
+        facts = target_facts(Target.load(name))
+        if as_json:
+            print(json.dumps(facts))
+        else:
+            show_target(facts)
+        return
     found = [Target.load(name) for name in builtin_targets()]
     rows = [
         {"target": t.name, "arch": t.arch, "builds with": t.runtime, "where": t.builds, "low precision": t.low_precision} for t in found
     ]
     show(rows, as_json)
+
+
+def target_facts(target: Target) -> dict[str, Any]:
+    """Plain data: what the target's file says, and what follows for the built-in recipes."""
+    recipes = [Recipe.load(known) for known in builtin_recipes()]
+    return {
+        "target": target.name,
+        "description": target.description,
+        "arch": list(target.arch),
+        "backend": target.backend,
+        "runtime": target.runtime,
+        "builds": target.builds,
+        "compute": [target.compute, *(c for c in target.computes if c != target.compute)],
+        "opsets": list(target.opsets),
+        "low_precision": target.low_precision,
+        "products": [str(row) for row in target.products],
+        "recipes": {r.name: "runs" if (best := instead_of(r, target)) is None else f"instead: {best}" for r in recipes},
+        "quirks": [{"name": q.name, "says": q.says, "source": q.source, "follows": q.effects} for q in target.quirks],
+    }
+
+
+def instead_of(recipe: Recipe, target: Target) -> str | None:
+    """The nearest recipe that runs, "none" without one; None if `recipe` runs."""
+    if target.runs(recipe):
+        return None
+    found = nearest(recipe, target.runs)
+    return "none" if found is None else found[0].name
+
+
+def show_target(facts: dict[str, Any]) -> None:
+    """The facts, for people."""
+    table = Table(title=f"{facts['target']}: {facts['description']}", show_header=False, title_justify="left")
+    for key in ("arch", "backend", "runtime", "builds", "compute", "low_precision"):
+        table.add_row(key.replace("_", " "), ", ".join(facts[key]) if isinstance(facts[key], list) else facts[key])
+    table.add_row("opsets", " to ".join(map(str, facts["opsets"])))
+    table.add_row("products", "\n".join(escape(row) for row in facts["products"]))
+    table.add_row("recipes", "\n".join(f"{name}: {what}" for name, what in facts["recipes"].items()))
+    console.print(table)
+    for quirk in facts["quirks"]:
+        lines = [f"{quirk['name']}: {quirk['says']}", f"    source: {quirk['source']}", *(f"    {line}" for line in quirk["follows"])]
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("models")

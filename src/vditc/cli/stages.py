@@ -203,11 +203,13 @@ def build_command(
     chosen, path = Target.load(target), fresh(out, force, folder=True)
 
     from vditc.profile import Profile
+    from vditc.runtimes.attention_keys import float16_keys
     from vditc.runtimes.graph_inputs import graph_sizes, input_specs
     from vditc.runtimes.registry import backend
 
     inputs = input_specs(lowered)
     ranges = Profile.parse(profile, Profile({}), graph_sizes(lowered))
+    chosen.check_attention(float16_keys(lowered, ranges.largest), f"{lowered} at the largest sizes of --profile")
     work = path.with_name(path.name + ".work")
     facts = backend(chosen.backend).build(
         lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress()

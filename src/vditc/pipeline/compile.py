@@ -22,12 +22,13 @@ from vditc.errors import InputError, PrecisionError
 from vditc.export.stage import export_model
 from vditc.files import data_digest, write_text
 from vditc.graph_passes.stage import lower
-from vditc.memory import Memory, model_memory
+from vditc.memory import Memory, attention_keys, model_memory
 from vditc.pipeline.opened import OpenedModel
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
 from vditc.profile import Profile, Range
-from vditc.progress import Progress
+from vditc.progress import SILENT, Progress
 from vditc.recipe import Recipe
+from vditc.runtimes.attention_keys import float16_keys
 from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel, layer_errors
@@ -122,6 +123,10 @@ def prepare(job: Job) -> Plan:
         frames = calibration_set.latent_shape[1]
         sizes, default = sizes.pinned("frames", frames), Profile({**default.axes, "frames": Range(frames, frames, frames)})
     profile = Profile.parse(job.profile, default, sizes)
+    if not adapter.linear_attention:
+        keys = attention_keys(adapter.layer_roles(source).values(), sizes, profile.largest)
+        for target in (t for t in job.targets if t.compute == "fp16"):
+            target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set))
 
@@ -232,7 +237,8 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
 
     def run_lower() -> dict[str, Any]:
         facts = lower(model=root / "model.onnx", target=target, out=root / lowered, progress=progress)
-        error = _lowered_error(plan, root / "model.onnx", root / lowered)
+        _check_keys(plan, target, root / lowered)
+        error = _lowered_error(plan, root / "model.onnx", _runnable(root, lowered, target, space.scratch))
         if not error <= LOWERED_TOLERANCE:
             raise PrecisionError(
                 found=f"a relative error of {error:.3g} in one step",
@@ -269,6 +275,22 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "graph": _timeless(facts),
         "engine": _timeless(engine),
     }
+
+
+def _check_keys(plan: Plan, target: Target, lowered: Path) -> None:
+    """`prepare` has counted tokens; a model may give attention more than those, and its work is worth keeping then."""
+    try:
+        target.check_attention(float16_keys(lowered, plan.profile.largest), str(lowered))
+    except InputError as error:
+        raise PrecisionError(found=error.found, wanted=error.wanted, where=error.where, fix=error.fix) from error
+
+
+def _runnable(root: Path, lowered: str, target: Target, scratch: Path) -> Path:
+    """The lowered graph, or where ONNX Runtime has no kernels on a CPU (bfloat16) what the same passes make in float32."""
+    if target.compute != "bf16":
+        return root / lowered
+    wide = dataclasses.replace(target, compute="fp32")
+    return lower(model=root / "model.onnx", target=wide, out=scratch / target.name / "fp32.onnx", progress=SILENT).files[0]
 
 
 def _input_range(statistics: Mapping[str, Any], layer: str) -> dict[str, float] | None:
