@@ -23,13 +23,13 @@ def fold(model: ir.Model, *passes: Pass) -> PassFacts:
     return run_passes(model, (FoldTemporalScales(), *passes), Spec.canonical())[1][0]
 
 
-def quantized(b: Builder, x: ir.Value) -> ir.Value:
+def quantized(b: Builder, x: ir.Value, width: int = graphs.WIDTH) -> ir.Value:
     """A linear layer with a scale for every step."""
     scales = np.exp(b.rng.standard_normal(graphs.STEPS)).astype(np.float32) * np.float32(0.03)
     s = b.op("Gather", b.constant(scales), b.input("step", 1, dtype=ir.DataType.INT64), axis=0, name="linear/Gather")
     x, one = b.op("Div", x, s, name="linear/Div"), b.constant(np.float32(1))
     x = b.op("DequantizeLinear", b.op("QuantizeLinear", x, one, output_dtype=ir.DataType.INT8), one)
-    return b.op("Mul", b.op("MatMul", x, b.quantized_weight()), s)
+    return b.op("Mul", b.op("MatMul", x, b.quantized_weight(width)), s)
 
 
 @st.composite
@@ -81,3 +81,14 @@ def test_products_of_codes_stay_in_float32() -> None:
     rescale = next(n for n in model.graph if n.op_type == "Mul" and any(v is not None and v.name == "linear/Gather" for v in n.inputs))
     assert rescale.inputs[0] is not None and rescale.inputs[0].producer().op_type == "MatMul"  # type: ignore[union-attr]
     assert tolerances.relative_l2(run(model, b.feeds), wanted) <= tolerances.LOWERED["fp16", "int8"]
+
+
+def test_half_of_the_channels_is_not_divided_alone() -> None:
+    """Beside GELU the division stays: of a half it would be no fewer nodes."""
+    b = Builder(np.random.default_rng(5))
+    x = b.input("hidden_states", "batch", "text_tokens", graphs.WIDTH)
+    halves = b.op("Concat", graphs.attention(b, x, low_rank=False, zero_point=False), b.op("Gelu", x, name="act"), axis=2)
+    model = b.model(quantized(b, halves, 2 * graphs.WIDTH), "batch", "text_tokens", graphs.WIDTH)
+    facts = fold(model)
+    assert not facts.modified
+    assert [(r.node, r.reason) for r in facts.refusals] == [("linear/Div", "behind Gelu act, which is not linear in its channels")]
