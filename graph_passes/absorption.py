@@ -300,6 +300,12 @@ class Absorption:
 
         return self.operand(node, 0, change.mapped(back))
 
+    def _expand(self, node: ir.Node, change: Change) -> Plan:
+        before = self.shape(node.inputs[0])
+        if any(-axis > len(before) or before[axis] in (1, None) for axis in change.axes):
+            raise AbsorptionError(f"{label(node)} repeats the channels")
+        return self.operand(node, 0, change.mapped(lambda a: a.reshape(a.shape[max(a.ndim - len(before), 0) :])))
+
     def _slice(self, node: ir.Node, change: Change) -> Plan:
         rank = len(self.shape(node.outputs[0]))
         axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
@@ -316,8 +322,8 @@ class Absorption:
         shapes = [self.shape(o) for o in node.outputs]
         axis = node.attributes.get_int("axis", 0) % len(shapes[0]) - len(shapes[0])
         sizes = [s[axis] for s in shapes]
-        if axis in change.axes or any(n is None for n in sizes):
-            raise AbsorptionError(f"{label(node)} cuts the channels, or into parts without fixed sizes")
+        if any(n is None for n in sizes):
+            raise AbsorptionError(f"the parts of {label(node)} have no fixed sizes")
         counts = [int(n or 0) for n in sizes]
 
         def whole(array: Array, other: float) -> Array:
@@ -389,6 +395,7 @@ _WAYS: dict[str, Callable[[Absorption, ir.Node, Change], Plan]] = {
     "Reshape": Absorption._reshape,
     "Squeeze": Absorption._reshape,
     "Unsqueeze": Absorption._reshape,
+    "Expand": Absorption._expand,
     "Slice": Absorption._slice,
     "Concat": Absorption._concat,
     "Gather": Absorption._gather,

@@ -125,6 +125,15 @@ def table(b: Builder) -> tuple[ir.Value, ir.Value]:
     return parts[1], parts[0]
 
 
+def schedule(b: Builder) -> tuple[ir.Value, ir.Value]:
+    """A row for every step, repeated for the clips."""
+    row = b.op("Gather", b.vector(STEPS, 2 * WIDTH), b.input("step", 1, dtype=ir.DataType.INT64), axis=0)
+    clips = b.op("Shape", b.input("hidden_states", "batch", "text_tokens", WIDTH), start=0, end=1)
+    rows = b.op("Expand", row, b.op("Concat", clips, b.ints(1), axis=0))
+    shift, scale = (b.op("Unsqueeze", v, b.ints(1)) for v in b.split(rows, 1, 2))
+    return b.op("Add", scale, b.constant(np.float32(1))), shift
+
+
 def constants(b: Builder) -> tuple[ir.Value, ir.Value]:
     """The same at all times."""
     return b.vector(), b.vector()
@@ -137,7 +146,7 @@ def constant_table(b: Builder) -> tuple[ir.Value, ir.Value]:
 
 
 MODULATIONS: dict[str, Callable[[Builder], tuple[ir.Value, ir.Value]]] = {
-    f.__name__: f for f in (wan, cogvideox, table, constants, constant_table)
+    f.__name__: f for f in (wan, cogvideox, table, schedule, constants, constant_table)
 }
 
 

@@ -106,8 +106,9 @@ def test_the_order_of_two_layers_does_not_matter() -> None:
     np.testing.assert_allclose(made[0], made[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_table_of_steps_takes_everything_beforehand() -> None:
-    model, feeds = one("rms", "table")
+@pytest.mark.parametrize("modulation", ["table", "schedule"])
+def test_a_table_of_steps_takes_everything_beforehand(modulation: str) -> None:
+    model, feeds = one("rms", modulation)
     count, wanted = len(model.graph), run(model, feeds)
     fold(model)
     assert len(model.graph) == count - 2  # no vector is computed when the graph runs
