@@ -40,6 +40,14 @@ def weight_like(value: ir.Value | None) -> bool:
     return weight_like(node.inputs[0]) if node is not None else value.is_initializer()
 
 
+def by_step(value: ir.Value | None) -> bool:
+    """A number that `step` selects from a table [steps]."""
+    gather = producer(value, "Gather")
+    if gather is None or gather.inputs[0] is None or gather.inputs[1] is None or gather.inputs[0].const_value is None:
+        return False
+    return gather.inputs[1].name == "step" and len(gather.inputs[0].const_value.shape) == 1
+
+
 def blocked(dequantize: ir.Node) -> bool:
     """Whether a DequantizeLinear has one scale for every block of an axis."""
     return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0
@@ -71,10 +79,20 @@ class QuantizedMatMul:
 
     @property
     def rescale(self) -> ir.Node | None:
-        """The Mul that brings the scale of `divide` back after the MatMul."""
+        """The Mul that brings the scale of `divide` back after the MatMul, or the scale of a step by which something in front divided."""
         divide = self.divide
-        found = consumers(self.matmul.outputs[0], "Mul")
-        return next((m for m in found if divide is not None and divide.inputs[1] in m.inputs), None)
+        for mul in consumers(self.matmul.outputs[0], "Mul"):
+            for value in mul.inputs:
+                scale = self._undivided(value)
+                if scale is not None and (by_step(scale) if divide is None else scale is divide.inputs[1]):
+                    return mul
+        return None
+
+    @staticmethod
+    def _undivided(value: ir.Value | None) -> ir.Value | None:
+        """A scale, without the scale of the layer behind it that it was divided by."""
+        divided = producer(value, "Div")
+        return value if divided is None or not by_step(divided.inputs[1]) else divided.inputs[0]
 
     @property
     def bias(self) -> ir.Node | None:

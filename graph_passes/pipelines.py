@@ -10,7 +10,10 @@ from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Pass
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
+from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
+from vditc.graph_passes.fold_rotation import FoldRotation
+from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
@@ -22,6 +25,9 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
     return (
         FoldConstants(),
         ShareQuantization(),
+        FoldChannelBalance(),
+        FoldRotation(),
+        FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         EliminateDeadNodes(),
     )
@@ -32,6 +38,9 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
     return (
         FoldConstants(),
         ShareQuantization(),
+        FoldChannelBalance(),
+        FoldRotation(),
+        FoldTemporalScales(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
         LegalizeForTarget(

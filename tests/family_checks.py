@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from tolerances import relative_l2
 
 from vditc.adapter import ROLES, ModelAdapter
 from vditc.calibration import Calibration, Kept, LayerCalibration
-from vditc.correction import FrameOrder
+from vditc.correction import Correction, FrameOrder
 from vditc.errors import VditcError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.describe import describe_inputs
@@ -37,12 +39,18 @@ from vditc.runtimes.reference import QuantizedLinear
 from vditc.runtimes.registry import backend
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
 from vditc.target import Target
+from vditc.transform import Transform
 
 Arrays = dict[str, npt.NDArray[Any]]
 W8A8 = Scheme(
     weight=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL),
     activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
 )
+W8A8_STEPS = Scheme(
+    weight=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL),
+    activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True),
+)
+STEPS = 3
 W4A16 = Scheme(weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=16))
 # Activations that meet a tie of the rounding flip by one code when the summation order differs: one step of 1/127 of a token's
 # greatest value in a few elements, spread over the output.
@@ -81,12 +89,34 @@ class PreparedCase:
         with torch.no_grad():
             return [value.numpy() for value in self.adapter.forward_all(self.model if model is None else model, feeds)]
 
-    def export(self, scheme: Scheme | None, *, whole: bool = False) -> Path:
-        """Write the graph with that scheme in all blocks."""
-        out = self.folder / f"{'whole' if whole else 'stamped'}-{'fp32' if scheme is None else scheme.weight.qtype.value}.onnx"
+    @functools.cached_property
+    def groups(self) -> dict[str, str]:
+        """Layer -> the first layer of its block that reads the very same tensor."""
+        seen: dict[tuple[Any, ...], str] = {}
+        groups: dict[str, str] = {}
+        kept: list[torch.Tensor] = []  # so that no other tensor takes their place in memory
+
+        def hook(name: str) -> Any:
+            def note(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                kept.append(inputs[0])
+                block = re.split(r"(?<=\.\d)\.", name)[0]
+                groups[name] = seen.setdefault((block, inputs[0].data_ptr(), inputs[0].shape, inputs[0].stride()), name)
+
+            return note
+
+        handles = [self.model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in self.adapter.layer_roles(self.source)]
+        self.wanted(self.case.shapes[0])
+        for handle in handles:
+            handle.remove()
+        return groups
+
+    def export(self, scheme: Scheme | None, *, whole: bool = False, transformed: bool = False) -> Path:
+        """Write the graph with that scheme in all blocks; `transformed`: every input with a shift and a balance."""
+        kind = "fp32" if scheme is None else f"{scheme.weight.qtype.value}{'-steps' if scheme is W8A8_STEPS else ''}"
+        out = self.folder / f"{'whole' if whole else 'stamped'}-{kind}{'-transformed' if transformed else ''}.onnx"
         if not out.exists():
             graph = traced_graph(self.source, self.adapter, whole=whole)
-            insert_weights(graph, self.source, self.calibration(scheme))
+            insert_weights(graph, self.source, self.transformed(scheme) if transformed else self.calibration(scheme))
             describe_inputs(graph, self.adapter.inputs(self.source), self.adapter.sizes(self.source))
             write_model(graph, out, lambda: None)
         return out
@@ -102,7 +132,9 @@ class PreparedCase:
                 kept[name] = Kept(role=role, reason="test", shape=entry.shape)
                 continue
             weight = quantize_weight(entry.read(), scheme.weight, scale_dtype=np.float32 if scheme.activation else np.float16)
-            layers[name] = LayerCalibration(role=role, scheme=scheme, weight=weight)
+            static = scheme.activation is not None and scheme.activation.per_step
+            table = np.linspace(0.04, 0.06, STEPS, dtype=np.float32) if static else None
+            layers[name] = LayerCalibration(role=role, scheme=scheme, weight=weight, activation_scale=table)
         return Calibration(
             model_class=self.source.model_class,
             model_digest=self.source.digest,
@@ -115,6 +147,21 @@ class PreparedCase:
             kept=kept,
             statistics={},
         )
+
+    def transformed(self, scheme: Scheme | None) -> Calibration:
+        """The same with a shift and a balance of random signs for every group of layers."""
+        plain = self.calibration(scheme)
+        layers: dict[str, LayerCalibration] = {}
+        for name, layer in plain.layers.items():
+            random = np.random.default_rng(zlib.crc32(self.groups[name].encode()))
+            balance = np.exp(0.3 * random.standard_normal(layer.weight.shape[1])) * random.choice([-1, 1], layer.weight.shape[1])
+            shift = 0.1 * random.standard_normal(layer.weight.shape[1])
+            transform = Transform(balance=balance.astype(np.float32), shift=shift.astype(np.float32))
+            whole = np.asarray(self.source.weights[f"{name}.weight"].read(), np.float32)
+            weight = quantize_weight(transform.weight(whole), layer.scheme.weight, scale_dtype=layer.weight.scale_dtype)
+            correction = Correction(bias=(whole @ shift).astype(np.float32))
+            layers[name] = dataclasses.replace(layer, transform=transform, weight=weight, correction=correction)
+        return dataclasses.replace(plain, layers=layers)
 
 
 def run(model: Path, feeds: Arrays) -> list[npt.NDArray[Any]]:

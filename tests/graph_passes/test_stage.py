@@ -50,9 +50,13 @@ def test_numbers_of_an_exported_model(tmp_path: Path, tiny: ModelDir, scheme: st
     facts = lowered(model, target)
     onnx.checker.check_model(str(facts.files[0]), full_check=True)
     codes = chosen.activation.qtype.value if chosen is not None and chosen.activation is not None else None
+    if "step" in inputs:
+        codes = f"{codes} folded"
     error = tolerances.relative_l2(run(facts.files[0], inputs), run(model, inputs))
     assert error <= tolerances.LOWERED[target.compute, codes]
-    assert not [r for f in facts.passes for r in f.refusals]
+    left = {r.node.split(".", 2)[2] for f in facts.passes for r in f.refusals}
+    # The second norm's weight is constant, text is read by every block, GELU is not linear.
+    assert left == ({"attn2.to_q/Div", "attn2.to_k/Div", "ffn.net.2/Div"} if "step" in inputs else set())
 
 
 @pytest.mark.parametrize("name", builtin_targets())
@@ -81,12 +85,15 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
     assert [p.name for p in facts.passes] == [
         "fold-constants{size_limit=1024}",
         "share-quantization",
+        "fold-channel-balance{explicit=False}",
+        "fold-rotation",
+        "fold-temporal-scales",
         "convert-compute-type{to=fp16}",
         "flatten-attention-outputs",
         "legalize-for-target{blocks=128:64:32:16}",
         "eliminate-dead-nodes",
     ]
-    assert [p.modified for p in facts.passes] == [False, False, True, False, False, True]
+    assert [p.modified for p in facts.passes] == [False, False, False, False, False, True, False, False, True]
     assert facts.nodes_before == len(attention_model().graph)
     assert facts.nodes_after == len(ir.load(facts.files[0]).graph)
     assert all(p.seconds > 0 for p in facts.passes)

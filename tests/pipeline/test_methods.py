@@ -9,7 +9,7 @@ import onnx
 import pytest
 from tiny_export import SHAPES, feeds
 from tiny_model import save_tiny_model, tiny_sampled
-from tolerances import relative_l2
+from tolerances import LOWERED, relative_l2
 
 from vditc.calibrate.methods.registry import methods
 from vditc.calibrate.stage import calibrate
@@ -18,6 +18,7 @@ from vditc.conditioning import Conditioning
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.check import check_codes
 from vditc.export.stage import export_model
+from vditc.graph_passes.stage import lower
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.progress import SILENT
@@ -25,6 +26,7 @@ from vditc.recipe import Recipe, Rule
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import ReferenceModel
 from vditc.scheme import QuantSpec, Scheme
+from vditc.target import Target
 
 W4A8 = Scheme(
     weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL),
@@ -70,6 +72,8 @@ def test_what_is_calibrated_is_what_the_graph_computes(
     inputs = feeds(0, *SHAPES[0])
     want = ReferenceModel(adapter, tiny, known)(inputs, 0)
     assert relative_l2(OnnxRuntimeModel(out, threads=1)(inputs, 0), want) <= FLIPS
+    lowered = lower(model=out, target=Target.load("cpu"), out=tmp_path / "lowered.onnx", progress=SILENT).files[0]
+    assert relative_l2(OnnxRuntimeModel(lowered, threads=1)(inputs, 0), want) <= max(FLIPS, LOWERED["fp32", "int8 folded"])
     exact = ReferenceModel(adapter, tiny, None)(inputs, 0)
     assert relative_l2(want, exact) < 0.5  # four bits of random weights; a transform on one side alone would give 1 and more
     assert calibrated(tiny, tiny_conditioning, method, tmp_path / "again").digest == known.digest
