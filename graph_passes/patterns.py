@@ -40,6 +40,12 @@ def weight_like(value: ir.Value | None) -> bool:
     return weight_like(node.inputs[0]) if node is not None else value.is_initializer()
 
 
+def gathered_row(node: ir.Node) -> ir.Value | None:
+    """The output of a Gather from a constant table by the input `step`; None for any other node."""
+    by_step = node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == "step"
+    return node.outputs[0] if by_step and weight_like(node.inputs[0]) else None
+
+
 def blocked(dequantize: ir.Node) -> bool:
     """Whether a DequantizeLinear has one scale for every block of an axis."""
     return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0

@@ -12,6 +12,7 @@ from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
+from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
 from vditc.target import Target
@@ -21,6 +22,7 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
     """ONNX Runtime runs the canonical graph; only what is superfluous goes."""
     return (
         FoldConstants(),
+        PrecomputeTimePath(),
         ShareQuantization(),
         ConvertComputeType(to=target.compute),
         EliminateDeadNodes(),
@@ -31,6 +33,7 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
     """TensorRT-RTX: strongly typed, in forms that it fuses."""
     return (
         FoldConstants(),
+        PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),  # a row is rounded once more than the data it meets
         ShareQuantization(),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
@@ -49,8 +52,11 @@ def tensorrt(target: Target) -> tuple[Pass, ...]:
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 
-def pipeline(target: Target) -> tuple[Pass, ...]:
-    """The passes for `target`; InputError when it does not read the opset that lowering writes."""
+def pipeline(target: Target, *, keep_time_path: bool = False) -> tuple[Pass, ...]:
+    """The passes for `target`, those that replace the time path left out if it is to stay.
+
+    InputError when the target does not read the opset that lowering writes.
+    """
     least, greatest = target.opsets
     if not least <= OPSET <= greatest:
         raise InputError(
@@ -59,7 +65,8 @@ def pipeline(target: Target) -> tuple[Pass, ...]:
             where=f"target {target.name}",
             fix="lowered graphs keep the canonical opset",
         )
-    return PIPELINES[target.backend](target)
+    passes = PIPELINES[target.backend](target)
+    return tuple(p for p in passes if not (keep_time_path and isinstance(p, PrecomputeTimePath)))
 
 
 def parse_pass(text: str) -> Pass:

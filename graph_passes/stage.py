@@ -42,17 +42,20 @@ def lower(
     out: Path,
     progress: Progress,
     passes: Sequence[str] | None = None,
+    keep_time_path: bool = False,
     on_pass: OnPass | None = None,
 ) -> LowerFacts:
     """Write `out`, the graph for `target`, and beside it what it points to.
 
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
-    all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline.
+    all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline, `keep_time_path` leaves the timestep an input.
     InputError for a file that is no ONNX model or lacks data; DialectError when the graph, or what a pass made of it,
     is not of the dialect, or holds what the target does not take. Whole or not at all; the same input gives the same bytes.
     """
+    if passes is not None and keep_time_path:
+        raise InputError(found="--passes with --keep-time-path", wanted="one of them", where="lower", fix="leave that pass out of --passes")
     wanted = lowered_for(target)
-    todo = pipeline(target) if passes is None else tuple(parse_pass(p) for p in passes)
+    todo = pipeline(target, keep_time_path=keep_time_path) if passes is None else tuple(parse_pass(p) for p in passes)
     graph = load(model)
     before = len(graph.graph)
     _, facts = run_passes(graph, todo, Spec.canonical(), progress=progress, on_pass=on_pass, title=f"lower for {target.name}")

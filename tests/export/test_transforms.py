@@ -95,7 +95,7 @@ def test_q_k_and_v_share_one_balance_one_rotation_and_one_quantization(tiny: Mod
 
 def test_the_lowered_graph_computes_the_same(tiny: ModelDir, tmp_path: Path) -> None:
     path = export(tiny, of(tiny, "w8a8", "all"), tmp_path / "model.onnx")
-    lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "lowered.onnx", progress=SILENT)
+    lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "lowered.onnx", progress=SILENT, keep_time_path=True)
     inputs = feeds(0, *SHAPES[0])
     found = [
         ort.InferenceSession(str(p), session_options(), providers=["CPUExecutionProvider"]).run(None, inputs)[0]

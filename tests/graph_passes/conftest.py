@@ -2,6 +2,7 @@
 
 # RUN: PASS PASS ...            checked by the `# CHECK` lines
 # RUN[NAME]: PASS PASS ...      checked by the `# NAME` lines
+# VDITC: {"timesteps": ...}      the graph's metadata
 # REFUSED[NAME]: text           `text` must be in a refusal of that run; without such a line nothing may be refused
 """
 
@@ -54,19 +55,23 @@ class OnnxTextFile(pytest.File):
             if line.startswith("# RUN"):
                 head, _, passes = line.partition(":")
                 prefix = head.removeprefix("# RUN").strip("[]") or "CHECK"
+                about = next((x.partition(":")[2].strip() for x in lines if x.startswith("# VDITC:")), None)
                 refused = [x.partition(":")[2].strip() for x in lines if x.startswith(f"# REFUSED[{prefix}]:")]
-                yield PassTest.from_parent(self, name=f"{prefix}: {passes.strip()}", prefix=prefix, passes=passes.split(), refused=refused)
+                name = f"{prefix}: {passes.strip()}"
+                yield PassTest.from_parent(self, name=name, prefix=prefix, passes=passes.split(), refused=refused, about=about)
 
 
 class PassTest(pytest.Item):
     """One RUN line."""
 
-    def __init__(self, *, prefix: str, passes: list[str], refused: list[str], **kw: Any) -> None:
+    def __init__(self, *, prefix: str, passes: list[str], refused: list[str], about: str | None, **kw: Any) -> None:
         super().__init__(**kw)
-        self.prefix, self.passes, self.refused = prefix, passes, refused
+        self.prefix, self.passes, self.refused, self.about = prefix, passes, refused, about
 
     def runtest(self) -> None:
         model = ir.from_onnx_text(self.path.read_text())
+        if self.about is not None:
+            model.metadata_props["vditc"] = self.about
         _, facts = run_passes(model, [parse_pass(p) for p in self.passes], Spec.canonical())
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
         text = to_text(model)

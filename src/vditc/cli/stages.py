@@ -16,6 +16,7 @@ from vditc.cli.options import (
     ForceOption,
     GuidanceOption,
     JsonOption,
+    KeepTimePathOption,
     LoraOption,
     MemoryOption,
     ModelArg,
@@ -102,12 +103,14 @@ def export_command(
     recipe: Annotated[str | None, typer.Option("--recipe", help="instead: a recipe that needs no calibration data")] = None,
     lora: LoraOption = None,
     part: PartOption = None,
+    steps: StepsOption = None,
     check: Annotated[bool, typer.Option("--check", help="compare the graph with the model in ONNX Runtime at three sizes")] = False,
     force: ForceOption = False,
 ) -> None:
     """Write the portable Q/DQ graph: OUT, OUT.data, and beside them OUT's map of weights for refitting, .refit.json.
 
-    Give --calibration, or --recipe: weights are then quantized on their way from the checkpoint to OUT.data.
+    Give --calibration, or --recipe: weights are then quantized on their way from the checkpoint to OUT.data. The schedule that
+    lowering precomputes the time path for is the calibration's, or that of the model's scheduler and --steps.
     """
     if (calibration is None) == (recipe is None):
         raise InputError(
@@ -125,6 +128,7 @@ def export_command(
     from vditc.export.stage import export_model
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
+    from vditc.pipeline.components import model_schedule
 
     fresh(refit_file(path), force)
     if check:
@@ -140,7 +144,14 @@ def export_command(
     else:
         assert calibration is not None
         codes = Calibration.load(calibration)
-    facts = export_model(source=source, adapter=adapter, calibration=codes, out=path, progress=RichProgress())
+    progress = RichProgress()
+    own = codes.schedule if isinstance(codes, Calibration) else None
+    if own is not None and steps not in (None, len(own.timesteps)):
+        raise InputError(
+            found=f"--steps {steps}", wanted=f"{len(own.timesteps)}, as in {calibration}", where="vditc export", fix="leave --steps out"
+        )
+    schedule = own or model_schedule(source, steps, progress)
+    facts = export_model(source=source, adapter=adapter, calibration=codes, schedule=schedule, out=path, progress=progress)
     kinds = ", ".join(f"{count} layers {scheme}" for scheme, count in facts.layers.items()) or "no layer quantized"
     say(f"wrote {path}: {facts.nodes} nodes, {kinds}; graph {facts.graph_bytes / 1e6:.1f} MB, weights {facts.data_bytes / 1e9:.2f} GB")
     if check:
@@ -160,6 +171,7 @@ def lower_command(
     passes: Annotated[str, typer.Option(help="comma-separated passes instead of the target's pipeline: a,b{option=1}")] = "",
     explain: Annotated[bool, typer.Option(help="print what every pass changed and what it refused")] = False,
     print_after: Annotated[str, typer.Option(help="print the graph after this pass, or after `all`")] = "",
+    keep_time_path: KeepTimePathOption = False,
     force: ForceOption = False,
 ) -> None:
     """Run a target's graph passes on a portable graph."""
@@ -178,6 +190,7 @@ def lower_command(
         out=path,
         progress=RichProgress(),
         passes=_split(passes) if passes else None,
+        keep_time_path=keep_time_path,
         on_pass=show if print_after else None,
     )
     if explain:
@@ -185,6 +198,8 @@ def lower_command(
             say(
                 f"{done.name}: {'changed the graph' if done.modified else 'nothing to do'}, {done.nodes_before} -> {done.nodes_after} nodes"
             )
+            for figure, value in done.figures.items():
+                say(f"  {figure.replace('_', ' ')}: {value:,}")
             for refusal in done.refusals:
                 say(f"  left {refusal.node}: {refusal.reason}")
     say(f"wrote {path}")
