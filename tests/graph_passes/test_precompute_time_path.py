@@ -23,7 +23,7 @@ from vditc.graph_passes.stage import load, lower, save
 from vditc.model_dir import ModelDir
 from vditc.progress import SILENT
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
-from vditc.target import Target
+from vditc.target import Target, builtin_targets
 
 TIME = "condition_embedder."  # the time path's layers of Wan, and the text's
 # One clip's row instead of all clips': the products of one row sum in another order.
@@ -193,3 +193,13 @@ def test_a_weight_with_another_reader_stays(exported: Path) -> None:
     _, (facts,) = run_passes(graph, [PrecomputeTimePath()], Spec.canonical())
     assert weight.name in graph.graph.initializers
     assert facts.figures["weights_bytes"] < weight.const_value.nbytes
+
+
+@pytest.mark.parametrize("name", builtin_targets())
+def test_every_builtin_target_takes_the_tables(exported: Path, tmp_path: Path, name: str) -> None:
+    target = Target.load(name)
+    facts = lower(model=exported, target=target, out=tmp_path / "lowered.onnx", progress=SILENT)
+    graph = ir.load(facts.files[0]).graph
+    assert [str(v.name) for v in graph.inputs] == ["hidden_states", "encoder_hidden_states", "step"]
+    kinds = {v.const_value.dtype for n, v in graph.initializers.items() if n.endswith(".table") and v.const_value is not None}
+    assert kinds == {ir.DataType.FLOAT16 if target.compute == "fp16" else ir.DataType.FLOAT}
