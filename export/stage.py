@@ -27,6 +27,7 @@ from vditc.export.write import external_tensors, write_model
 from vditc.files import room_for, whole_file
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
+from vditc.schedule import Schedule
 
 SCHEMA = 1
 IR_VERSION = 10
@@ -71,14 +72,21 @@ def traced_graph(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False
 
 
 def export_model(
-    *, source: ModelDir, adapter: ModelAdapter, calibration: Calibration | Callable[[], Calibration], out: Path, progress: Progress
+    *,
+    source: ModelDir,
+    adapter: ModelAdapter,
+    calibration: Calibration | Callable[[], Calibration],
+    out: Path,
+    progress: Progress,
+    schedule: Schedule | None = None,
 ) -> ExportFacts:
     """Write `out`, `out.name + ".data"` and the refit map (`vditc.export.refit`), whole or not at all; same inputs, same bytes.
 
     opset 21, IR 10, float32 compute, standard operators only. Memory holds two weights at a time: they go from the checkpoint or
     the calibration file to the data file. A calibration may be a function that makes it when the graph has been traced: one that
-    waits for the checkpoint's digest. InputError when the checkpoint does not fit its config.json, the calibration is not of this
-    model, or a weight is not finite; PrecisionError when a calibrated layer cannot be quantized in the graph.
+    waits for the checkpoint's digest. `schedule`: that the graph is for, where the calibration has none. InputError when the checkpoint
+    does not fit its config.json, the calibration is not of this model, or a weight is not finite; PrecisionError when a calibrated layer
+    cannot be quantized in the graph.
     """
     adapter.check(source)
     with progress.task("trace the model", 1) as advance:
@@ -92,7 +100,7 @@ def export_model(
             f"attention of {len(calibration.attention)} modules is calibrated as {scheme}, but recorded only: "
             "the graph computes attention in floating point"
         )
-    refit = insert_weights(model, source, calibration)
+    refit = insert_weights(model, source, calibration, schedule)
     sizes = adapter.sizes(source)
     if calibration.latent_frames is not None:
         sizes = sizes.pinned(FRAMES, calibration.latent_frames)
@@ -111,7 +119,7 @@ def export_model(
     )
 
 
-def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) -> dict[str, Any]:
+def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration, schedule: Schedule | None = None) -> dict[str, Any]:
     """Give a traced, simplified graph its weights, quantized as the calibration says, and its metadata; returns the refit map."""
     linears = normalise_linears(model.graph, source)
     quantize_linears(model.graph, linears, calibration.layers)
@@ -122,7 +130,7 @@ def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration) 
     model.producer_name, model.producer_version = "vditc", version("vditc")
     model.graph.name = source.model_class
     model.metadata_props.clear()
-    model.metadata_props["vditc"] = json.dumps(_metadata(calibration), sort_keys=True, separators=(",", ":"))
+    model.metadata_props["vditc"] = json.dumps(_metadata(source, calibration, schedule), sort_keys=True, separators=(",", ":"))
     return refit_map(model.graph, source, calibration, linears)
 
 
@@ -160,7 +168,8 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
                 raise bad(f"{len(table)} activation scales or clips of layer {name}", f"one for each of {len(calibration.timesteps)} steps")
 
 
-def _metadata(calibration: Calibration) -> dict[str, object]:
+def _metadata(source: ModelDir, calibration: Calibration, schedule: Schedule | None) -> dict[str, object]:
+    timesteps = calibration.timesteps or (() if schedule is None else tuple(schedule.timesteps.tolist()))
     schemes: dict[str, list[str]] = {}
     for name, layer in calibration.layers.items():
         schemes.setdefault(str(layer.scheme), []).append(name)
@@ -171,6 +180,7 @@ def _metadata(calibration: Calibration) -> dict[str, object]:
         "recipe": calibration.recipe,
         "recipe_digest": calibration.recipe_digest,
         "calibration_digest": calibration.digest,  # of the calibration file; null when the recipe needed none
-        "timesteps": list(calibration.timesteps),
+        "timesteps": list(timesteps),
         "layers": schemes,
+        **({} if source.boundary_ratio is None else {"expert": source.expert(timesteps)}),
     }

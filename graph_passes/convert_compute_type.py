@@ -29,6 +29,7 @@ from vditc.errors import InputError
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.patterns import (
+    gathered_row,
     independent_of_data,
     producer,
     quantization_arithmetic,
@@ -105,6 +106,8 @@ class _Conversion:
 
     def convert(self, node: ir.Node) -> None:
         """Make `node` read and compute one type."""
+        if gathered_row(node) is not None and node.inputs[0] is not None and self.types.get(node.inputs[0]) in NUMPY:
+            return  # a table that is stored in few bits: its row is cast, not the whole of it
         floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and self.types.get(v) in FLOATS]
         if not floats:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -28,9 +28,10 @@ class Refusal:
 
 @dataclasses.dataclass
 class Result(ir.passes.PassResult):
-    """What a pass did: `model` (the same object), `modified`, and the refusals."""
+    """What a pass did: `model` (the same object), `modified`, the refusals, and figures of its own, by name."""
 
     refusals: tuple[Refusal, ...] = ()
+    figures: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class PassFacts:
     seconds: float
     nodes_before: int
     nodes_after: int
+    figures: Mapping[str, int] = dataclasses.field(default_factory=dict)  # what the pass says of itself, such as bytes saved
 
 
 class Observer:
@@ -127,7 +129,8 @@ def run_passes(
                 raise TypeError(f"pass {one.name!r} returned {type(result).__name__}; wanted core.Result")
             spec = one.spec_after(spec)
             spec.verify(model, where=f"after pass {one}")
-            facts.append(PassFacts(str(one), result.modified, result.refusals, time.perf_counter() - start, nodes, len(model.graph)))
+            took = time.perf_counter() - start
+            facts.append(PassFacts(str(one), result.modified, result.refusals, took, nodes, len(model.graph), result.figures))
             for observer in observers:
                 observer.after(one, facts[-1], model)
             advance()

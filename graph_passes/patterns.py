@@ -48,6 +48,12 @@ def by_step(value: ir.Value | None) -> bool:
     return gather.inputs[1].name == "step" and len(gather.inputs[0].const_value.shape) == 1
 
 
+def gathered_row(node: ir.Node) -> ir.Value | None:
+    """The output of a Gather from a constant table by the input `step`; None for any other node."""
+    by_step = node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == "step"
+    return node.outputs[0] if by_step and weight_like(node.inputs[0]) else None
+
+
 def blocked(dequantize: ir.Node) -> bool:
     """Whether a DequantizeLinear has one scale for every block of an axis."""
     return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0

@@ -15,6 +15,7 @@ from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
+from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
 from vditc.target import Target
@@ -28,6 +29,7 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
         FoldChannelBalance(),
         FoldRotation(),
         FoldTemporalScales(),
+        PrecomputeTimePath(),  # after the folds: what they put on modulation vectors is computed beforehand as well
         ConvertComputeType(to=target.compute),
         EliminateDeadNodes(),
     )
@@ -41,6 +43,8 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         FoldChannelBalance(),
         FoldRotation(),
         FoldTemporalScales(),
+        # After the folds, as above. A row is rounded once more than the data it meets.
+        PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
         LegalizeForTarget(
@@ -58,8 +62,11 @@ def tensorrt(target: Target) -> tuple[Pass, ...]:
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 
-def pipeline(target: Target) -> tuple[Pass, ...]:
-    """The passes for `target`; InputError when it does not read the opset that lowering writes."""
+def pipeline(target: Target, *, keep_time_path: bool = False) -> tuple[Pass, ...]:
+    """The passes for `target`, those that replace the time path left out if it is to stay.
+
+    InputError when the target does not read the opset that lowering writes.
+    """
     least, greatest = target.opsets
     if not least <= OPSET <= greatest:
         raise InputError(
@@ -68,7 +75,8 @@ def pipeline(target: Target) -> tuple[Pass, ...]:
             where=f"target {target.name}",
             fix="lowered graphs keep the canonical opset",
         )
-    return PIPELINES[target.backend](target)
+    passes = PIPELINES[target.backend](target)
+    return tuple(p for p in passes if not (keep_time_path and isinstance(p, PrecomputeTimePath)))
 
 
 def parse_pass(text: str) -> Pass:

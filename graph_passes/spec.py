@@ -18,6 +18,7 @@ from vditc.errors import DialectError
 from vditc.graph_passes.element_types import ElementTypes, element_types
 from vditc.graph_passes.patterns import (
     blocked,
+    gathered_row,
     independent_of_data,
     producer,
     quantized_matmuls,
@@ -199,11 +200,13 @@ def float32_border(c: Checked) -> Iterator[Violation]:
 
 
 def stored_weights_are_cast(c: Checked) -> Iterator[Violation]:
-    """Weights keep the checkpoint's type in the file; the graph computes in float32."""
+    """Weights keep the checkpoint's type in the file; the graph computes in float32. Of a table, the row is cast."""
     for value in c.graph.initializers.values():
         if c.types.of[value] in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             for use in value.uses():
-                if use.node.op_type not in ("Cast", "DequantizeLinear"):
+                row = gathered_row(use.node)
+                cast = row is not None and all(u.node.op_type == "Cast" for u in row.uses())
+                if use.node.op_type not in ("Cast", "DequantizeLinear") and not cast:
                     yield Violation(_name(use.node), f"{use.node.op_type} reads {value.name}, {c.type_of(value)}", "Cast to float first")
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from vditc.adapter import InputSpec
 from vditc.axis import Sizes
 from vditc.errors import InputError
+from vditc.runtimes.step_table import StepTable
 
 
 def input_specs(model: Path) -> tuple[InputSpec, ...]:
@@ -33,6 +34,11 @@ def input_specs(model: Path) -> tuple[InputSpec, ...]:
 def model_inputs(model: Path) -> tuple[InputSpec, ...]:
     """What the model behind the graph takes: `input_specs` without the step of per-step tables."""
     return tuple(spec for spec in input_specs(model) if spec.name != "step")
+
+
+def step_table(model: Path) -> StepTable:
+    """The schedule of a graph's per-step tables."""
+    return StepTable.of_metadata(ir.load(model).metadata_props.get("vditc"), model)
 
 
 def graph_sizes(model: Path) -> Sizes:

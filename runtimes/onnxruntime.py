@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from vditc.errors import InputError, VditcError
+from vditc.runtimes.step_table import StepTable
 from vditc.sampling import Feeds
 
 Array = npt.NDArray[Any]
@@ -46,22 +46,22 @@ class OnnxRuntimeModel:
             ) from error
         self.dims: dict[str, list[int | str]] = {i.name: i.shape for i in self.session.get_inputs()}
         self.types = {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self.session.get_inputs()}
-        about = self.session.get_modelmeta().custom_metadata_map.get("vditc")
-        self.steps: int | None = len(json.loads(about)["timesteps"]) if about else None
+        self.table = StepTable.of_metadata(self.session.get_modelmeta().custom_metadata_map.get("vditc"), model_path)
 
     def __call__(self, feeds: Feeds, step: int) -> Array:
         """What the graph's inputs name -> velocity float32 [B, C, F, H, W].
 
-        InputError for inputs that are missing, shapes that the graph does not take, or a step without a row in its tables.
+        InputError for inputs that are missing, shapes that the graph does not take, a step without a row in its tables, or a timestep
+        that is not the one of the row, where the graph has tables instead of it.
         """
         if missing := [name for name in self.dims if name not in feeds and name != "step"]:
             raise self._bad(f"no {', '.join(missing)}", ", ".join(self.dims), "feed everything that the graph takes")
         latents = feeds[next(iter(self.dims))]
+        told = {name: np.asarray(feeds[name]) for name in ("timestep",) if name in feeds and name not in self.dims}
         feeds = {name: np.asarray(feeds[name], self.types[name]) for name in self.dims if name != "step"}
         self._check(feeds)
         if "step" in self.dims:
-            if self.steps is not None and not 0 <= step < self.steps:
-                raise self._bad(f"step {step}", f"0 to {self.steps - 1}", "sample with the schedule of the calibration")
+            self.table.check(told, step)
             feeds = {**feeds, "step": np.array([step], np.int64)}
         try:
             velocity: Array = self.session.run(None, feeds)[0]

@@ -89,7 +89,7 @@ class TensorRT(Backend):
 
     def open(self, *, model: Path, engine: Path) -> AbstractContextManager[Denoiser]:
         """Runs `engine`/model.plan on the GPU."""
-        return open_engine(self.name, engine / "model.plan")
+        return open_engine(self.name, engine / "model.plan", model)
 
 
 def write_build_script(*, lowered: Path, target: Target, profile: Profile, out: Path) -> None:

@@ -67,4 +67,4 @@ class TensorRTRTX(Backend):
 
     def open(self, *, model: Path, engine: Path) -> AbstractContextManager[Denoiser]:
         """Runs `engine`/model.plan on the GPU."""
-        return open_engine(self.name, engine / "model.plan")
+        return open_engine(self.name, engine / "model.plan", model)

@@ -14,14 +14,16 @@ import numpy as np
 
 from vditc.errors import InputError, VditcError
 from vditc.runtimes.gpu import compute_capability
+from vditc.runtimes.graph_inputs import step_table
+from vditc.runtimes.step_table import StepTable
 from vditc.sampling import Array, Denoiser, Feeds
 
 _NUMPY_TYPES = {"FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "INT64": np.int64, "INT32": np.int32}
 
 
 @contextmanager
-def open_engine(module: str, plan: Path) -> Iterator[Denoiser]:
-    """Loads the engine `plan` with the package `module`; VditcError that says what is missing."""
+def open_engine(module: str, plan: Path, model: Path) -> Iterator[Denoiser]:
+    """Loads the engine `plan` with the package `module`; VditcError that says what is missing. `model`: the graph that it comes from."""
 
     def missing(found: str, wanted: str, fix: str) -> VditcError:
         return VditcError(found=found, wanted=wanted, where=str(plan), fix=fix)
@@ -42,13 +44,14 @@ def open_engine(module: str, plan: Path) -> Iterator[Denoiser]:
             f"an engine that does not load on {arch}", f"an engine of {module} {trt.__version__} for {arch}", "build it again here"
         )
     with ExitStack() as stack:
-        yield _Engine(trt, cuda, engine, context, stack)
+        yield _Engine(trt, cuda, engine, context, stack, step_table(model))
 
 
 class _Engine:
     """A Denoiser. Buffers on the device grow to the largest shape seen and are freed by `stack`."""
 
-    def __init__(self, trt: Any, cuda: Any, engine: Any, context: Any, stack: ExitStack) -> None:
+    def __init__(self, trt: Any, cuda: Any, engine: Any, context: Any, stack: ExitStack, table: StepTable) -> None:
+        self.table = table
         self.context, self.stream = context, stack.enter_context(cuda.Stream())
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.types = {name: _numpy_type(name, engine.get_tensor_dtype(name).name) for name in names}
@@ -57,7 +60,9 @@ class _Engine:
         self.buffers = {name: stack.enter_context(cuda.DeviceArray((1,), self.types[name])) for name in names}
 
     def __call__(self, feeds: Feeds, step: int) -> Array:
-        """See `vditc.sampling.Denoiser`. InputError for inputs that are missing, or shapes outside the engine's profile."""
+        """See `vditc.sampling.Denoiser`. InputError for missing inputs, shapes outside the engine's profile, another schedule."""
+        if "step" in self.inputs:
+            self.table.check({n: np.asarray(feeds[n]) for n in ("timestep",) if n in feeds and n not in self.inputs}, step)
         feeds = {**feeds, "step": np.array([step])}
         if missing := [name for name in self.inputs if name not in feeds]:
             raise InputError(

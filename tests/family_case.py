@@ -29,6 +29,9 @@ class Case:
     # "fp16", "w8a8", "w4a16": part of the message with which no engine can be built, and whose limit that is
     no_engine: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    # Inputs that the time meets, a regular expression for each place, behind which the time path stays live.
+    live: tuple[str, ...] = ()
+
     first: bool = False  # of its family's file
 
     def __str__(self) -> str:

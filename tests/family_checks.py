@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -28,7 +29,12 @@ from vditc.export.adapters.registry import adapter_for
 from vditc.export.describe import describe_inputs
 from vditc.export.stage import insert_weights, traced_graph
 from vditc.export.write import write_model
-from vditc.graph_passes.stage import lower
+from vditc.graph_passes.core import run_passes
+from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
+from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.stage import load, lower
+from vditc.graph_passes.stage import save as save_graph
+from vditc.graph_passes.time_path import PRODUCTS, Kind, kinds
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.profile import Profile, Range
@@ -299,6 +305,31 @@ def check_quantized(p: PreparedCase, scheme: Scheme) -> None:
         wanted = p.wanted(shape, model)
         assert distance(found, wanted) <= (FLIPS if scheme.activation else max(p.case.tolerance, 1e-5))
     assert distance(p.wanted(shape), wanted) > 1e-4
+
+
+def check_time_path(p: PreparedCase) -> None:
+    """What depends on the time alone becomes tables: the same outputs at the first and the last step; the rest is named."""
+    times, graph = (1000.0, 803.25, 500.5), load(path := p.export(None))
+    about = json.loads(graph.metadata_props["vditc"]) | {"timesteps": times}
+    graph.metadata_props["vditc"] = json.dumps(about)
+    _, (facts,) = run_passes(graph, [PrecomputeTimePath()], Spec.canonical())
+    said = [r.reason for r in facts.refusals]
+    if next(s.dims for s in p.adapter.inputs(p.source) if s.name == "timestep") != ("batch",):
+        assert not facts.modified and len(said) == 1 and "a time for every frame or stream" in said[0]
+        return
+    assert len(said) == len(p.case.live) and all(any(re.match(f"the time meets {w}: ", s) for s in said) for w in p.case.live), said
+    names = [str(v.name) for v in graph.graph.inputs]
+    assert "timestep" not in names and "step" in names
+    kind = kinds(graph.graph)
+    assert not [n.name for n in graph.graph if n.op_type in PRODUCTS and kind[n.outputs[0]] is Kind.TIME]
+    assert facts.figures["tables_bytes"] < facts.figures["weights_bytes"]
+    out = p.folder / "time" / "tables.onnx"
+    save_graph(graph, out)
+    for shape, step in zip(p.case.shapes, (0, 2, 1), strict=True):
+        feeds = p.feeds(shape, step)
+        feeds["timestep"] = np.full_like(feeds["timestep"], times[step])
+        found = run(out, {n: np.array([step]) if n == "step" else feeds[n] for n in names})
+        assert distance(found, run(path, feeds)) <= p.case.tolerance
 
 
 def check_engine(p: PreparedCase, scheme: Scheme | None) -> None:

@@ -226,6 +226,10 @@ def test_two_experts(experts: Path, tiny: ModelDir) -> None:
     assert first.parts == second.parts == ("transformer", "transformer_2")
     assert first.boundary_ratio == second.boundary_ratio == 0.875
     assert len({first.digest, second.digest, tiny.digest}) == 3
+    about = {"boundary_ratio": 0.875, "boundary_step": 2}  # of 1000 training timesteps
+    assert first.expert([1000, 875, 874]) == {"part": "transformer", **about}
+    assert second.expert([1000, 875, 874]) == {"part": "transformer_2", **about}
+    assert "boundary_step" not in first.expert([])
     assert second.transformer == experts / "transformer_2" and second.config["eps"] == 1e-5
     assert {e.path.parent for e in second.weights.values()} == {second.transformer}
     assert (tiny.part, tiny.parts, tiny.boundary_ratio) == ("transformer", ("transformer",), None)

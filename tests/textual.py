@@ -2,6 +2,7 @@
 
 # RUN: PASS PASS ...            checked by the `# CHECK` lines
 # RUN[NAME]: PASS PASS ...      checked by the `# NAME` lines
+# VDITC: {"timesteps": ...}     the graph's metadata
 # REFUSED[NAME]: text           `text` must be in a refusal of that run; without such a line nothing may be refused
 """
 
@@ -51,6 +52,8 @@ def check_run(path: Path, prefix: str, names: list[str]) -> None:
     text = path.read_text()
     refused = [x.partition(":")[2].strip() for x in text.splitlines() if x.startswith(f"# REFUSED[{prefix}]:")]
     model = ir.from_onnx_text(text)
+    for about in (x.partition(":")[2].strip() for x in text.splitlines() if x.startswith("# VDITC:")):
+        model.metadata_props["vditc"] = about
     _, facts = run_passes(model, [parse_pass(p) for p in names], Spec.canonical(), observers=[CheckClaims()])
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     result = to_text(model)

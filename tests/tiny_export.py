@@ -25,6 +25,7 @@ from vditc.scheme import QuantSpec, Scheme, quantize_weight
 from vditc.transform import IDENTITY, Transform
 
 STEPS = 3
+SIGMAS = (1.0, 0.8, 0.5, 0.0)  # of the calibration's schedule
 INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
 SCHEMES: dict[str, Scheme | None] = {
     "fp16": None,
@@ -105,7 +106,7 @@ def calibration(
         recipe="test",
         recipe_digest="0",
         method="rtn",
-        schedule=Schedule.flow(np.array([1.0, 0.8, 0.5, 0.0])),
+        schedule=Schedule.flow(np.array(SIGMAS)),
         guidance_scale=2.0,
         layers=quantized,
         kept=kept,
@@ -141,6 +142,13 @@ def feeds(seed: int, batch: int, frames: int, height: int, width: int, tokens: i
         "timestep": np.linspace(37.25, 900, batch, dtype=np.float32),
         "encoder_hidden_states": rng.standard_normal((batch, tokens, 16), np.float32),
     }
+
+
+def feeds_at(path: Path, step: int, seed: int, *sizes: int) -> dict[str, npt.NDArray[Any]]:
+    """Random inputs of a graph of `calibration` at one step of its schedule: those that it takes, timestep and step among them or not."""
+    inputs = feeds(seed, *sizes)
+    inputs |= {"timestep": np.full_like(inputs["timestep"], SIGMAS[step] * 1000), "step": np.array([step])}
+    return {str(v.name): inputs[str(v.name)] for v in ir.load(path).graph.inputs}
 
 
 SHAPES = ((2, 2, 8, 12, 5), (1, 3, 10, 4, 8))  # every axis differs

@@ -45,10 +45,10 @@ class Manifest:
     kept: Mapping[str, Any]  # layer left in floating point -> role, reason
     mean_bits: float
     sampling: Mapping[str, Any]  # steps, guidance_scale, sigmas, timesteps, latent_shape
-    inputs: list[Mapping[str, Any]]  # name, dtype, dims of the engine's inputs
+    inputs: list[Mapping[str, Any]]  # name, dtype, dims of the inputs of model.onnx
     profile: Mapping[str, list[int]]
     graph: Mapping[str, Any]  # node counts and bytes of model.onnx
-    targets: Mapping[str, Any]  # target -> backend, status, lowered, passes, engine
+    targets: Mapping[str, Any]  # target -> backend, status, lowered, its inputs, passes, engine
     quality: Mapping[str, Any] | None  # numbers of `verify`
     gate: Mapping[str, Any]  # thresholds and whether they were met
     tools: Mapping[str, str]

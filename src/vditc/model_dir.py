@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ class ModelDir:
         file has gone since.
         """
         return self.hashed()
+
+    def expert(self, timesteps: Sequence[float]) -> dict[str, Any]:
+        """Which of two experts this is: part, boundary_ratio, and of a schedule boundary_step, the first step of `transformer_2`."""
+        file = self.path / "scheduler" / "scheduler_config.json"
+        trained = float(read_json(file).get("num_train_timesteps", 1000)) if file.exists() else 1000.0
+        about: dict[str, Any] = {"part": self.part, "boundary_ratio": self.boundary_ratio}
+        if timesteps and self.boundary_ratio is not None:
+            about["boundary_step"] = sum(t >= self.boundary_ratio * trained for t in timesteps)
+        return about
 
     @property
     def model_class(self) -> str:

@@ -118,7 +118,7 @@ def test_layers_that_share_an_input_share_its_sum(tiny: ModelDir, tmp_path: Path
 def test_the_lowered_graph_computes_the_same(tiny: ModelDir, tmp_path: Path, scheme: str) -> None:
     """Sums over channels and what they are multiplied with stay in float32."""
     path = export(tiny, of(tiny, scheme, "all"), tmp_path / "model.onnx")
-    lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "lowered.onnx", progress=SILENT)
+    lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "lowered.onnx", progress=SILENT, keep_time_path=True)
     inputs = feeds(0, *SHAPES[0]) | {"step": np.array([1], np.int64)}
     found = [
         ort.InferenceSession(str(p), session_options(), providers=["CPUExecutionProvider"]).run(None, inputs)[0]

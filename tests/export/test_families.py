@@ -63,6 +63,11 @@ def test_quantized(prepared: checks.PreparedCase, scheme: Scheme) -> None:
     checks.check_quantized(prepared, scheme)
 
 
+@traced
+def test_time_path(prepared: checks.PreparedCase) -> None:
+    checks.check_time_path(prepared)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", [None, checks.W8A8, checks.W4A16], ids=["fp16", "w8a8", "w4a16"])
 def test_engine(prepared: checks.PreparedCase, scheme: Scheme | None) -> None:

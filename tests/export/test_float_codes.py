@@ -63,7 +63,7 @@ def test_graph_and_lowered_graph_compute_what_the_reference_does(
 ) -> None:
     """At every input but for flipped codes, and at one of them without any: a systematic error is in all of them."""
     _, made, path = exported
-    lower(model=path, target=Target.load("cpu"), out=tmp_path / "lowered.onnx", progress=SILENT)
+    lower(model=path, target=Target.load("cpu"), out=tmp_path / "lowered.onnx", progress=SILENT, keep_time_path=True)
     reference, unquantized = ReferenceModel(Wan(), tiny, made), ReferenceModel(Wan(), tiny, None)
     graph, lowered = OnnxRuntimeModel(path), OnnxRuntimeModel(tmp_path / "lowered.onnx")
     differences = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from command import vditc
 from tiny_export import FEW_BITS, SCHEMES, SHAPES, calibration, export, feeds, traced
 
 from vditc.calibrate.stage import uncalibrated
@@ -23,7 +25,7 @@ from vditc.export.adapters.wan import Wan
 from vditc.export.check import check_codes
 from vditc.export.linears import normalise_linears
 from vditc.export.qdq import quantize_linears
-from vditc.export.stage import check_calibration, export_model
+from vditc.export.stage import check_calibration, export_model, insert_weights
 from vditc.files import sha256
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS
@@ -155,6 +157,36 @@ def test_metadata_says_where_the_graph_came_from(tiny: ModelDir, tmp_path: Path)
     assert about["calibration_digest"] == sha256(tmp_path / "calibration.safetensors")
     assert about["timesteps"] == [1000.0, 800.0, 500.0]
     assert about["layers"] == {"W[int4 per_group(64)] A[float]": list(calibrated.layers)}
+
+
+def test_a_graph_without_calibration_is_for_the_schedule_that_is_given(tiny: ModelDir) -> None:
+    calibrated, walked = calibration(tiny, SCHEMES["w4a16"]), Schedule.flow(np.array([1.0, 0.5, 0.0]))
+    found = []
+    for known, given in ((None, None), (None, walked), (calibrated.schedule, walked)):
+        model = traced(tiny)
+        insert_weights(model, tiny, dataclasses.replace(calibrated, schedule=known), given)
+        found.append(json.loads(model.metadata_props["vditc"])["timesteps"])
+    assert found == [[], [1000.0, 500.0], [1000.0, 800.0, 500.0]]
+
+
+@pytest.mark.parametrize(("arguments", "steps"), [((), 3), (("--steps", "7"), 7)])  # 3 in sampling.json
+def test_the_schedule_on_the_command_line(tiny_dir: Path, tmp_path: Path, arguments: tuple[str, ...], steps: int) -> None:
+    out = tmp_path / "model.onnx"
+    run = vditc("export", str(tiny_dir), "--recipe", "fp16", *arguments, "-o", str(out))
+    assert run.code == 0, run.stderr
+    about = json.loads(onnx.load(out, load_external_data=False).metadata_props[0].value)
+    assert len(about["timesteps"]) == steps and about["timesteps"][0] == 1000.0
+
+
+def test_a_model_without_a_scheduler_has_no_schedule(tiny_dir: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.onnx"
+    shutil.copytree(tiny_dir, folder)
+    shutil.rmtree(folder / "scheduler")
+    run = vditc("export", str(folder), "--recipe", "fp16", "--steps", "7", "-o", str(out))
+    assert run.code == 2 and "scheduler_config.json" in run.stderr
+    run = vditc("export", str(folder), "--recipe", "fp16", "-o", str(out))
+    assert run.code == 0 and "the graph is for no schedule in particular" in run.stderr, run.stderr
+    assert json.loads(onnx.load(out, load_external_data=False).metadata_props[0].value)["timesteps"] == []
 
 
 # Per block: norm1 (q, k, v), attn1 out, norm2 (q), attn2 out, two of the feed-forward: 6. The text (k, v of attn2): one for all blocks.

@@ -95,7 +95,7 @@ def test_q_k_and_v_share_one_balance_one_rotation_and_one_quantization(tiny: Mod
 
 def test_the_lowered_graph_computes_the_same(tiny: ModelDir, tmp_path: Path) -> None:
     path = export(tiny, of(tiny, "w8a8", "all"), tmp_path / "model.onnx")
-    facts = lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "lowered.onnx", progress=SILENT)
+    facts = lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "lowered.onnx", progress=SILENT, keep_time_path=True)
     left = [r.node for f in facts.passes for r in f.refusals if f.name.startswith("fold-channel-balance")]
     assert sorted(n.split(".", 2)[2] for n in left) == sorted(2 * [f"{n}/Mul_balance" for n in ("attn2.to_k", "attn2.to_v", "ffn.net.2")])
     inputs = feeds(0, *SHAPES[0])

@@ -65,7 +65,12 @@ FRAMEPACK_SHAPES = (
     {"batch": 3, "frames": 1, "height": 10, "width": 14, "text_tokens": 5, "image_tokens": 3},
 )
 CASES = [
-    Case(name="hunyuan-video", config=CONFIG, shapes=SHAPES),
+    Case(
+        name="hunyuan-video",
+        config=CONFIG,
+        shapes=SHAPES,
+        live=("guidance, pooled_projections", "encoder_attention_mask, encoder_hidden_states"),
+    ),
     Case(name="hunyuan-video-i2v-concat", config={**PLAIN, "in_channels": 9, "image_condition_type": "latent_concat"}, shapes=SHAPES),
     Case(name="hunyuan-video-i2v-replace", config={**CONFIG, "image_condition_type": "token_replace"}, shapes=SHAPES),
     Case(name="hunyuan-video-1.5-t2v", config=CONFIG_15, shapes=SHAPES_15),

@@ -33,11 +33,12 @@ SHAPES = (
     {"batch": 3, "frames": 1, "height": 2, "width": 14, "audio_tokens": 1, "text_tokens": 1},
 )
 CASES = [
-    Case(name="kandinsky6", config=CONFIG, shapes=SHAPES),
+    Case(name="kandinsky6", config=CONFIG, shapes=SHAPES, live=("pooled_projections",) * 2),
     # As published: gates of the other stream (which then have one width), both streams with the same attention.
     Case(
         name="kandinsky6-gates",
         config={**CONFIG, "model_dim_a": 32, "cross_gates": True, "audio_freqs_scaling": 1.0, "visual_cond": False},
         shapes=SHAPES,
+        live=("pooled_projections",) * 2,
     ),
 ]

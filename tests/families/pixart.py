@@ -25,7 +25,7 @@ SHAPES = (
 # The width of the published models.
 WIDE = {**ALPHA, "num_attention_heads": 16, "attention_head_dim": 72, "cross_attention_dim": 1152, "sample_size": 16}
 CASES = [
-    Case(name="pixart-alpha-1024", config=ALPHA, shapes=SHAPES),
+    Case(name="pixart-alpha-1024", config=ALPHA, shapes=SHAPES, live=("aspect_ratio, resolution",)),
     Case(
         name="pixart-sigma",
         config={**WIDE, "interpolation_scale": 1, "use_additional_conditions": False},

@@ -20,7 +20,7 @@ from vditc.bundle import Bundle
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError, PrecisionError, QualityError
 from vditc.pipeline import compile as job_module
-from vditc.pipeline.compile import Job, compile_bundle
+from vditc.pipeline.compile import Job, compile_bundle, prepare
 from vditc.pipeline.use import sample_bundle
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
@@ -63,6 +63,10 @@ def test_bundle_is_complete(job: Job) -> None:
     codes, channels, kept = 393_216, 2_816, 141_312  # of the tiny model: quantized weights, their output channels, other weights
     assert m.mean_bits == pytest.approx((8 * codes + 32 * channels + 16 * kept) / (codes + kept), abs=1e-4)
     assert m.targets["cpu"]["engine"]["status"] == "portable"
+    assert [i["name"] for i in m.inputs] == ["hidden_states", "timestep", "encoder_hidden_states", "step"]
+    assert [i["name"] for i in m.targets["cpu"]["inputs"]] == ["hidden_states", "encoder_hidden_states", "step"]
+    (tables,) = (p["figures"] for p in m.targets["cpu"]["graph"]["passes"] if p["figures"])
+    assert tables["steps"] == 3 and tables["tables_bytes"] < tables["weights_bytes"]
     memory = m.targets["cpu"]["memory"]  # 2 x 4 x 4 tokens
     assert memory["tokens"] == 32 and memory["total"] == memory["weights"] + memory["activations"]
     assert m.targets["cpu"]["graph"]["error"] <= job_module.LOWERED_TOLERANCE
@@ -109,6 +113,13 @@ def test_attention_that_has_more_keys_than_tokens(job: Job, monkeypatch: pytest.
 def test_equal_jobs_give_equal_bytes(job: Job, whole: dict[str, bytes]) -> None:
     compile_bundle(job, SILENT)
     assert contents(job.out) == whole
+
+
+def test_the_time_path_can_stay(job: Job) -> None:
+    kept = dataclasses.replace(job, keep_time_path=True)
+    assert prepare(kept).digest != prepare(job).digest  # neither resumes the other
+    inputs = compile_bundle(kept, SILENT).manifest.targets["cpu"]["inputs"]
+    assert [i["name"] for i in inputs] == ["hidden_states", "timestep", "encoder_hidden_states", "step"]
 
 
 @pytest.mark.demo

@@ -12,6 +12,7 @@ import pytest
 from trt_stub import TABLES, Stub, Thing
 
 from vditc.errors import InputError, VditcError
+from vditc.runtimes.step_table import StepTable
 from vditc.runtimes.trt_builder import BuildRequest, build, inspect
 from vditc.runtimes.trt_runner import _Engine
 
@@ -158,7 +159,7 @@ def test_runner_feeds_the_engine_by_name_and_type(release: str) -> None:
         }
     )
     with contextlib.ExitStack() as stack:
-        engine = _Engine(trt, Cuda, Thing(trt, "ICudaEngine"), Thing(trt, "IExecutionContext"), stack)
+        engine = _Engine(trt, Cuda, Thing(trt, "ICudaEngine"), Thing(trt, "IExecutionContext"), stack, StepTable((), "engine"))
         latents = np.arange(8, dtype=np.float32).reshape(2, 4)
         feeds = {"hidden_states": latents, "timestep": np.zeros(2, np.float32), "encoder_hidden_states": np.zeros((2, 3), np.float32)}
         velocity = engine(feeds, 5)
@@ -169,4 +170,9 @@ def test_runner_feeds_the_engine_by_name_and_type(release: str) -> None:
             engine({**feeds, "hidden_states": np.zeros((3, 4), np.float32)}, 0)
         with pytest.raises(InputError, match="found no encoder_hidden_states; wanted hidden_states, encoder_hidden_states, step"):
             engine({"hidden_states": latents}, 0)
+        engine.table = StepTable((1000.0, 500.0), "model.onnx")  # the engine takes no timestep: one that is told must be the step's own
+        for told, step, words in ((0, 1, "found timestep 0 at step 1; wanted 500, step 1 of 2"), (500, 2, "found step 2; wanted 0 to 1")):
+            with pytest.raises(InputError, match=words):
+                engine({**feeds, "timestep": np.full(2, told, np.float32)}, step)
+        assert np.array_equal(engine({**feeds, "timestep": np.full(2, 500, np.float32)}, 1), latents * 2 + 1)
     assert all(buffer.freed for buffer in engine.buffers.values())

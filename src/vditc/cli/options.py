@@ -17,6 +17,9 @@ PartOption = Annotated[str | None, typer.Option("--part", help="expert of a mode
 TargetOption = Annotated[str, typer.Option("--target", help="built-in target or a .toml file")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="what to write")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps [default: the model's]")]
+KeepTimePathOption = Annotated[
+    bool, typer.Option("--keep-time-path", help="leave the timestep an input, instead of tables for the steps of one schedule")
+]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classifier-free guidance scale [default: the model's]")]
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="text file, one prompt a line")]
 ConditioningOption = Annotated[Path | None, typer.Option("--conditioning", help="saved conditionings (safetensors)")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vditc.cli.app import RichProgress, app
-from vditc.cli.options import ForceOption, JsonOption, OutOption, TargetOption, fresh
+from vditc.cli.options import ForceOption, JsonOption, KeepTimePathOption, OutOption, TargetOption, fresh
 from vditc.cli.stages import say
 from vditc.errors import InputError
 from vditc.target import Target
@@ -30,6 +30,7 @@ def lower_command(
         bool, typer.Option("--verify", help="run the graph before and after every pass; fail at the first that changes the numbers")
     ] = False,
     print_after: Annotated[str, typer.Option(help="print the graph after this pass, or after `all`")] = "",
+    keep_time_path: KeepTimePathOption = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass that changed it")] = None,
     force: ForceOption = False,
 ) -> None:
@@ -43,7 +44,7 @@ def lower_command(
     from vditc.graph_passes.stage import chosen_passes, lower
     from vditc.graph_passes.text import PrintGraphs
 
-    known = ["all", *dict.fromkeys(one.name for one in chosen_passes(chosen, names))]
+    known = ["all", *dict.fromkeys(one.name for one in chosen_passes(chosen, names, keep_time_path=keep_time_path))]
     if print_after and print_after not in known:
         raise InputError(found=print_after, wanted=f"one of {', '.join(known)}", where="--print-after", fix="name a pass that is run")
     observers: list[Observer] = []
@@ -58,12 +59,22 @@ def lower_command(
         verifier = VerifyPasses(model)
         verdicts = verifier.verdicts
         observers += [CheckClaims(), verifier]
-    facts = lower(model=model, target=chosen, out=path, progress=RichProgress(), passes=names, observers=observers)
+    facts = lower(
+        model=model,
+        target=chosen,
+        out=path,
+        progress=RichProgress(),
+        passes=names,
+        keep_time_path=keep_time_path,
+        observers=observers,
+    )
     if explain:
         for i, done in enumerate(facts.passes):
             verdict = verdicts[i] if verify else None
             what = "changed the graph" if done.modified else "nothing to do"
             say(f"{done.name}: {what}, {done.nodes_before} -> {done.nodes_after} nodes{f', {verdict}' if verdict else ''}")
+            for figure, value in done.figures.items():
+                say(f"  {figure.replace('_', ' ')}: {value:,}")
             for refusal in done.refusals:
                 say(f"  left {refusal.node}: {refusal.reason}")
     if verify:

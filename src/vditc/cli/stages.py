@@ -96,12 +96,14 @@ def export_command(
     recipe: Annotated[str | None, typer.Option("--recipe", help="instead: a recipe that needs no calibration data")] = None,
     lora: LoraOption = None,
     part: PartOption = None,
+    steps: StepsOption = None,
     check: Annotated[bool, typer.Option("--check", help="compare the graph with the model in ONNX Runtime at three sizes")] = False,
     force: ForceOption = False,
 ) -> None:
     """Write the portable Q/DQ graph: OUT, OUT.data, and beside them OUT's map of weights for refitting, .refit.json.
 
-    Give --calibration, or --recipe: weights are then quantized on their way from the checkpoint to OUT.data.
+    Give --calibration, or --recipe: weights are then quantized on their way from the checkpoint to OUT.data. The schedule that
+    lowering precomputes the time path for is the calibration's, or that of the model's scheduler and --steps.
     """
     if (calibration is None) == (recipe is None):
         raise InputError(
@@ -119,6 +121,7 @@ def export_command(
     from vditc.export.stage import export_model
     from vditc.lora import Lora, fuse
     from vditc.model_dir import ModelDir
+    from vditc.pipeline.components import model_schedule
 
     fresh(refit_file(path), force)
     if check:
@@ -134,7 +137,14 @@ def export_command(
     else:
         assert calibration is not None
         codes = Calibration.load(calibration)
-    facts = export_model(source=source, adapter=adapter, calibration=codes, out=path, progress=RichProgress())
+    progress = RichProgress()
+    own = codes.schedule if isinstance(codes, Calibration) else None
+    if own is not None and steps not in (None, len(own.timesteps)):
+        raise InputError(
+            found=f"--steps {steps}", wanted=f"{len(own.timesteps)}, as in {calibration}", where="vditc export", fix="leave --steps out"
+        )
+    schedule = own or model_schedule(source, steps, progress)
+    facts = export_model(source=source, adapter=adapter, calibration=codes, schedule=schedule, out=path, progress=progress)
     kinds = ", ".join(f"{count} layers {scheme}" for scheme, count in facts.layers.items()) or "no layer quantized"
     say(f"wrote {path}: {facts.nodes} nodes, {kinds}; graph {facts.graph_bytes / 1e6:.1f} MB, weights {facts.data_bytes / 1e9:.2f} GB")
     if check:

@@ -63,6 +63,7 @@ class Job:
     loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, fused in this order
     clips: int = 8  # sampled with both models for the quality gate
     gate: bool = True
+    keep_time_path: bool = False
     device: str = "cpu"
     resume: bool = False
     force: bool = False
@@ -90,6 +91,7 @@ class Plan:
                 "recipe": job.recipe.digest,
                 "targets": [dataclasses.asdict(t) for t in job.targets],
                 "profile": self.profile.to_json(),
+                "keep_time_path": job.keep_time_path,
                 "sampling": dataclasses.asdict(self.model.sampling),
                 "clips": [s.conditioning.digest() for s in (self.calibrated, self.verified)],
                 "vditc": importlib.metadata.version("vditc"),
@@ -171,7 +173,14 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
         progress.note(f"{name} needs {memory}")
 
     def run_export() -> dict[str, Any]:
-        facts = export_model(source=source, adapter=adapter, calibration=calibration, out=root / "model.onnx", progress=progress)
+        facts = export_model(
+            source=source,
+            adapter=adapter,
+            calibration=calibration,
+            schedule=plan.calibrated.scheduler,
+            out=root / "model.onnx",
+            progress=progress,
+        )
         return dataclasses.asdict(facts)
 
     graph = _timeless(space.stage("export", run_export, ("model.onnx*", "model.refit.json")))
@@ -216,7 +225,7 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
             "latent_shape": list(plan.verified.conditioning.latent_shape),
             "schedule": plan.verified.scheduler.to_json(),
         },
-        inputs=[{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(root / "model.onnx")],
+        inputs=_inputs(root / "model.onnx"),
         profile=plan.profile.to_json(),
         graph=graph,
         targets=targets,
@@ -233,12 +242,12 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
 
 def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) -> dict[str, Any]:
     """Lower for one target and build; returns what the manifest says of it."""
-    root, lowered = space.path, f"lowered/{target.name}.onnx"
+    job, root, lowered = plan.job, space.path, f"lowered/{target.name}.onnx"
 
     def run_lower() -> dict[str, Any]:
-        facts = lower(model=root / "model.onnx", target=target, out=root / lowered, progress=progress)
+        facts = lower(model=root / "model.onnx", target=target, out=root / lowered, keep_time_path=job.keep_time_path, progress=progress)
         _check_keys(plan, target, root / lowered)
-        error = _lowered_error(plan, root / "model.onnx", _runnable(root, lowered, target, space.scratch))
+        error = _lowered_error(plan, root / "model.onnx", _runnable(plan.job, root, lowered, target, space.scratch))
         if not error <= LOWERED_TOLERANCE:
             raise PrecisionError(
                 found=f"a relative error of {error:.3g} in one step",
@@ -271,6 +280,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "runtime": target.runtime,
         "compute": target.compute,
         "lowered": lowered,
+        "inputs": _inputs(root / lowered),
         "memory": plan.memory[target.name].to_json(),  # estimated, bytes at the profile's largest sizes
         "graph": _timeless(facts),
         "engine": _timeless(engine),
@@ -285,12 +295,17 @@ def _check_keys(plan: Plan, target: Target, lowered: Path) -> None:
         raise PrecisionError(found=error.found, wanted=error.wanted, where=error.where, fix=error.fix) from error
 
 
-def _runnable(root: Path, lowered: str, target: Target, scratch: Path) -> Path:
+def _runnable(job: Job, root: Path, lowered: str, target: Target, scratch: Path) -> Path:
     """The lowered graph, or where ONNX Runtime has no kernels on a CPU (bfloat16) what the same passes make in float32."""
     if target.compute != "bf16":
         return root / lowered
     wide = dataclasses.replace(target, compute="fp32")
-    return lower(model=root / "model.onnx", target=wide, out=scratch / target.name / "fp32.onnx", progress=SILENT).files[0]
+    out = scratch / target.name / "fp32.onnx"
+    return lower(model=root / "model.onnx", target=wide, out=out, keep_time_path=job.keep_time_path, progress=SILENT).files[0]
+
+
+def _inputs(model: Path) -> list[Mapping[str, Any]]:
+    return [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(model)]
 
 
 def _input_range(statistics: Mapping[str, Any], layer: str) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.schedules import load_schedule
+from vditc.progress import Progress
 from vditc.schedule import Schedule
 from vditc.text_encoder import WordEmbedding
 
@@ -88,6 +89,23 @@ def sampling_of(source: ModelDir, steps: int | None, guidance_scale: float | Non
         steps=own.steps if steps is None else steps,
         guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
     )
+
+
+def model_schedule(source: ModelDir, steps: int | None, progress: Progress) -> Schedule | None:
+    """The schedule of the model's own scheduler, for `steps` or those of sampling.json; None, with a note, where one is missing.
+
+    InputError if `steps` are given and the scheduler cannot walk them.
+    """
+    count = steps if steps is not None or source.sampling is None else source.sampling.steps
+    try:
+        if count is None:
+            raise InputError(found="no sampling.json", wanted="the number of steps", where=str(source.path), fix="give --steps")
+        return load_schedule(source.path, count)
+    except InputError as error:
+        if steps is not None:
+            raise
+        progress.note(f"the graph is for no schedule in particular, so that lowering leaves its time path as it is: {error}")
+        return None
 
 
 def load_conditioning(path: Path, specs: Sequence[InputSpec], sizes: Sizes) -> Conditioning:
