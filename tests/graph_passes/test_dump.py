@@ -125,12 +125,13 @@ def test_no_pipeline_reads_the_codes(tmp_path: Path, target: str, read: dict[str
 def test_graphs_refer_to_the_weights(tmp_path: Path) -> None:
     path = save_attention(tmp_path / "bundle" / "model.onnx")
     folder = tmp_path / "some" / "dump"
-    lower(model=path, target=Target.load("rtx-ada"), out=tmp_path / "out" / "x.onnx", progress=SILENT, observers=[DumpGraphs(folder)])
+    out, watch = tmp_path / "out" / "x.onnx", [DumpGraphs(folder)]
+    lower(model=path, target=Target.load("rtx-ada"), out=out, progress=SILENT, keep_time_path=True, observers=watch)
     names = sorted(p.name for p in folder.iterdir())
-    assert names == [f"{stem}.{end}" for stem in ("03-convert-compute-type", "06-eliminate-dead-nodes") for end in ("onnx", "onnxtxt")]
-    text = (folder / "03-convert-compute-type.onnxtxt").read_text()
+    assert names == [f"{stem}.{end}" for stem in ("06-convert-compute-type", "09-eliminate-dead-nodes") for end in ("onnx", "onnxtxt")]
+    text = (folder / "06-convert-compute-type.onnxtxt").read_text()
     assert text.startswith("# after convert-compute-type{to=fp16}\n") and "Softmax" in text
-    model = ir.load(folder / "06-eliminate-dead-nodes.onnx")
+    model = ir.load(folder / "09-eliminate-dead-nodes.onnx")
     codes = model.graph.initializers["q_codes"].const_value
     assert isinstance(codes, ir.ExternalTensor)
     assert os.fspath(codes.location) == "../../bundle/model.onnx.data" and Path(codes.path).resolve() == path.with_name("model.onnx.data")
@@ -144,11 +145,12 @@ def test_what_a_pass_made_is_written_once_and_an_older_dump_goes(tmp_path: Path,
     folder.mkdir()
     for name in ("09-old.onnx", "09-old.onnxtxt", "09-old.onnx.data", "notes.txt", "1-of-mine.onnx"):
         (folder / name).touch()
-    lower(model=model, target=Target.load("rtx-ada"), out=tmp_path / "x.onnx", progress=SILENT, observers=[DumpGraphs(folder)])
+    out, watch = tmp_path / "x.onnx", [DumpGraphs(folder)]
+    lower(model=model, target=Target.load("rtx-ada"), out=out, progress=SILENT, keep_time_path=True, observers=watch)
     written = {p.name for p in folder.iterdir()}
     assert {"notes.txt", "1-of-mine.onnx"} < written and not [n for n in written if "old" in n]
-    assert {n for n in written if n.endswith(".data")} == {"03-convert-compute-type.onnx.data"}
-    last = ir.load(folder / "06-eliminate-dead-nodes.onnx")
+    assert {n for n in written if n.endswith(".data")} == {"06-convert-compute-type.onnx.data"}
+    last = ir.load(folder / "09-eliminate-dead-nodes.onnx")
     new = [t for v in last.graph.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor) and ".." not in str(t.location)]
     want = ir.load(tmp_path / "x.onnx").graph.initializers
     assert new and all(np.array_equal(t.numpy(), want[str(t.name)].const_value.numpy()) for t in new)  # type: ignore[union-attr]

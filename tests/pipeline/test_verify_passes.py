@@ -37,9 +37,10 @@ def registry() -> Iterator[None]:
     PASSES.update(before)
 
 
-def verified(model: Path, out: Path, target: str = "rtx-ada", passes: list[str] | None = None) -> VerifyPasses:
-    verifier = VerifyPasses(model)
-    lower(model=model, target=Target.load(target), out=out, progress=SILENT, passes=passes, observers=[verifier])
+def verified(model: Path, out: Path, target: str = "rtx-ada", passes: list[str] | None = None, *, live: bool = False) -> VerifyPasses:
+    """`live`: the time path stays."""
+    verifier, chosen = VerifyPasses(model), Target.load(target)
+    lower(model=model, target=chosen, out=out, progress=SILENT, passes=passes, keep_time_path=live, observers=[verifier])
     return verifier
 
 
@@ -59,8 +60,8 @@ def test_the_pipeline_of_an_exported_model_is_right(tmp_path: Path, tiny: ModelD
 
 def test_passes_that_change_nothing_are_not_run(tmp_path: Path) -> None:
     model = save_attention(tmp_path / "model.onnx")
-    verifier = verified(model, tmp_path / "out" / "x.onnx", "cpu")
-    assert verifier.verdicts == [None] * 4 and verifier._outputs is None
+    verifier = verified(model, tmp_path / "out" / "x.onnx", "cpu", live=True)
+    assert verifier.verdicts == [None] * 7 and verifier._outputs is None
 
 
 def declare(title: str, change: str) -> None:
