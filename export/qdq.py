@@ -33,7 +33,7 @@ from vditc.export.qdq_float import nvfp4_activation, nvfp4_weight
 from vditc.export.weights import StreamedTensor, add_initializer, stored_type
 from vditc.hadamard import factors
 from vditc.numerics import EPS, Granularity, QType
-from vditc.scheme import QuantSpec, scale_shape, zero_offset
+from vditc.scheme import OFFSET, QuantSpec, scale_shape, zero_offset
 from vditc.transform import BALANCE, DOWN, SHIFT, UP, Transform
 
 STEP = "step"
@@ -214,7 +214,7 @@ class _Rewriter:
         value = value if scale_dtype == np.float32 else self.op("Cast", value, scope=name, to=ir.DataType.FLOAT)
         if weight.spec.symmetric:
             return value, None
-        return value, add_initializer(self.graph, StreamedTensor(f"{name}_offset", ir.DataType.FLOAT, weight.shape[:1], arrays, 2))
+        return value, add_initializer(self.graph, StreamedTensor(f"{name}{OFFSET}", ir.DataType.FLOAT, weight.shape[:1], arrays, 2))
 
     def activation(
         self, x: ir.Value, spec: QuantSpec, static: npt.NDArray[np.float32] | None, clip: npt.NDArray[np.float32] | None

@@ -25,6 +25,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from vditc.graph_passes.channel_change import AbsorptionError, Array, Change, Edit, Plan, array_of, constant, label
 from vditc.graph_passes.patterns import producer, weight_like
+from vditc.scheme import OFFSET
 from vditc.transform import UP
 
 
@@ -235,22 +236,35 @@ class Absorption:
         scales = scale.const_value.numpy().astype(np.float64) * np.abs(factor)
         edits = [Edit(dequantize, 1, lambda: self.constant(dequantize, 1, np.asarray(scales, np.float32)))]
         if (factor < 0).any():
-            edits.append(Edit(dequantize, 0, self._turned(codes, factor < 0)))
+            offset = self._offset(codes)
+            edits.append(Edit(dequantize, 0, self._turned(codes, factor < 0, offset is not None)))
+            if offset is not None:
+                # -(c s + o) = (-1 - c) s + (s - o): the codes above stay within their range. That -o is what `change` makes of o.
+                (own, at), added = offset, np.where(factor < 0, scale.const_value.numpy().astype(np.float64), 0)
+                edits.append(Edit(own, at, lambda: self.constant(own, at, _now(own, at) - added), first=True))
         return Plan(tuple(edits))
 
-    def _turned(self, codes: ir.Value, turn: Array) -> Callable[[], ir.Value]:
-        """The codes [K, N] with other signs in some columns."""
+    def _offset(self, codes: ir.Value) -> tuple[ir.Node, int] | None:
+        """Where the zero points of an asymmetric weight are read; None for a symmetric one."""
+        name = str(codes.name).removesuffix(".folded") + OFFSET
+        found = next((v for n in (name, f"{name}.folded") if (v := self.graph.initializers.get(n)) is not None), None)
+        uses = () if found is None else tuple(found.uses())
+        return (uses[0].node, uses[0].idx) if len(uses) == 1 and uses[0].node.op_type == "Mul" else None
+
+    def _turned(self, codes: ir.Value, turn: Array, asymmetric: bool) -> Callable[[], ir.Value]:
+        """The codes c [K, N], in some columns -c, or -1 - c of asymmetric ones, of which every code has a counterpart."""
         tensor = codes.const_value
         assert tensor is not None
         floating = tensor.dtype is ir.DataType.FLOAT8E4M3FN
-        if not floating and tensor.numpy().astype(np.int8).min() == {ir.DataType.INT4: -8}.get(tensor.dtype, -128):
+        if not floating and not asymmetric and tensor.numpy().astype(np.int8).min() == {ir.DataType.INT4: -8}.get(tensor.dtype, -128):
             raise AbsorptionError(f"{codes.name} has codes without a counterpart of the other sign")
 
         def negated() -> Array:
             array = tensor.numpy()
             if floating:
                 return np.asarray(array.view(np.uint8) ^ (turn * np.uint8(0x80))).view(array.dtype)
-            return np.where(turn, -array.astype(np.int8), array.astype(np.int8)).astype(array.dtype)
+            whole = array.astype(np.int8)
+            return np.where(turn, ~whole if asymmetric else -whole, whole).astype(array.dtype)
 
         return lambda: self.add(f"{codes.name}.folded", lambda name: _lazy(negated, tensor.dtype, tensor.shape, name))
 

@@ -64,6 +64,7 @@ class Edit:
     node: ir.Node
     index: int
     make: Callable[[], ir.Value]
+    first: bool = False  # made before the others, which change what it gives
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class Plan:
 
     def apply(self) -> None:
         """Make the change; constants that nobody reads any more go."""
-        for edit in self.edits:
+        for edit in sorted(self.edits, key=lambda edit: not edit.first):
             if edit.index >= len(edit.node.inputs):
                 edit.node.resize_inputs(edit.index + 1)
             old = edit.node.inputs[edit.index]

@@ -297,6 +297,9 @@ def nearest_scale(weight: npt.NDArray[np.float32], spec: QuantSpec, scale_dtype:
     return weight_scale(np.asarray(np.abs(groups).max(-1)), spec, scale_dtype)
 
 
+OFFSET = "_offset"  # behind the name of a weight in a graph: what `zero_offset` says
+
+
 def zero_offset(scale: Array, zero_point: Array | None) -> npt.NDArray[np.float32] | None:
     """What every weight of a row is off by without the zero point: -scale * zero_point, float32 [N]."""
     return None if zero_point is None else np.asarray(-scale.astype(np.float32) * zero_point, np.float32)

@@ -211,6 +211,26 @@ def test_signs_of_codes(kind: ir.DataType, tmp_path: Path) -> None:
     assert 0 < same.sum() < graphs.WIDTH
 
 
+def test_signs_of_asymmetric_codes() -> None:
+    """The least code has no counterpart of the other sign, but -1 - c has the range of c, and the zero point makes up for it."""
+    b = Builder(np.random.default_rng(1))
+    x = b.input("hidden_states", "batch", "text_tokens", graphs.WIDTH)
+    codes = b.rng.integers(-8, 8, (graphs.WIDTH, graphs.WIDTH)).astype(ir.DataType.INT4.numpy())
+    codes[0] = -8
+    scale, zero = np.exp(b.rng.standard_normal(graphs.WIDTH)).astype(np.float32), b.rng.uniform(-3, 3, graphs.WIDTH)
+    weight = b.op("DequantizeLinear", b.constant(codes, "v.weight", ir.DataType.INT4), b.constant(scale), axis=1)
+    total = b.op("ReduceSum", x, b.ints(-1), keepdims=1)
+    offset = b.constant((-scale * zero).astype(np.float32), "v.weight_offset")
+    v = b.op("Add", b.op("Add", b.op("MatMul", x, weight), b.vector()), b.op("Mul", total, offset))
+    scores = b.op("Softmax", b.input("scores", "batch", "text_tokens", "text_tokens"), axis=-1)
+    model = b.model(graphs.explicit(b, b.op("MatMul", scores, v), True), "batch", "text_tokens", graphs.WIDTH)
+    wanted = run(model, b.feeds)
+    assert not fold(model).refusals
+    assert tolerances.relative_l2(run(model, b.feeds), wanted) <= tolerances.FOLDED
+    turned = model.graph.initializers["v.weight.folded"].const_value
+    assert turned is not None and set(np.unique(turned.numpy()[0].astype(int))) == {-8, 7}
+
+
 @pytest.mark.parametrize("kind", ["softmax", "other axis", "no softmax"])
 def test_a_shift_passes_rows_that_add_up_to_one(kind: str) -> None:
     b = Builder(np.random.default_rng(1))
