@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # PyTorch is installed first and alone: the CPU build is enough, and a plain `torch` would bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 EXTRAS := calibrate,export,cpu,rtx,report,dev
+# Files of tests side by side, each on one thread: most models are too small for more. 1.5 GB of memory a job.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all check lint bench study clean
@@ -26,10 +29,10 @@ demo: $(STAMP) ## compile the bundled model and compare the clips: demo-out/repo
 	$(BIN)/vditc demo -o demo-out --force
 
 test: $(STAMP) ## all tests but the slow ones, without a GPU
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP) ## every test, the slow ones too
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 lint: $(STAMP) ## ruff, mypy, import rules, file lengths
 	$(BIN)/ruff check .
@@ -38,8 +41,8 @@ lint: $(STAMP) ## ruff, mypy, import rules, file lengths
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_lengths.py
 
-check: lint ## lint and the fast tests: under two minutes
-	$(BIN)/pytest -q -m "not slow and not demo"
+check: lint ## lint, and the tests that compile no whole model
+	$(PYTEST) -m "not slow and not demo"
 
 bench: $(STAMP) ## measure the main job; figures go to docs/measurements/main_job.json
 	$(BIN)/python benchmarks/main_job.py --out docs/measurements/main_job.json
