@@ -47,9 +47,8 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),
         ConvertComputeType(to=target.compute),
         FlattenAttentionOutputs(),
-        LegalizeForTarget(
-            blocks=Blocks.of(target.int4_blocks)
-        ),  # after the conversion: it repeats scales in the type that they are then used in
+        # After the conversion: it repeats scales in the type that they are then used in.
+        LegalizeForTarget(blocks=Blocks.of(target.int4_blocks)),
         EliminateDeadNodes(),
     )
 

@@ -64,25 +64,17 @@ def chosen_dims(shape: ir.Node) -> tuple[int | ir.SymbolicDim, ...]:
 
 def upstream(values: Iterable[ir.Value | None], kind: Mapping[ir.Value, Kind]) -> set[ir.Node]:
     """The nodes of the time path that compute these values."""
+    return needed(values, lambda value: kind[value] is Kind.TIME)
+
+
+def needed(values: Iterable[ir.Value | None], follow: Callable[[ir.Value], bool] = lambda _: True) -> set[ir.Node]:
+    """Every node that computes these values, as far up as `follow` holds."""
     found: set[ir.Node] = set()
     todo = list(values)
     while todo:
         value = todo.pop()
         node = value.producer() if value is not None else None
-        if value is not None and node is not None and node not in found and kind[value] is Kind.TIME:
-            found.add(node)
-            todo += node.inputs
-    return found
-
-
-def needed(values: Iterable[ir.Value | None]) -> set[ir.Node]:
-    """Every node that computes these values, of whatever kind."""
-    found: set[ir.Node] = set()
-    todo = list(values)
-    while todo:
-        value = todo.pop()
-        node = value.producer() if value is not None else None
-        if node is not None and node not in found:
+        if value is not None and node is not None and node not in found and follow(value):
             found.add(node)
             todo += node.inputs
     return found

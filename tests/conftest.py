@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers by 
 from tiny_model import save_tiny_model, tiny_clips
 
 from vditc.conditioning import Conditioning
+from vditc.graph_passes.core import PASSES
 from vditc.model_dir import ModelDir
 
 
@@ -38,3 +40,12 @@ def tiny_conditioning(tiny_dir: Path) -> Conditioning:
 def rng() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Passes that a test declares are forgotten after it."""
+    before = dict(PASSES)
+    yield
+    PASSES.clear()
+    PASSES.update(before)

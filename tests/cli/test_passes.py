@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,9 +43,8 @@ def refused(run: Run, out: Path, model: Path, *words: str) -> None:
 
 
 @pytest.fixture
-def wrong() -> Iterator[None]:
+def wrong(registry: None) -> None:
     """A pass `wrong`, which forgets a scale, and `liar`, which hides what it does."""
-    before = dict(PASSES)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Wrong(Pass):
@@ -63,10 +61,6 @@ def wrong() -> Iterator[None]:
         def call(self, model: ir.Model) -> Result:
             super().call(model)
             return Result(model, modified=False)
-
-    yield
-    PASSES.clear()
-    PASSES.update(before)
 
 
 def test_explain_and_verify_say_what_every_pass_did(model: Path, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -13,21 +12,13 @@ from attention_graph import TEXT_FORM, attention_model
 from vditc.errors import DialectError, InputError, VditcError
 from vditc.graph_passes.claims import CheckClaims, structure
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
-from vditc.graph_passes.core import PASSES, Observer, Pass, PassFacts, Result, check_order, run_passes
+from vditc.graph_passes.core import Observer, Pass, PassFacts, Result, check_order, run_passes
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
 from vditc.target import Target, builtin_targets
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = dict(PASSES)
-    yield
-    PASSES.clear()
-    PASSES.update(before)
 
 
 def test_options_are_fields() -> None:

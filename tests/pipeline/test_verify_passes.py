@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,14 +26,6 @@ from vditc.pipeline.verify_inputs import cases, two_sizes
 from vditc.pipeline.verify_passes import VerifyPasses, distance
 from vditc.progress import SILENT
 from vditc.target import Target
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    before = dict(PASSES)
-    yield
-    PASSES.clear()
-    PASSES.update(before)
 
 
 def verified(model: Path, out: Path, target: str = "rtx-ada", passes: list[str] | None = None, *, live: bool = False) -> VerifyPasses:
