@@ -65,9 +65,7 @@ class PluginOp(abc.ABC):
         if len(inputs) != len(self.inputs):
             raise ValueError(f"{len(inputs)} inputs; {self.op_type} {self.overload} has {', '.join(self.inputs)}")
         attributes = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)} | _NAMED
-        node = ir.node(
-            self.op_type, inputs, attributes, domain=DOMAIN, overload=self.overload, num_outputs=len(self.outputs), name=name
-        )
+        node = ir.node(self.op_type, inputs, attributes, domain=DOMAIN, overload=self.overload, num_outputs=len(self.outputs), name=name)
         for i, (value, said) in enumerate(zip(node.outputs, self.outputs, strict=True)):
             value.name = f"{name}.{said}" if i else name
         return node
