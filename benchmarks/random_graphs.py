@@ -97,14 +97,14 @@ def sparse_model(config: Mapping[str, Any], folder: Path, recipe: Recipe | None)
     return source
 
 
-def random_graph(source: ModelDir, form: Form) -> ir.Model:
-    """The canonical graph, its weights still to be written."""
+def random_graph(source: ModelDir, form: Form, frames: int = LATENT_FRAMES) -> ir.Model:
+    """The canonical graph, its weights still to be written; `frames` of the latents, where factors are for so many alone."""
     adapter, recipe = adapter_for(source), Recipe.load(form.recipe)
     graph = traced_graph(source, adapter)
-    calibration = random_calibration(source, adapter, recipe, form, groups(graph, source))
+    calibration = random_calibration(source, adapter, recipe, form, groups(graph, source), frames)
     insert_weights(graph, source, calibration)
     sizes = adapter.sizes(source)
-    describe_inputs(graph, adapter.inputs(source), sizes if calibration.latent_frames is None else sizes.pinned("frames", LATENT_FRAMES))
+    describe_inputs(graph, adapter.inputs(source), sizes if calibration.latent_frames is None else sizes.pinned("frames", frames))
     return graph
 
 
@@ -118,7 +118,9 @@ def groups(graph: ir.Model, source: ModelDir) -> dict[str, str]:
     return found
 
 
-def random_calibration(source: ModelDir, adapter: ModelAdapter, recipe: Recipe, form: Form, same: Mapping[str, str]) -> Calibration:
+def random_calibration(
+    source: ModelDir, adapter: ModelAdapter, recipe: Recipe, form: Form, same: Mapping[str, str], latents: int
+) -> Calibration:
     """Every layer that the recipe quantizes, in that form."""
     layers: dict[str, LayerCalibration] = {}
     kept: dict[str, Kept] = {}
@@ -131,7 +133,7 @@ def random_calibration(source: ModelDir, adapter: ModelAdapter, recipe: Recipe, 
         random = np.random.default_rng(zlib.crc32(same.get(layer, layer).encode()))
         act, (n, k) = rule.scheme.activation, shape
         order = adapter.frame_order(source, layer) if form.estimator else None
-        frames = adapter.frames_of(source, LATENT_FRAMES)
+        frames = adapter.frames_of(source, latents)
         layers[layer] = LayerCalibration(
             role=roles[layer],
             scheme=rule.scheme,
@@ -158,7 +160,7 @@ def random_calibration(source: ModelDir, adapter: ModelAdapter, recipe: Recipe, 
         layers=layers,
         kept=kept,
         statistics={},
-        latent_frames=LATENT_FRAMES if form.estimator else None,
+        latent_frames=latents if form.estimator else None,
     )
 
 

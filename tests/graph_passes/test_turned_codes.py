@@ -15,7 +15,7 @@ from vditc.graph_passes.turned_codes import has_least_code, turned_codes
 KINDS: dict[str, tuple[ir.DataType, Any, int]] = {
     "int4": (ir.DataType.INT4, ml_dtypes.int4, 7),
     "int8": (ir.DataType.INT8, np.int8, 127),
-    "fp8": (ir.DataType.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn, 16),
+    "fp8": (ir.DataType.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn, 8),
 }
 
 
