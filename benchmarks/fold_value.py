@@ -13,6 +13,7 @@ prints the Markdown of a file of --out instead.
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -96,32 +97,38 @@ def run(model: ir.Model, *passes: str) -> None:
     run_passes(model, [parse_pass(p) for p in passes], Spec.canonical())
 
 
+def token_shapes(model: ir.Model, sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything that is computed at these sizes; what is the same for all inputs of a size is not."""
+    import onnx_ir as ir
+    from onnxscript.optimizer import fold_constants
+
+    from vditc.graph_passes.inferred_shapes import inferred_shapes
+
+    fixed = model.clone()
+    for value in fixed.graph.inputs:
+        assert value.shape is not None
+        value.shape = ir.Shape([d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape])
+    fold_constants(fixed, input_size_limit=1 << 10, output_size_limit=1 << 16)  # casts of sizes too, which the pass leaves alone
+    found = inferred_shapes(fixed.graph)
+    shapes = {str(v.name): found.get(str(v.name), (None,)) for node in fixed.graph for v in node.outputs}
+    if unknown := [name for name, shape in shapes.items() if None in shape]:
+        raise SystemExit(f"{len(unknown)} shapes are not known, the first of {unknown[0]}")
+    return {name: tuple(n for n in shape if n is not None) for name, shape in shapes.items()}
+
+
 def counted(model: ir.Model, sizes: dict[str, int], roles: dict[str, str], times: dict[str, int]) -> dict[str, Any]:
     """Passes over tokens, and their bytes, by kind of layer: element-wise, of rotations and behind the product.
 
     `times`: how many blocks of the whole model one of a list of blocks stands for.
     """
-    import math
-
-    import onnx_ir as ir
-
-    from vditc.graph_passes.inferred_shapes import inferred_shapes
     from vditc.graph_passes.patterns import by_step
 
-    free = {v: v.shape for v in model.graph.inputs}
-    for value in free:
-        assert value.shape is not None
-        value.shape = ir.Shape([d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape])
-    shapes = inferred_shapes(model.graph)
-    for value, shape in free.items():
-        value.shape = shape
+    shapes = token_shapes(model, sizes)
 
     def elements(value: ir.Value | None) -> int:
         """Of a tensor of tokens; 0 for vectors and constants."""
-        if value is None or value.const_value is not None:
-            return 0
-        shape = shapes[str(value.name)]
-        return math.prod(int(n or 0) for n in shape) if math.prod(int(n or 0) for n in shape[:-1]) >= TOKENS * sizes["batch"] else 0
+        shape = () if value is None or value.const_value is not None else shapes.get(str(value.name), ())
+        return math.prod(shape) if math.prod(shape[:-1]) >= TOKENS * sizes["batch"] else 0
 
     def weight(layer: str, node: ir.Node | None = None) -> int:
         """Layers of the whole model that it stands for; 1 where a node is there once, for all blocks."""
@@ -178,7 +185,7 @@ def _readers(node: ir.Node, roles: dict[str, str]) -> set[str]:
                 found.add(name)
             elif use.node not in seen:
                 seen.add(use.node)
-                if use.node.op_type not in ("ReduceSum", "MatMul") or "rotation" in what:
+                if not BEHIND.fullmatch(str(use.node.name)) and (use.node.op_type != "MatMul" or "rotation" in what):
                     queue.append(use.node)
     return found
 
@@ -201,7 +208,7 @@ def count(case: str, forms: list[str], work: Path) -> None:
     sizes = {name: axis.default for name, axis in axes.items()} | {"batch": 2}
     sizes |= {"frames": LATENT_FRAMES} if "frames" in axes and axes["frames"].allows(LATENT_FRAMES) else {}
     for form in forms:
-        model = random_graph(source, FORMS[form], sizes.get("frames", 1))
+        model = random_graph(source, FORMS[form], sizes.get("frames", 1), codes=False)
         prepared(model)
         before = counted(model, sizes, roles, times)
         folded(model)

@@ -1,6 +1,6 @@
 """Measures graph passes on models of published sizes with random weights: the lists of passes of targets, and tables for the time path.
 
-    python benchmarks/graph_passes.py [--case CASE] [--target TARGET] [--runs N] [--steps N] [--work FOLDER] [--out FILE] [--list]
+    python benchmarks/graph_passes.py [--case CASE] [--target TARGET] [--plugins] [--layers N] [--runs N] [--steps N] [--work FOLDER] [--out FILE] [--list]
 
 lower-MODEL: a graph of ViDiT-Q's form at W4A8 (`random_graphs`), at several depths, is lowered for each target in a process of its own;
 figures are medians of `--runs`. `copied_bytes` are weights that no pass touched, `rewritten_bytes` what passes made; `copy_seconds` is a
@@ -84,17 +84,18 @@ def write_graph(case: str, layers: int, work: Path) -> None:
     write(random_graph(source, form), work / "model.onnx", lambda: None)
 
 
-def lower_once(model: Path, target: str, out: Path) -> None:
+def lower_once(model: Path, target: str, plugins: bool, out: Path) -> None:
     """Print what `vditc lower` would say of itself, and what it took."""
     from vditc.graph_passes.stage import lower
     from vditc.progress import SILENT
     from vditc.target import Target
 
     began = time.monotonic()
-    facts = lower(model=model, target=Target.load(target), out=out, progress=SILENT)
+    facts = lower(model=model, target=Target.load(target), out=out, progress=SILENT, plugins=plugins)
     seconds = time.monotonic() - began
     sizes = [f.stat().st_size for f in facts.files]
     row = {
+        "plugins": plugins,
         "nodes": facts.nodes_before,
         "nodes_lowered": facts.nodes_after,
         "graph_bytes": sizes[0],
@@ -108,14 +109,14 @@ def lower_once(model: Path, target: str, out: Path) -> None:
     print(json.dumps(row))
 
 
-def lowered(case: str, layers: int, targets: list[str], runs: int, work: Path) -> Iterator[dict[str, Any]]:
+def lowered(case: str, layers: int, targets: list[str], runs: int, plugins: bool, work: Path) -> Iterator[dict[str, Any]]:
     """A row for each target."""
     subprocess.run([sys.executable, __file__, "--graph", case, str(layers), str(work)], check=True, stdout=subprocess.DEVNULL)
     model = work / "model.onnx"
     for target in targets:
         rows, load = [], os.getloadavg()[0]
         for _ in range(runs):
-            rows.append(child("--lower", str(model), target, str(work / "lowered" / f"{target}.onnx")))
+            rows.append(child("--lower", str(model), target, str(int(plugins)), str(work / "lowered" / f"{target}.onnx")))
             shutil.rmtree(work / "lowered")
         began = time.monotonic()
         shutil.copyfile(f"{model}.data", work / "copy")
@@ -150,11 +151,13 @@ def main() -> None:
             return precompute(Path(model), store)
         case ["--graph", name, layers, work]:
             return write_graph(name, int(layers), Path(work))
-        case ["--lower", model, target, out]:
-            return lower_once(Path(model), target, Path(out))
+        case ["--lower", model, target, plugins, out]:
+            return lower_once(Path(model), target, plugins == "1", Path(out))
     cases = (*LOWERED, *TIME_PATH)
     ask = options(__doc__, cases)
-    ask.add_argument("--target", action="append", help="of lower-MODEL [default: rtx-ada, cpu]")
+    ask.add_argument("--target", action="append", help="of lower-MODEL [default: rtx-ada]")
+    ask.add_argument("--plugins", action="store_true", help="of lower-MODEL: hand layers of few bits to the plugin library")
+    ask.add_argument("--layers", type=int, action="append", help="of lower-MODEL [default: several]")
     ask.add_argument("--runs", type=int, default=1, help="of lower-MODEL, each [default: 1]")
     ask.add_argument("--steps", type=int, default=50, help="of the schedule, for the time path alone [default: 50]")
     ask.add_argument("--work", type=Path, help="folder for models [default: a temporary one]")
@@ -164,10 +167,11 @@ def main() -> None:
         return None
     rows: list[dict[str, Any]] = []
     for case in args.case or cases:
-        for layers in LOWERED.get(case, (0,)):
+        for layers in (args.layers or LOWERED[case]) if case in LOWERED else (0,):
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
                 work, name = Path(folder), case.removeprefix("lower-")
-                found = lowered(name, layers, args.target or ["rtx-ada", "cpu"], args.runs, work) if layers else time_path(case, args.steps, work)
+                targets = args.target or ["rtx-ada"]
+                found = lowered(name, layers, targets, args.runs, args.plugins, work) if layers else time_path(case, args.steps, work)
                 for row in found:
                     rows.append(row)
                     print(json.dumps(row), flush=True)

@@ -97,11 +97,14 @@ def sparse_model(config: Mapping[str, Any], folder: Path, recipe: Recipe | None)
     return source
 
 
-def random_graph(source: ModelDir, form: Form, frames: int = LATENT_FRAMES) -> ir.Model:
-    """The canonical graph, its weights still to be written; `frames` of the latents, where factors are for so many alone."""
+def random_graph(source: ModelDir, form: Form, frames: int = LATENT_FRAMES, *, codes: bool = True) -> ir.Model:
+    """The canonical graph, its weights still to be written; `frames` of the latents, where factors are for so many alone.
+
+    Without `codes` they are zeros, for a graph that is looked at only.
+    """
     adapter, recipe = adapter_for(source), Recipe.load(form.recipe)
     graph = traced_graph(source, adapter)
-    calibration = random_calibration(source, adapter, recipe, form, groups(graph, source), frames)
+    calibration = random_calibration(source, adapter, recipe, form, groups(graph, source), frames, codes)
     insert_weights(graph, source, calibration)
     sizes = adapter.sizes(source)
     describe_inputs(graph, adapter.inputs(source), sizes if calibration.latent_frames is None else sizes.pinned("frames", frames))
@@ -119,7 +122,7 @@ def groups(graph: ir.Model, source: ModelDir) -> dict[str, str]:
 
 
 def random_calibration(
-    source: ModelDir, adapter: ModelAdapter, recipe: Recipe, form: Form, same: Mapping[str, str], latents: int
+    source: ModelDir, adapter: ModelAdapter, recipe: Recipe, form: Form, same: Mapping[str, str], latents: int, codes: bool
 ) -> Calibration:
     """Every layer that the recipe quantizes, in that form."""
     layers: dict[str, LayerCalibration] = {}
@@ -137,7 +140,7 @@ def random_calibration(
         layers[layer] = LayerCalibration(
             role=roles[layer],
             scheme=rule.scheme,
-            weight=RandomWeight(rule.scheme.weight, (n, k)),
+            weight=RandomWeight(rule.scheme.weight, (n, k), codes),
             activation_scale=_steps(0.04, 0.06) if act is not None and act.ranged else None,
             transform=_transform(form, random, n, k),
             activation_clip=_steps(0.7, 1) if form.clip else None,
@@ -170,6 +173,7 @@ class RandomWeight(QWeight):
 
     spec: QuantSpec
     size: tuple[int, int]
+    codes: bool
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -186,7 +190,9 @@ class RandomWeight(QWeight):
         bits = self.spec.qtype.bits
         packed = 2 if bits <= 4 else 1
         outer, inner = self.size[::-1] if transposed else self.size
-        codes = np.concatenate(list(_pieces(_codes(int(self.spec.qtype.low), int(self.spec.qtype.high), packed), self.count // packed)))
+        low, high = int(self.spec.qtype.low), int(self.spec.qtype.high)
+        count = self.count // packed
+        codes = np.concatenate(list(_pieces(_codes(low, high, packed), count))) if self.codes else np.zeros(count, np.uint8)
         codes = codes.reshape(outer, inner // packed).view(np.uint8 if packed == 2 else np.int8)
         scale = np.full(scale_shape(self.size, self.spec), 1 / (self.spec.qtype.high * math.sqrt(self.size[1])), np.float32)
         zero = None if self.spec.symmetric else np.linspace(-1, 1, self.size[0], dtype=np.float32)
