@@ -27,6 +27,9 @@ from harness import REPOSITORY, options, save
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vditc.adapter import ModelAdapter
+    from vditc.model_dir import ModelDir
+
 # name in tests/families -> config of the published model: a name in export_models.toml, or a class whose adapter knows it
 CASES = {
     "wan": "wan-1.3b",
@@ -77,6 +80,13 @@ def config(case: str) -> dict[str, Any]:
 
     name = CASES[case]
     return published[name] if name in published else {"_class_name": name, **adapters()[name].published}
+
+
+def adapter_of(source: ModelDir) -> ModelAdapter:
+    """Who knows the model."""
+    from vditc.export.adapters.registry import adapter_for
+
+    return adapter_for(source)
 
 
 def prepared(model: ir.Model) -> None:

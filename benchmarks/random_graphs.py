@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export import STEM, tensor_shapes  # noqa: TID251 # benchmarks/export.py
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.correction import Correction
@@ -72,6 +71,8 @@ FORMS = {
 
 def sparse_model(config: Mapping[str, Any], folder: Path, recipe: Recipe | None) -> ModelDir:
     """A model directory: bfloat16, random where the recipe keeps a layer (nowhere without one), holes elsewhere."""
+    from export import STEM, tensor_shapes  # noqa: TID251 # benchmarks/export.py
+
     header: dict[str, Any] = {}
     end = 0
     for name, shape in tensor_shapes(dict(config)).items():
