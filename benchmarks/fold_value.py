@@ -12,6 +12,7 @@ prints the Markdown of a file of --out instead.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -30,14 +31,19 @@ if TYPE_CHECKING:
     from vditc.adapter import ModelAdapter
     from vditc.model_dir import ModelDir
 
-# name in tests/families -> config of the published model: a name in export_models.toml, or a class whose adapter knows it
+# name in tests/families -> config of the published model: a name in export_models.toml, or below
 CASES = {
     "wan": "wan-1.3b",
     "cogvideox-2b": "cogvideox-2b",
     "hunyuan-video": "hunyuan-13b",
     "ltx-0.9.0": "ltx-13b",
-    "latte": "LatteTransformer3DModel",
-    "pixart-alpha-1024": "PixArtTransformer2DModel",
+    "latte": "latte-1",
+    "pixart-alpha-1024": "pixart-xl-2",
+}
+TEXT = {"caption_channels": 4096}  # of T5; the rest are the classes' own defaults
+MORE = {
+    "latte-1": {"_class_name": "LatteTransformer3DModel", "patch_size": 2, "sample_size": 64, "num_layers": 28, **TEXT},
+    "pixart-xl-2": {"_class_name": "PixArtTransformer2DModel", **TEXT},
 }
 FORM_NAMES = ("SmoothQuant w8a8", "ViDiT-Q w4a8", "static w8a8", "QVD w8a8", "Q-VDiT w3a6", "QVGen w4a4", "SVDQuant w4a4")
 BYTES = 2  # of an element: float16
@@ -75,11 +81,13 @@ def kind(role: str) -> str:
 
 def config(case: str) -> dict[str, Any]:
     """Of the published model."""
-    from export import CASES as published  # noqa: TID251 # benchmarks/export.py
-    from vditc.export.adapters.registry import adapters
+    import diffusers
 
-    name = CASES[case]
-    return published[name] if name in published else {"_class_name": name, **adapters()[name].published}
+    from export import CASES as PUBLISHED  # noqa: TID251 # benchmarks/export.py
+
+    own = {**PUBLISHED, **MORE}[CASES[case]]
+    parameters = inspect.signature(getattr(diffusers, own["_class_name"])).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | own
 
 
 def adapter_of(source: ModelDir) -> ModelAdapter:
@@ -295,25 +303,25 @@ def main() -> None:
             return count(name, forms.split(","), Path(work))
         case ["--distance", name, forms, work]:
             return distances(name, forms.split(","), Path(work))
-        case ["--table", file]:
-            print(table(json.loads(Path(file).read_text())["rows"]), end="")
-            return None
     ask = options(__doc__, CASES)
     ask.add_argument("--form", choices=FORM_NAMES, action="append", help="default: all")
-    ask.add_argument("--table", metavar="FILE", help="print the Markdown of what --out has written, and nothing else")
+    ask.add_argument("--table", metavar="FILE", type=Path, help="print the Markdown of what --out has written, and nothing else")
     args = ask.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())["rows"]), end="")
+        return None
     if args.list:
         print("\n".join(CASES))
         return None
     rows: list[dict[str, Any]] = []
-    forms = args.form or list(FORM_NAMES)
-    for case in args.case or CASES:
+    chosen: list[str] = args.form or list(FORM_NAMES)
+    for name in args.case or CASES:
         found: list[dict[str, dict[str, Any]]] = []
         for what in ("--count", "--distance"):
             with tempfile.TemporaryDirectory() as work:
-                found.append(child(what, case, ",".join(forms), work))
-        for form in forms:
-            rows.append({"bench": "fold_value", "case": case, "model": CASES[case], "form": form, **found[0][form], **found[1][form]})
+                found.append(child(what, name, ",".join(chosen), work))
+        for form in chosen:
+            rows.append({"bench": "fold_value", "case": name, "model": CASES[name], "form": form, **found[0][form], **found[1][form]})
             print(json.dumps(rows[-1]), flush=True)
     save(args.out, sorted(rows, key=lambda row: FORM_NAMES.index(row["form"])))
     return None

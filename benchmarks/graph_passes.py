@@ -1,6 +1,7 @@
 """Measures graph passes on models of published sizes with random weights: the lists of passes of targets, and tables for the time path.
 
-    python benchmarks/graph_passes.py [--case CASE] [--target TARGET] [--plugins] [--layers N] [--runs N] [--steps N] [--work FOLDER] [--out FILE] [--list]
+    python benchmarks/graph_passes.py [--case CASE] [--target TARGET] [--plugins] [--layers N] [--runs N] [--steps N] [--work FOLDER]
+                                      [--out FILE] [--list]
 
 lower-MODEL: a graph of ViDiT-Q's form at W4A8 (`random_graphs`), at several depths, is lowered for each target in a process of its own;
 figures are medians of `--runs`. `copied_bytes` are weights that no pass touched, `rewritten_bytes` what passes made; `copy_seconds` is a
@@ -147,12 +148,12 @@ def child(*arguments: str) -> dict[str, Any]:
 
 def main() -> None:
     match sys.argv[1:]:
-        case ["--child", model, store]:
-            return precompute(Path(model), store)
+        case ["--child", graph, store]:
+            return precompute(Path(graph), store)
         case ["--graph", name, layers, work]:
             return write_graph(name, int(layers), Path(work))
-        case ["--lower", model, target, plugins, out]:
-            return lower_once(Path(model), target, plugins == "1", Path(out))
+        case ["--lower", graph, target, plugins, out]:
+            return lower_once(Path(graph), target, plugins == "1", Path(out))
     cases = (*LOWERED, *TIME_PATH)
     ask = options(__doc__, cases)
     ask.add_argument("--target", action="append", help="of lower-MODEL [default: rtx-ada]")
@@ -167,11 +168,14 @@ def main() -> None:
         return None
     rows: list[dict[str, Any]] = []
     for case in args.case or cases:
-        for layers in (args.layers or LOWERED[case]) if case in LOWERED else (0,):
+        for depth in (args.layers or LOWERED[case]) if case in LOWERED else (0,):
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
-                work, name = Path(folder), case.removeprefix("lower-")
-                targets = args.target or ["rtx-ada"]
-                found = lowered(name, layers, targets, args.runs, args.plugins, work) if layers else time_path(case, args.steps, work)
+                model, targets = case.removeprefix("lower-"), args.target or ["rtx-ada"]
+                found = (
+                    lowered(model, depth, targets, args.runs, args.plugins, Path(folder))
+                    if depth
+                    else time_path(case, args.steps, Path(folder))
+                )
                 for row in found:
                     rows.append(row)
                     print(json.dumps(row), flush=True)

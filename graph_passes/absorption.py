@@ -46,7 +46,7 @@ class Absorption:
             raise AbsorptionError("an input that is left out")
         if value.const_value is not None:
             return tuple(value.const_value.shape.numpy())
-        found = self._shapes.get(value.name)
+        found = self._shapes.get(str(value.name))
         if found is None:
             raise AbsorptionError(f"{value.name} has no known shape")
         return found

@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _fed(value: ir.Value) -> bool:
-    """Whether a constant is large, and a number that ONNX Runtime is given as an input: as an initialiser it would be in memory five times."""
+    """Whether a constant is large, and of a type that can be an input: as an initialiser it would be in memory five times."""
     tensor = value.const_value
     return tensor is not None and tensor.size > SMALL and tensor.dtype in _FED
 

@@ -12,12 +12,12 @@ import pytest
 
 from vditc.model_dir import ModelDir
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPOSITORY / "benchmarks"))  # scripts, which import each other by plain name
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, which import each other by plain name
 
 import fold_value
 import random_graphs
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 MEASURED: list[dict[str, Any]] = json.loads((REPOSITORY / "docs/measurements/fold_value.json").read_text())["rows"]
 # (model, kind of layers): a balance or a divisor stays here, and folds.md says why.
 STAYS = {

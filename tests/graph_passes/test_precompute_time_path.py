@@ -21,6 +21,7 @@ from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import load, lower, save
+from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.model_dir import ModelDir
 from vditc.progress import SILENT
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
@@ -118,7 +119,7 @@ def test_weights_are_read_where_they_are_needed_alone(exported: Path, monkeypatc
             read.add(str(tensor.name))
         return data(tensor)
 
-    data = evaluate.tensor_bytes
+    data = tensor_bytes
     monkeypatch.setattr(evaluate, "tensor_bytes", noted)
     run_passes(load(exported), [PrecomputeTimePath()], Spec.canonical())
     assert read and all(name.startswith((f"{TIME}time", "scale_shift_table", "blocks.")) for name in read), read

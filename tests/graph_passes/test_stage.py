@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 from pathlib import Path
 
@@ -130,12 +131,12 @@ def test_passes_can_be_chosen_and_watched(canonical: Path) -> None:
 def test_a_copy_of_this_process_is_not_compared_until_it_changes(canonical: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
 
-    def noted(*paths: Path, shallow: bool) -> bool:
-        compared.append(paths[0].name)
-        return compare(*paths, shallow=shallow)
+    def noted(one: Path, other: Path, shallow: bool) -> bool:
+        compared.append(one.name)
+        return compare(one, other, shallow)
 
-    compare = stage.filecmp.cmp
-    monkeypatch.setattr(stage.filecmp, "cmp", noted)
+    compare = filecmp.cmp
+    monkeypatch.setattr(filecmp, "cmp", noted)
     copy = lowered(canonical).files[1]
     lowered(canonical, CPU)
     assert not compared
