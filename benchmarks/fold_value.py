@@ -40,10 +40,25 @@ CASES = {
     "latte": "latte-1",
     "pixart-alpha-1024": "pixart-xl-2",
 }
-TEXT = {"caption_channels": 4096}  # of T5; the rest are the classes' own defaults
-MORE = {
-    "latte-1": {"_class_name": "LatteTransformer3DModel", "patch_size": 2, "sample_size": 64, "num_layers": 28, **TEXT},
-    "pixart-xl-2": {"_class_name": "PixArtTransformer2DModel", **TEXT},
+MORE: dict[str, dict[str, Any]] = {  # beside the classes' own defaults
+    "latte-1": {
+        "_class_name": "LatteTransformer3DModel",
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 28,
+        "cross_attention_dim": 1152,
+        "attention_bias": True,
+        "patch_size": 2,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": 1000,
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "caption_channels": 4096,
+    },
+    "pixart-xl-2": {"_class_name": "PixArtTransformer2DModel", "caption_channels": 4096},
 }
 FORM_NAMES = ("SmoothQuant w8a8", "ViDiT-Q w4a8", "static w8a8", "QVD w8a8", "Q-VDiT w3a6", "QVGen w4a4", "SVDQuant w4a4")
 BYTES = 2  # of an element: float16

@@ -1,6 +1,6 @@
 """Measures graph passes on models of published sizes with random weights: the lists of passes of targets, and tables for the time path.
 
-    python benchmarks/graph_passes.py [--case CASE] [--target TARGET] [--plugins] [--layers N] [--runs N] [--steps N] [--work FOLDER]
+    python benchmarks/graph_passes.py [--case CASE] [--target TARGET] [--layers N] [--runs N] [--steps N] [--work FOLDER]
                                       [--out FILE] [--list]
 
 lower-MODEL: a graph of ViDiT-Q's form at W4A8 (`random_graphs`), at several depths, is lowered for each target in a process of its own;
@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import VDITC, measured, options, save
 
@@ -31,7 +31,22 @@ from export import CASES as MODELS  # noqa: TID251 # benchmarks/export.py
 from export import write_model  # noqa: TID251
 
 TIME_PATH = ("wan-1.3b", "cogvideox-2b")
-LOWERED = {"lower-wan-1.3b": (10, 20, 30), "lower-wan-14b": (10, 20, 40)}  # layers
+
+
+class Lowered(NamedTuple):
+    """A model, its depths, how often each is lowered, and whether layers of few bits go to the plugin library."""
+
+    model: str
+    layers: tuple[int, ...]
+    runs: int = 1
+    plugins: bool = False
+
+
+LOWERED = {
+    "lower-wan-1.3b": Lowered("wan-1.3b", (10, 20, 30), 3),
+    "lower-wan-1.3b-plugins": Lowered("wan-1.3b", (30,), plugins=True),
+    "lower-wan-14b": Lowered("wan-14b", (10, 20, 40)),
+}
 FORM = "ViDiT-Q w4a8"
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
@@ -157,9 +172,8 @@ def main() -> None:
     cases = (*LOWERED, *TIME_PATH)
     ask = options(__doc__, cases)
     ask.add_argument("--target", action="append", help="of lower-MODEL [default: rtx-ada]")
-    ask.add_argument("--plugins", action="store_true", help="of lower-MODEL: hand layers of few bits to the plugin library")
     ask.add_argument("--layers", type=int, action="append", help="of lower-MODEL [default: several]")
-    ask.add_argument("--runs", type=int, default=1, help="of lower-MODEL, each [default: 1]")
+    ask.add_argument("--runs", type=int, help="of lower-MODEL, each [default: 3, or 1 of the large]")
     ask.add_argument("--steps", type=int, default=50, help="of the schedule, for the time path alone [default: 50]")
     ask.add_argument("--work", type=Path, help="folder for models [default: a temporary one]")
     args = ask.parse_args()
@@ -168,14 +182,13 @@ def main() -> None:
         return None
     rows: list[dict[str, Any]] = []
     for case in args.case or cases:
-        for depth in (args.layers or LOWERED[case]) if case in LOWERED else (0,):
+        of = LOWERED.get(case)
+        for depth in (0,) if of is None else args.layers or of.layers:
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
-                model, targets = case.removeprefix("lower-"), args.target or ["rtx-ada"]
-                found = (
-                    lowered(model, depth, targets, args.runs, args.plugins, Path(folder))
-                    if depth
-                    else time_path(case, args.steps, Path(folder))
-                )
+                if of is None:
+                    found = time_path(case, args.steps, Path(folder))
+                else:
+                    found = lowered(of.model, depth, args.target or ["rtx-ada"], args.runs or of.runs, of.plugins, Path(folder))
                 for row in found:
                     rows.append(row)
                     print(json.dumps(row), flush=True)
