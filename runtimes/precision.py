@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vditc.errors import PrecisionError
+from vditc.errors import InputError, PrecisionError
 from vditc.runtimes.engine_program import EngineProgram, Gemm
 
 _ENGINE_TYPES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", ir.DataType.FLOAT8E4M3FN: "fp8_e4m3"}
@@ -55,12 +55,20 @@ def expected_precision(lowered: Path) -> Expectation:
     """Read the quantized layers and attentions of an ONNX file; weights stay on disk.
 
     PrecisionError for a product whose activation is quantized and whose weight is not: no engine computes it in low precision.
+    InputError for operators of the plugin library, since engines are built without it.
     """
     quantized: list[QuantizedLayer] = []
     floating: dict[str, str] = {}
     attentions: list[str] = []
     for node in ir.load(lowered).graph:
         name = node.name or ""
+        if node.domain:
+            raise InputError(
+                found=f"operator {node.domain}.{node.op_type} at node {name}",
+                wanted="operators that TensorRT has itself: engines are built without the plugin library",
+                where=str(lowered),
+                fix="lower the model again, without --plugins",
+            )
         if node.op_type in ("Softmax", "Attention"):
             attentions.append(name)
         if node.op_type not in ("MatMul", "Gemm"):
