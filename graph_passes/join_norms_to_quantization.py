@@ -173,7 +173,7 @@ class _Region:
         lifted = [n for n in self.nodes if n in kept]
         if len(self.dims[str(self.x.name)]) <= _FLATTENED:
             self.axis = self.integers("join_norms.axis", [0])
-            led = self.node("Unsqueeze", [self.x, self.axis], f"{self.norm[-1].name}_led", before=lifted[0])
+            led = self.node("Unsqueeze", [self.x, self.axis], f"{self.norm[-1].outputs[0].name}_led", before=lifted[0])
             for use in list(self.x.uses()):
                 if use.node in kept and use.node in self.norm:
                     use.node.replace_input_with(use.idx, led)
@@ -195,13 +195,13 @@ class _Region:
             for use in [u for u in out.uses() if u.node in kept]:
                 use.node.replace_input_with(use.idx, node.inputs[0])
             if outside:
-                node.replace_input_with(0, self.without_axis(node.inputs[0], f"{node.name}_tokens", node))
+                node.replace_input_with(0, self.without_axis(node.inputs[0], f"{out.name}_tokens", node))
             return
         out.shape = None if self.axis is not None else out.shape
         if not outside or self.axis is None and reshape is None:
             return
         before = min((u.node for u in outside), key=lambda n: self.order.get(n, len(self.order)))
-        whole = self.without_axis(out, f"{node.name}_tokens", before)
+        whole = self.without_axis(out, f"{out.name}_tokens", before)
         if reshape is not None:
             whole = self.reshaped(whole, reshape, self.dims[str(out.name)][-1], before)
         self.dims[str(whole.name)] = self.dims[str(out.name)]
