@@ -63,6 +63,7 @@ def _input(quantize: ir.Node) -> QuantizedInput:
                 square = node.inputs[0].producer() if node.inputs[0] is not None else None
                 if square is not None and square.inputs[0] is not None:
                     before.add(square)
+                    sources[square] = "norm"
                     ends.add(square.inputs[0])
             elif kind is None:
                 todo.append(node)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from family_case import Case, cases
-from lowered_graphs import HEADS, save_blocks
+from lowered_graphs import save_blocks
 
 from vditc.calibration import Calibration
 from vditc.export.describe import describe_inputs
@@ -37,9 +37,7 @@ pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.demo  # seconds each
 
 ADA, BLACKWELL = (Target.load(name) for name in ("rtx-ada", "rtx-blackwell"))
-W4A8 = Scheme(
-    weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL, symmetric=False), activation=checks.W8A8.activation
-)
+W4A8 = Scheme(weight=QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_CHANNEL, symmetric=False), activation=checks.W8A8.activation)
 W8 = "int8 x int8 -> float"  # sums in float32: in float16 they overflow
 W4 = "int8 x int8 from int4 by a kernel of its own -> float"
 HALF = "half x half from int4 -> half"
@@ -97,7 +95,9 @@ FUSED = {
         each(0, 0),
         5,
         each(5, 5),
-        cut=lambda _: tuple(f"transformer_blocks.{n}.{layer}/QuantizeLinear" for n in range(5) for layer in ("attn1.to_q", "ff.net.0.proj")),
+        cut=lambda _: tuple(
+            f"transformer_blocks.{n}.{layer}/QuantizeLinear" for n in range(5) for layer in ("attn1.to_q", "ff.net.0.proj")
+        ),
     ),
     # Two streams a block, four blocks of one stream, two of the refiner, whose feed-forward has SiLU; q/k/v and proj_mlp of single blocks
     # are balanced apart. The first norm of the text has more readers than the kernel takes.
@@ -126,7 +126,9 @@ FUSED = {
         cut=lambda _: ("transformer_blocks.0.attn1.to_q/QuantizeLinear",),
     ),
 }
-PARAMETERS = [pytest.param(c, marks=() if c.name == "wan" else pytest.mark.slow) for c in cases() if c.name in FUSED]  # tracing takes seconds
+PARAMETERS = [
+    pytest.param(c, marks=() if c.name == "wan" else pytest.mark.slow) for c in cases() if c.name in FUSED
+]  # tracing takes seconds
 
 
 @dataclasses.dataclass
@@ -198,7 +200,7 @@ def test_rtx_blackwell(family: Family, recipe: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ADA.arch)
 def test_one_architecture(family: Family, arch: str) -> None:
-    """An engine for several is compiled for the least of them."""
+    """Not only in an engine for all of them."""
     check(family, "w8a8", dataclasses.replace(ADA, arch=(arch,)))
 
 
@@ -215,7 +217,7 @@ def test_scores_of_an_attention_that_is_not_fused_are_seen(tmp_path: Path) -> No
     run_build(request, tmp_path / "work")
     engine = program(read_plan(tmp_path / "plan"))
     assert engine.attentions == ()
-    (scores,) = {t.split()[0].partition("[")[0] for t in engine.repeated_sizes if f" {HEADS} " in t or "[" in t}
-    assert scores == "float"
+    assert any(size.startswith("float[") for size in engine.repeated_sizes)
     told = summary(engine)
-    assert told["products"] == {"int8 x int8 -> float": 7} and told["attentions"] == 0
+    assert told["attentions"] == 0 and told["repeated_sizes"] == list(engine.repeated_sizes)
+    assert told["kernels_that_write_codes"] == {"Gelu + ReduceMax + QuantizeLinear": 1, "ReduceMax + QuantizeLinear": 6}
