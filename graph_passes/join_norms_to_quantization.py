@@ -9,9 +9,8 @@
 
 with a scale and shift that the graph computes, one row a clip. TensorRT-RTX 1.7 flattens [batch, tokens, C] in front of a norm whose codes
 go into a product, and cannot flatten what is modulated by clip: it cuts the kernel behind the norm's mean, and writes and reads the
-centred tokens once more as float32. Tokens of four axes (Latte, LTX-Video) are not flattened. Static scales and unquantized products are not cut.
-
-A Reshape that keeps the channels, between modulation and quantization, goes behind the products.
+centred tokens once more as float32. Tokens behind a leading 1 are not flattened, nor are tokens of four axes (Latte, LTX-Video). Static
+scales and unquantized products are not cut. A Reshape that keeps the channels, between modulation and quantization, goes behind the products.
 
 In float32 outputs are equal bit for bit; in float16 ONNX Runtime leaves out other pairs of its own casts.
 
@@ -202,7 +201,7 @@ class _Region:
                 node.replace_input_with(0, self.without_axis(node.inputs[0], f"{out.name}_tokens", node))
             return
         out.shape = None if self.axis is not None else out.shape
-        if not outside or self.axis is None and reshape is None:
+        if not outside or (self.axis is None and reshape is None):
             return
         before = min((u.node for u in outside), key=lambda n: self.order.get(n, len(self.order)))
         whole = self.without_axis(out, f"{out.name}_tokens", before)

@@ -62,7 +62,7 @@ RECIPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """`products`: of quantized layers, by recipe; fewer than layers where those that read the same codes are one. INT4 weights are not merged.
+    """`products`: of quantized layers, by recipe; fewer than layers where those of the same codes are one. INT4 weights are not merged.
 
     `norm`, `gelu`, `silu`: inputs that the kernel of a modulated norm, of GELU, of SiLU quantizes; `rest`: those of attention, a
     residual stream or a text. `cut`: QuantizeLinear nodes of several kernels.
