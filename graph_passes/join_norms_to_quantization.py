@@ -10,9 +10,10 @@
 with a scale and shift that the graph computes, one row a clip. TensorRT-RTX 1.7 flattens [batch, tokens, C] in front of a norm whose codes
 go into a product, and cannot flatten what is modulated by clip: it cuts the kernel behind the norm's mean, and writes and reads the
 centred tokens once more as float32. Tokens behind a leading 1 are not flattened, nor are tokens of four axes (Latte, LTX-Video). Static
-scales and unquantized products are not cut. A Reshape that keeps the channels, between modulation and quantization, goes behind the products.
+scales and unquantized products are not cut.
 
-In float32 outputs are equal bit for bit; in float16 ONNX Runtime leaves out other pairs of its own casts.
+A Reshape that keeps the channels, between modulation and quantization, goes behind the products. In float32 outputs
+are equal bit for bit; in float16 ONNX Runtime leaves out other pairs of its own casts.
 
 Refused: modulated tokens that are joined with others, or otherwise changed, before they are quantized.
 """
