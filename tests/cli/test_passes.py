@@ -73,7 +73,7 @@ def test_explain_and_verify_say_what_every_pass_did(model: Path, out: Path) -> N
     assert lines[5].startswith("convert-compute-type{to=fp16}: changed the graph, 45 -> ") and " nodes, error " in lines[5]
     assert " of 0.0" in lines[5] and "step " in lines[5]
     assert lines[-3].startswith("eliminate-dead-nodes: changed the graph") and "error 0 of 0 (" in lines[-3]
-    assert lines[-2:] == [f"verified 2 passes that changed the graph, {len(lines) - 2} in all", f"wrote {out}"]
+    assert lines[-2:] == [f"verified 3 passes that changed the graph, {len(lines) - 2} in all", f"wrote {out}"]
     assert "error" not in lower(model, out, "--explain", "--force").stdout
 
 
