@@ -140,7 +140,8 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
     weight_scale, one = constant(layer.weight.inputs[1]), small_constant(layer.activation.inputs[1])
     if quantize is None or one is None or one.size != 1:
         raise _UnfitError("its codes are not made by QuantizeLinear with one constant scale")
-    if blocked(layer.weight) or weight_scale is None or weight_scale.size not in (1, n):
+    by_output = layer.weight.attributes.get_int("axis", 1) in (1, -1)
+    if blocked(layer.weight) or weight_scale is None or not (weight_scale.size == 1 or (by_output and weight_scale.size == n)):
         raise _UnfitError("its weight has no scale per output channel")
     scale = layer.activation.inputs[1]
     if layer.rescale is not None:
