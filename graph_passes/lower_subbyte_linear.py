@@ -195,7 +195,7 @@ def _bits(codes: ir.TensorProtocol) -> int:
     low, high = code_range(3)
     pairs = np.arange(256)
     signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
-    outside = ((signed < low) | (signed > high)).any(0)
+    outside = np.any((signed < low) | (signed > high), axis=0)
     # A few bytes of four-bit codes tell.
     return 4 if any(outside[block[:_FEW]].any() or outside[block].any() for block in _stored(codes)) else 3
 
