@@ -22,6 +22,7 @@ from family_case import Case, save
 from tolerances import relative_l2
 
 from vditc.adapter import ROLES, ModelAdapter
+from vditc.calibrate.shared_inputs import SharedInputs
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.correction import Correction, FrameOrder
 from vditc.errors import VditcError
@@ -98,15 +99,13 @@ class PreparedCase:
     @functools.cached_property
     def groups(self) -> dict[str, str]:
         """Layer -> the first layer of its block that reads the very same tensor."""
-        seen: dict[tuple[Any, ...], str] = {}
         groups: dict[str, str] = {}
-        kept: list[torch.Tensor] = []  # so that no other tensor takes their place in memory
+        shared = SharedInputs()
 
         def hook(name: str) -> Any:
             def note(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-                kept.append(inputs[0])
-                block = re.split(r"(?<=\.\d)\.", name)[0]
-                groups[name] = seen.setdefault((block, inputs[0].data_ptr(), inputs[0].shape, inputs[0].stride()), name)
+                known = shared.reads_as(name, inputs[0])
+                groups[name] = name if known is None else groups[known]
 
             return note
 

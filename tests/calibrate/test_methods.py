@@ -256,9 +256,10 @@ def test_registry_finds_the_files_and_names_them_to_who_errs() -> None:
     ("name", "settings", "words"),
     [
         ("rtn", {"alpha": 0.5}, "recipe r, method rtn: found setting alpha; wanted none"),
-        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, seed, rounding"),
+        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, rotate_attention_output, seed, rounding"),
         ("viditq", {"alpha": "much"}, "found alpha = 'much'; wanted a float"),
         ("viditq", {"rotation": 1}, "found rotation = 1; wanted a bool"),
+        *((m, {"rotate_attention_output": "all"}, f"method {m}: found rotate_attention_output = 'all'; wanted head or width") for m in ROTATING),
         ("viditq", {"alpha": 2}, r"found alpha = 2; wanted 0 to 1"),
         ("viditq", {"rounding": "up"}, r"found rounding = 'up'; wanted nearest or gptq"),
         ("svdquant", {"rank": 0}, "found rank = 0; wanted at least 1"),

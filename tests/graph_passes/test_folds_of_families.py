@@ -33,9 +33,6 @@ BALANCE: Mapping[str, Mapping[str, str]] = {
         "transformer_blocks.N.attn.to_add_out": "attn/Reshape_N has 2 readers",
         "transformer_blocks.N.ff.net.2": GELU,
         "transformer_blocks.N.ff_context.net.2": GELU,
-        # The same tensor by its numbers, not by its address, when the model is calibrated.
-        "single_transformer_blocks.N.attn.to_q": "is read with 2 transforms",
-        "single_transformer_blocks.N.proj_mlp": "is read with 2 transforms",
         "single_transformer_blocks.N.proj_out": "act_mlp/Gelu stay explicit",  # the half behind attention folds
     },
     "ltx-0.9.0": {
