@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.methods.base import InputStatistics
 from vditc.calibrate.row_sample import RowSample
 from vditc.hadamard import block_of
-from vditc.sampled_model import SampledModel
+from vditc.sampling import Feeds
 from vditc.scheme import Scheme
 from vditc.torch_transform import OutputChange
 from vditc.transform import OutputTransform, Transform
@@ -31,7 +31,7 @@ from vditc.transform import OutputTransform, Transform
 PARTS = {"v": 1, "kv": 2, "qkv": 3}  # end of a role -> thirds or halves of the output, of which v is the last
 ROWS = 64  # of an input that are compared
 NEAR = 1e-3  # relative L2 that two ways to compute one thing may differ; float32 has 1e-6, another operation 1
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block, in a layer's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,12 @@ class AttentionOutput:
 
 
 def attention_outputs(
-    sampled: SampledModel, device: torch.device, memory: int | None, schemes: Mapping[str, Scheme], roles: Mapping[str, str]
+    load: Callable[[], FullPrecision], feeds: Feeds, schemes: Mapping[str, Scheme], roles: Mapping[str, str]
 ) -> tuple[list[AttentionOutput], dict[str, str]]:
-    """Those whose v may be rotated; and of every other quantized layer behind attention, why its rotation stays. Loads and runs the model."""
+    """Those whose v may be rotated; and of every other quantized layer behind attention, why its rotation stays.
+
+    The model is run on `feeds` twice, and once more for every kind of block whose attention is not like that.
+    """
     refused: dict[str, str] = {}
     found = []
     for one in paired(roles):
@@ -62,7 +65,7 @@ def attention_outputs(
             found.append(one)
     if not found:
         return [], refused
-    probe = _Probe(FullPrecision(sampled.adapter, sampled.source, device, memory), sampled, roles)
+    probe = _Probe(load(), feeds, roles)
     found, reasons = probe.usable(found)
     while found and (wrong := probe.wrong(found)):
         # Blocks are alike: what fails in one is not tried in the others.
@@ -117,12 +120,10 @@ def _parts(role: str) -> int:
 
 
 class _Probe:
-    """The full-precision model on the first step of the first clip."""
+    """The full-precision model, run on the same inputs again and again."""
 
-    def __init__(self, model: FullPrecision, sampled: SampledModel, roles: Mapping[str, str]) -> None:
-        self.model, self.parts = model, parts_of(roles)
-        clip = sampled.clip(0)
-        self.feeds = clip.feeds(sampled.scheduler, 0, clip.start(sampled.scheduler), guided=sampled.guided)
+    def __init__(self, model: FullPrecision, feeds: Feeds, roles: Mapping[str, str]) -> None:
+        self.model, self.feeds, self.parts = model, feeds, parts_of(roles)
         self.rows: dict[str, list[torch.Tensor]] = {}  # of what every layer behind attention reads
         self.widths: dict[str, set[int]] = {}  # of the heads of the attention that ran last in front of it
 
@@ -130,6 +131,8 @@ class _Probe:
         """Pairs with their heads; and of the others, why not."""
         with ExitStack() as hooks:
             calls = hooks.enter_context(_Heads())
+            for v in (v for one in pairs for v in one.values):
+                hooks.callback(self.model.model.get_submodule(v).register_forward_hook(lambda *_: calls.forget()).remove)
             for out in (out for one in pairs for out in one.outs):
 
                 def look(_module: Any, inputs: tuple[torch.Tensor, ...], out: str = out) -> None:
@@ -201,6 +204,10 @@ class _Heads(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Another attention begins."""
         self.width = 0
         self.shares: torch.Tensor | None = None  # what softmax gave out last
 

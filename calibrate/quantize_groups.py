@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vditc.calibrate.attention_outputs import AttentionOutput, attention_outputs, joined_statistics, parts_of
+from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.groups import Groups
 from vditc.calibrate.methods.base import InputStatistics
 from vditc.calibrate.trajectories import Trajectories
@@ -43,7 +45,10 @@ def quantize_groups(
     refused: dict[str, str] = {}
     asked = how.method.rotates_within_heads and observed
     if asked:
-        pairs, refused = attention_outputs(of.sampled, of.device, of.memory, how.schemes, how.roles)
+        given, clip = of.sampled, of.sampled.clip(0)
+        feeds = clip.feeds(given.scheduler, 0, clip.start(given.scheduler), guided=given.guided)
+        load = functools.partial(FullPrecision, given.adapter, given.source, of.device, of.memory)
+        pairs, refused = attention_outputs(load, feeds, how.schemes, how.roles)
     elif how.method.rotates_within_heads:
         progress.note("the model is not run, so rotations behind attention are not looked for in v: they are computed when it runs")
     joint, pairs, others = _joint(groups, pairs)

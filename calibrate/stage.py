@@ -20,7 +20,7 @@ from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.sharding import asked
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
-from vditc.errors import InputError, VditcError
+from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.numerics import short
 from vditc.progress import Progress

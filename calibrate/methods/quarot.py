@@ -20,7 +20,6 @@ from vditc.hadamard import block_of
 from vditc.scheme import Scheme
 from vditc.transform import Transform
 
-
 HEAD, WIDTH = "head", "width"  # what a rotation of what attention gives out mixes
 
 
