@@ -26,11 +26,12 @@ from vditc.graph_passes.patterns import (
     weight_like,
 )
 
-OPSET, IR_VERSION = 21, 10  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales
+OPSET = 21  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales; canonical graphs have it
+IR_VERSIONS = {OPSET: 10, 23: 11}  # opset -> version of the format that came with it; lowered graphs may have the later one
 AXES = ("batch", "frames", "height", "width", "text_tokens")  # of every family; a graph's metadata names the axes that it adds
 COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
-_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu")
+_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "RMSNormalization", "Attention", "Gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Checked:
     model: ir.Model
     types: ElementTypes
     compute: ir.DataType
+    opsets: tuple[int, ...] = (OPSET,)  # that the dialect has
 
     @property
     def graph(self) -> ir.Graph:
@@ -69,10 +71,11 @@ Rule = Callable[[Checked], Iterator[Violation]]
 
 
 def standard_opset(c: Checked) -> Iterator[Violation]:
-    """The newest opset that every supported TensorRT reads."""
-    opset = dict(c.graph.opset_imports)
-    if opset.get("") != OPSET or c.model.ir_version != IR_VERSION:
-        yield Violation("model", f"opset {opset.get('')}, IR version {c.model.ir_version}", f"opset {OPSET}, IR version {IR_VERSION}")
+    """The newest opset that every supported TensorRT reads, or a later one where each of a target's versions reads that."""
+    opset = c.graph.opset_imports.get("")
+    if opset not in c.opsets or c.model.ir_version != IR_VERSIONS[opset]:
+        wanted = " or ".join(f"opset {known}, IR version {IR_VERSIONS[known]}" for known in c.opsets)
+        yield Violation("model", f"opset {opset}, IR version {c.model.ir_version}", wanted)
 
 
 def standard_domain(c: Checked) -> Iterator[Violation]:
@@ -82,15 +85,15 @@ def standard_domain(c: Checked) -> Iterator[Violation]:
     for node in c.graph:
         if node.domain:
             yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", "operators of the standard domain")
-        elif not _standard(node.op_type):
-            yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {OPSET}")
+        elif not _standard(node.op_type, opset := max(c.opsets)):
+            yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {opset}")
 
 
 @functools.cache
-def _standard(op_type: str) -> bool:
-    """Whether the opset of the dialect has this operator."""
+def _standard(op_type: str, opset: int) -> bool:
+    """Whether the opset has this operator."""
     try:
-        onnx.defs.get_schema(op_type, OPSET, "")
+        onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
         return False
     return True
@@ -245,6 +248,7 @@ class Spec:
     name: str
     compute: str
     rules: tuple[Rule, ...]
+    opsets: tuple[int, ...] = (OPSET,)
 
     @classmethod
     def canonical(cls) -> Spec:
@@ -258,7 +262,7 @@ class Spec:
 
     def violations(self, model: ir.Model) -> Iterator[tuple[Rule, Violation]]:
         """Every broken rule with its place."""
-        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute])
+        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute], self.opsets)
         for rule in self.rules:
             for violation in rule(checked):
                 yield rule, violation
