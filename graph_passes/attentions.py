@@ -54,6 +54,13 @@ class DecomposedAttention:
         """Added to the scores."""
         return None if self.masking is None else next(v for v in self.masking.inputs if v is not self.scores.outputs[0])
 
+    def shared(self) -> str | None:
+        """Why it cannot be changed as one: something else reads what is within it."""
+        for node in self.inner:
+            if len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output():
+                return f"the output of {node.name} has another reader"
+        return None
+
     @property
     def inner(self) -> tuple[ir.Node, ...]:
         """Nodes whose outputs nobody else should read, in order."""

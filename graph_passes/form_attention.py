@@ -54,10 +54,7 @@ def _reason(a: DecomposedAttention, types: dict[ir.Value, ir.DataType]) -> str |
         return f"computed in {read[0].name.lower() if read[0] else 'an unknown type'}: engines have the operator in 16 bits alone"
     if any(found is not read[0] for found in read):
         return "queries, keys and values of different types"
-    for node in a.inner:
-        if len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output():
-            return f"the output of {node.name} has another reader"
-    return None
+    return a.shared()
 
 
 def _replace(graph: ir.Graph, a: DecomposedAttention) -> None:

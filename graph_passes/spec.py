@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from vditc.errors import DialectError
+from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attentions
 from vditc.graph_passes.element_types import ElementTypes, element_types
 from vditc.graph_passes.patterns import (
     blocked,
@@ -31,7 +32,7 @@ IR_VERSIONS = {OPSET: 10, 23: 11}  # opset -> version of the format that came wi
 AXES = ("batch", "frames", "height", "width", "text_tokens")  # of every family; a graph's metadata names the axes that it adds
 COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
-_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "RMSNormalization", "Attention", "Gelu")
+_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "Gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Checked:
     types: ElementTypes
     compute: ir.DataType
     opsets: tuple[int, ...] = (OPSET,)  # that the dialect has
+    attention: ir.DataType | None = None  # that attention may be computed in, if not in `compute`
 
     @property
     def graph(self) -> ir.Graph:
@@ -82,10 +84,11 @@ def standard_domain(c: Checked) -> Iterator[Violation]:
     """Any runtime must read the file; custom operators have nobody to run them."""
     if c.model.functions:
         yield Violation("model", f"{len(c.model.functions)} local functions", "none")
+    opset = c.graph.opset_imports.get("", OPSET)
     for node in c.graph:
         if node.domain:
             yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", "operators of the standard domain")
-        elif not _standard(node.op_type, opset := max(c.opsets)):
+        elif not _standard(node.op_type, opset):
             yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {opset}")
 
 
@@ -214,12 +217,21 @@ def stored_weights_are_cast(c: Checked) -> Iterator[Violation]:
 
 
 def computes_in_one_type(c: Checked) -> Iterator[Violation]:
-    """Data is computed in the target's type; an island in attention would cost the fused kernel."""
-    aside = independent_of_data(c.graph)
+    """Data is computed in the target's type; an island in attention would cost the fused kernel. Attention as a whole may have another."""
+    aside = independent_of_data(c.graph) | _whole_attentions(c)
     codes = {q.matmul for q in quantized_matmuls(c.graph)}
     for node in _of(c, *_HEAVY):
         if node not in aside | codes and c.dtype(node.outputs[0]) is not c.compute:
             yield Violation(_name(node), f"{node.op_type} computes in {c.type_of(node.outputs[0])}", c.compute.name.lower())
+
+
+def _whole_attentions(c: Checked) -> set[ir.Node]:
+    """Nodes of the attentions that are computed in `c.attention` from the first product to the last."""
+    if c.attention is None:
+        return set()
+    groups = [[*a.inner, a.product] for a in decomposed_attentions(c.graph) if isinstance(a, DecomposedAttention)]
+    groups += [[node] for node in _of(c, "Attention")]
+    return {node for group in groups if all(c.dtype(n.outputs[0]) is c.attention for n in group) for node in group}
 
 
 # The rule with the most to say comes first: a float16 scale also mixes types further down.
@@ -249,6 +261,7 @@ class Spec:
     compute: str
     rules: tuple[Rule, ...]
     opsets: tuple[int, ...] = (OPSET,)
+    attention: str | None = None  # of attention alone, if not `compute`
 
     @classmethod
     def canonical(cls) -> Spec:
@@ -262,7 +275,8 @@ class Spec:
 
     def violations(self, model: ir.Model) -> Iterator[tuple[Rule, Violation]]:
         """Every broken rule with its place."""
-        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute], self.opsets)
+        attention = None if self.attention is None else COMPUTE_TYPES[self.attention]
+        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute], self.opsets, attention)
         for rule in self.rules:
             for violation in rule(checked):
                 yield rule, violation
