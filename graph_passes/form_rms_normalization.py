@@ -80,7 +80,7 @@ class _Norms:
         elif self.types.get(x) is self.types.get(gain):
             self.put(nodes, scaling, x, gain, epsilon)
         else:
-            self.put(nodes, scaling, x, self.cast(gain, _FLOAT, scaling), epsilon)
+            self.put(nodes, scaling, x, self.cast(gain, _FLOAT, scaling, f"{scaling.outputs[0].name}.gain"), epsilon)
         for node in (rounding, *reversed(nodes), widened):
             if node is not None and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
                 self.graph.remove(node, safe=True)
@@ -93,17 +93,17 @@ class _Norms:
         old, new = scaling.outputs[0], made.outputs[0]
         wanted, given = self.types[old], self.types[gain]
         if wanted is not given:
-            new.name = f"{old.name}.{given.name.lower()}"
-            new = self.cast(new, wanted, scaling)
+            new.name = f"{old.name}.exact"
+            new = self.cast(new, wanted, scaling, f"{old.name}.rounded")
         new.name, new.type, new.shape = old.name, old.type, old.shape
         self.types[new] = wanted
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.graph.remove(scaling, safe=True)
 
-    def cast(self, value: ir.Value, to: ir.DataType, before: ir.Node) -> ir.Value:
+    def cast(self, value: ir.Value, to: ir.DataType, before: ir.Node, name: str) -> ir.Value:
         """`value` as `to`."""
-        node = ir.node("Cast", [value], {"to": int(to)}, name=f"{value.name}/{to.name.lower()}")
-        node.outputs[0].name = f"{value.name}.{to.name.lower()}"
+        node = ir.node("Cast", [value], {"to": int(to)}, name=name)
+        node.outputs[0].name = name
         self.graph.insert_before(before, node)
         self.types[node.outputs[0]] = to
         return node.outputs[0]

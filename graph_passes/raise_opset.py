@@ -1,6 +1,6 @@
 """The same graph as a file of a later opset, for the operators that it brings.
 
-    <ir_version: 10, opset_import: ["" : 21]>      ->      <ir_version: 11, opset_import: ["" : 23]>
+<ir_version: 10, opset_import: ["" : 21]>      ->      <ir_version: 11, opset_import: ["" : 23]>
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class RaiseOpset(Pass):
     def __post_init__(self) -> None:
         if self.to not in IR_VERSIONS:
             raise InputError(
-                found=f"to={self.to}", wanted=f"one of {', '.join(map(str, IR_VERSIONS))}", where=f"pass {self.name}", fix="correct the option"
+                found=f"to={self.to}",
+                wanted=f"one of {', '.join(map(str, IR_VERSIONS))}",
+                where=f"pass {self.name}",
+                fix="correct the option",
             )
 
     def spec_after(self, spec: Spec) -> Spec:

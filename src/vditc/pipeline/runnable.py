@@ -13,12 +13,12 @@ _WIDE, _SHORT = TensorProto.FLOAT, TensorProto.BFLOAT16
 _ONE_TYPE = ("Add", "Attention", "Concat", "MatMul", "Mul", "Reshape", "Softmax", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Slice")
 
 
-def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+def runnable(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     """`model`, or a copy of it with nodes that ONNX Runtime runs on a CPU.
 
     A value of bfloat16 becomes one of float32 that bfloat16 can hold: an operator on such values computes in float32, and its output is
     rounded to bfloat16 and back. That is how devices compute it, up to the sums within an operator. The operator Attention gets its
-    mask for every query; ONNX Runtime wants it so. VditcError for bfloat16 in an operator that no lowered graph has it in.
+    mask for every query; ONNX Runtime wants it so. VditcError, with `where`, for bfloat16 in other operators than those of attention.
     """
     if not any(n.op_type == "Attention" and len(n.input) > 3 or _to(n) == _SHORT for n in model.graph.node):
         return model
@@ -27,13 +27,13 @@ def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
     del made.graph.node[:], made.graph.value_info[:]
     short: set[str] = set()
     for node in model.graph.node:
-        made.graph.node.extend(_nodes(node, short))
+        made.graph.node.extend(_nodes(node, short, where))
     if any(node.op_type == "Attention" and len(node.input) > 3 for node in made.graph.node):
         made.graph.initializer.append(numpy_helper.from_array(np.array([1]), "runnable.one"))
     return made
 
 
-def _nodes(node: NodeProto, short: set[str]) -> list[NodeProto]:
+def _nodes(node: NodeProto, short: set[str], where: str) -> list[NodeProto]:
     """What takes the place of `node`; names of bfloat16 values are added to `short`."""
     if _to(node) == _SHORT:
         short.add(node.output[0])
@@ -45,10 +45,10 @@ def _nodes(node: NodeProto, short: set[str]) -> list[NodeProto]:
         return [*before, copy]
     if node.op_type not in _ONE_TYPE:
         raise VditcError(
-            found=f"{node.op_type} of bfloat16",
-            wanted=f"one of {', '.join(_ONE_TYPE)}",
-            where=f"node {node.name}",
-            fix="run the graph in float16 or float32: ONNX Runtime computes no bfloat16 on a CPU",
+            found=f"{node.op_type} of bfloat16, node {node.name}",
+            wanted="a graph that ONNX Runtime can run on a CPU: bfloat16 in attention alone",
+            where=where,
+            fix="lower without --verify",
         )
     short.add(node.output[0])
     copy.output[0] = f"{node.output[0]}.exact"

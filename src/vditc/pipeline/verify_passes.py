@@ -98,7 +98,7 @@ class VerifyPasses(Observer):
             if unknown := [name for name in names if name not in known]:
                 raise VditcError(found=f"an input {unknown[0]}", wanted=f"only {', '.join(known)}", where=where, fix="report the pass")
             feeds = [{name: case.feeds[name] for name in names} for case in self._cases]
-            return run_slices(runnable(graph), self.path.parent, feeds)
+            return run_slices(runnable(graph, f"--verify, {where}"), self.path.parent, feeds)
         except ERRORS as error:
             raise VditcError(
                 found=error_text(error),
