@@ -112,7 +112,7 @@ class _Norms:
 def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
     """The one node that reads what `node` gives, if it is of that type."""
     value = node.outputs[0]
-    uses = value.uses()
+    uses = tuple(value.uses())
     reader = uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
     return reader if reader is not None and reader.op_type == op_type else None
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import onnx
 import onnx_ir as ir
 
 from vditc.errors import InputError
-from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.core import Pass, Result
 from vditc.graph_passes.spec import IR_VERSIONS, Spec
 
 

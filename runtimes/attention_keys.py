@@ -42,8 +42,8 @@ def float16_keys(lowered: Path, sizes: Mapping[str, int]) -> int:
         elif node.op_type == "Attention":
             found = types.get(node.input[1])  # keys [batch, heads, keys, width]
             if found is None or found.elem_type == TensorProto.FLOAT16:
-                dims = found.shape.dim if found is not None else ()
-                most = max(most, (dims[2].dim_value if len(dims) == 4 else 0) or together)
+                sizes_of_keys = list(found.shape.dim) if found is not None else []
+                most = max(most, (sizes_of_keys[2].dim_value if len(sizes_of_keys) == 4 else 0) or together)
     return most
 
 

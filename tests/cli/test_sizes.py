@@ -134,13 +134,13 @@ def test_attention_over_more_tokens_than_float16_counts(model: Path, lowered: Pa
         assert ("lower with --attention bf16, or lower for --target" in run.stderr) == (code == 2)
         assert (tmp_path / "engine").exists() == (code == 0)
         shutil.rmtree(tmp_path / "engine", ignore_errors=True)
-    for options, words in (
+    for refused, why in (
         (("--target", "h100", "--attention", "fp32"), "found attention in fp32; wanted fp16 or bf16"),
         (("--target", "cpu", "--attention", "bf16"), "found attention in bf16; wanted fp32"),
         (("--target", "h100", "--attention", "bf16", "--passes", "fold-constants"), "found --passes with --attention"),
     ):
-        run = vditc("lower", canonical, *options, "-o", str(tmp_path / "refused.onnx"))
-        assert run.code == 2 and words in run.stderr, run
+        run = vditc("lower", canonical, *refused, "-o", str(tmp_path / "refused.onnx"))
+        assert run.code == 2 and why in run.stderr, run
 
 
 def test_build_takes_frames_and_pixels(lowered: Path, tmp_path: Path) -> None:

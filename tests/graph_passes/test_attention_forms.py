@@ -78,7 +78,7 @@ def test_attention_is_never_split(tiny: ModelDir, tmp_path: Path) -> None:
     path = lower(model=exported(tiny, tmp_path, "w8a8"), target=RANGE, out=tmp_path / "lowered.onnx", progress=SILENT).files[0]
     model = load(path)
     softmax = next(n for n in model.graph if n.op_type == "Softmax")
-    for node, at, to in ((softmax, 0, 10), (softmax.outputs[0].uses()[0].node, 0, 16)):
+    for node, at, to in ((softmax, 0, 10), (next(iter(softmax.outputs[0].uses())).node, 0, 16)):
         cast = ir.node("Cast", [node.inputs[at]], {"to": to}, name=f"split{to}")
         cast.outputs[0].name = f"split{to}"
         model.graph.insert_before(node, cast)

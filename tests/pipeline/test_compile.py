@@ -127,7 +127,7 @@ def test_attention_in_bfloat16_where_float16_does_not_count(job: Job, monkeypatc
     target = dataclasses.replace(h100, quirks=tuple(own if q.fp16_keys else q for q in h100.quirks))
     if known != "before":
         found = iter((70_000, 0))
-        monkeypatch.setattr(job_module, "float16_keys", lambda lowered, sizes: next(found))
+        monkeypatch.setattr(job_module, "float16_keys", lambda lowered, sizes: next(found, 0))
     bundle = compile_bundle(dataclasses.replace(job, targets=(target, Target.load("cpu"))), notes := Notes())
     about = bundle.manifest.targets["h100"]
     assert (about["compute"], about["attention"]) == ("fp16", "bf16")

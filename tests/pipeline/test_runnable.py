@@ -37,7 +37,7 @@ def test_bfloat16_is_float32_that_is_rounded(tmp_path: Path) -> None:
     a, b = rng.standard_normal((3, 5)).astype(np.float16), rng.standard_normal((5, 7)).astype(np.float32)
     ((found,),) = run_slices(runnable(model, "here"), tmp_path, [{"a": a, "b": b}])
 
-    def short(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def short(x: np.ndarray) -> np.ndarray:
         return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
     product = short(short(a) @ short(b))

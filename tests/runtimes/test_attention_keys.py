@@ -19,7 +19,6 @@ from vditc.progress import SILENT
 from vditc.runtimes.attention_keys import float16_keys
 from vditc.target import Target
 
-
 RTX = Target.load("rtx-ada")
 LATER = dataclasses.replace(RTX, opset=23)  # with operators Attention
 

@@ -20,7 +20,7 @@ def runnable(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     rounded to bfloat16 and back. That is how devices compute it, up to the sums within an operator. The operator Attention gets its
     mask for every query; ONNX Runtime wants it so. VditcError, with `where`, for bfloat16 in other operators than those of attention.
     """
-    if not any(n.op_type == "Attention" and len(n.input) > 3 or _to(n) == _SHORT for n in model.graph.node):
+    if not any((n.op_type == "Attention" and len(n.input) > 3) or _to(n) == _SHORT for n in model.graph.node):
         return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
