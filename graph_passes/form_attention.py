@@ -26,7 +26,7 @@ _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FormAttention(Pass):
-    """Attention of opset 23 for QK^T, softmax and PV in 16 bits. Refusal: another softmax, other types, scores that something else reads."""
+    """Attention of opset 23 for QK^T, softmax and PV in 16 bits. Refusal: other types, another softmax, scores with other readers."""
 
     name: ClassVar[str] = "form-attention"
     needs: ClassVar[frozenset[str]] = frozenset({"lowered", "opset-23"})

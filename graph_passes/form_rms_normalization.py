@@ -8,9 +8,9 @@
     %n = Cast<to=10>(Mul(%w, %r))
     %y = Mul(%n, %gain)
 
-The operator computes in float32 (`stash_type`) and rounds before it multiplies by the gain, as the island does. Where %x is float32 already,
-behind a product of codes, so are %gain and the product, which is then rounded: ONNX Runtime 1.31 and TensorRT-RTX 1.7 take %x and %gain of
-one type alone.
+The operator computes in float32 (`stash_type`) and rounds before it multiplies by the gain, as the island does. Where %x is float32
+already, behind a product of codes, so are %gain and the product, which is then rounded: ONNX Runtime 1.31 and TensorRT-RTX 1.7 take %x and
+%gain of one type alone.
 """
 
 from __future__ import annotations

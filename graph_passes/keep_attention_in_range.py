@@ -7,8 +7,8 @@
     %y = MatMul(%w, %v)                        %p = MatMul(%w, Cast<to=16>(%v))
                                                %y = Cast<to=10>(%p)
 
-Fused float16 attention sums its weights in float16, which ends at 65,504: over more keys it gives NaN. The queries are scaled in float16, in
-front of the Cast.
+Fused float16 attention sums its weights in float16, which ends at 65,504: over more keys it gives NaN. The queries are scaled in float16,
+in front of the Cast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HALF, _WIDE = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeepAttentionInRange(Pass):
-    """Attention of a float16 graph in bfloat16, which counts any number of keys. Refusal: a softmax that is no attention, or has readers."""
+    """Attention of a float16 graph in bfloat16, which counts any number of keys. Refusal: another softmax, scores with other readers."""
 
     name: ClassVar[str] = "keep-attention-in-range"
     needs: ClassVar[frozenset[str]] = frozenset({"lowered"})
