@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from vditc.plugins.catalogue import operator_of
+from vditc.plugins.plugin_op import DOMAIN
+
 # Operators whose output type is an attribute's, not an input's.
 _FROM_ATTRIBUTE = {"Cast": "to", "QuantizeLinear": "output_dtype", "DequantizeLinear": "output_dtype"}
 _BY_SCHEMA_NAME = {
@@ -50,6 +53,9 @@ def element_types(graph: ir.Graph) -> ElementTypes:
             types[value] = found
     opset = graph.opset_imports.get("", 21)
     for node in graph:
+        if node.domain == DOMAIN:
+            types |= _of_plugin(node, types)
+            continue
         bound: dict[str, ir.DataType] = {}
         inputs, outputs = _signature(node.op_type, opset, node.domain)
         for read, parameter in zip(node.inputs, _extended(inputs, len(node.inputs)), strict=True):
@@ -65,6 +71,15 @@ def element_types(graph: ir.Graph) -> ElementTypes:
             elif parameter in _BY_SCHEMA_NAME:
                 types[value] = _BY_SCHEMA_NAME[parameter]
     return ElementTypes(types, tuple(mixed))
+
+
+def _of_plugin(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> dict[ir.Value, ir.DataType]:
+    """Of the plugin library's operators; none where the node is not as it should be, which the dialect's rules say."""
+    try:
+        found = operator_of(node).types([types.get(v) if v is not None else None for v in node.inputs])
+    except ValueError:
+        return {}
+    return dict(zip(node.outputs, found, strict=True))
 
 
 def _declared(node: ir.Node) -> ir.DataType | None:

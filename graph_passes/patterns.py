@@ -59,6 +59,13 @@ def blocked(dequantize: ir.Node) -> bool:
     return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0
 
 
+def activation_bits(quantize: ir.Node) -> int:
+    """Bits of the codes that an integer QuantizeLinear makes: those that a Clip in front of it leaves, in a container of 8."""
+    clip = producer(quantize.inputs[0], "Clip")
+    high = small_constant(clip.inputs[2]) if clip is not None else None
+    return 8 if high is None else int(high).bit_length() + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizedMatMul:
     """A MatMul of two dequantized operands, with what belongs to it.

@@ -14,19 +14,23 @@ from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
+from vditc.graph_passes.fold_token_aware import FoldTokenAware
 from vditc.graph_passes.form_attention import FormAttention
 from vditc.graph_passes.form_rms_normalization import FormRmsNormalization
+from vditc.graph_passes.join_norms_to_quantization import JoinNormsToQuantization
 from vditc.graph_passes.keep_attention_in_range import KeepAttentionInRange
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
+from vditc.graph_passes.lower_subbyte_linear import LowerSubbyteLinear
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
-from vditc.graph_passes.raise_opset import RaiseOpset
+from vditc.graph_passes.raise_opset import LATER, RaiseOpset
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import IR_VERSIONS
+from vditc.graph_passes.strip_functions import StripFunctions
 from vditc.target import Target
 
 
-def onnxruntime(target: Target) -> tuple[Pass, ...]:
-    """ONNX Runtime runs the canonical graph; only what is superfluous goes."""
+def onnxruntime(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
+    """ONNX Runtime runs the canonical graph; only what is superfluous goes. It runs the bodies of plugin operators."""
     return (
         FoldConstants(),
         ShareQuantization(),
@@ -35,11 +39,13 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
         FoldTemporalScales(),
         PrecomputeTimePath(),  # after the folds: what they put on modulation vectors is computed beforehand as well
         ConvertComputeType(to=target.compute),
+        FoldTokenAware(rank_term=plugins),
+        *_handed_over(plugins, target),
         EliminateDeadNodes(),
     )
 
 
-def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
+def tensorrt_rtx(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
     """TensorRT-RTX: strongly typed, in forms that it fuses."""
     return (
         FoldConstants(),
@@ -51,8 +57,11 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),
         ConvertComputeType(to=target.compute),
         *((KeepAttentionInRange(),) if target.attention == "bf16" else ()),
+        FoldTokenAware(rank_term=plugins),
+        *_handed_over(plugins, target),
         *_forms(target),
         FlattenAttentionOutputs(),
+        JoinNormsToQuantization(),
         # After the conversion: it repeats scales in the type that they are then used in.
         LegalizeForTarget(blocks=Blocks.of(target.int4_blocks)),
         EliminateDeadNodes(),
@@ -61,19 +70,24 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
 
 def _forms(target: Target) -> tuple[Pass, ...]:
     """Operators that opset 23 has for what the export spells out; after the conversion, which decides in what type each is."""
-    return (RaiseOpset(to=target.opset), FormAttention(), FormRmsNormalization()) if target.opset >= 23 else ()
+    return (RaiseOpset(), FormAttention(), FormRmsNormalization()) if target.opset == LATER else ()
 
 
-def tensorrt(target: Target) -> tuple[Pass, ...]:
+def tensorrt(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
     """TensorRT 10.3 and later read and fuse the same forms."""
-    return tensorrt_rtx(target)
+    return tensorrt_rtx(target, plugins=plugins)
+
+
+def _handed_over(plugins: bool, target: Target) -> tuple[Pass, ...]:
+    """To the plugin library."""
+    return (LowerSubbyteLinear(), *(() if target.functions else (StripFunctions(),))) if plugins else ()
 
 
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 
-def pipeline(target: Target, *, keep_time_path: bool = False) -> tuple[Pass, ...]:
-    """The passes for `target`, those that replace the time path left out if it is to stay.
+def pipeline(target: Target, *, keep_time_path: bool = False, plugins: bool = False) -> tuple[Pass, ...]:
+    """The passes for `target`, those that replace the time path left out if it is to stay; with `plugins` layers go to the plugin library.
 
     InputError when the target does not read the opset that it wants its graphs in, or nothing writes that.
     """
@@ -92,7 +106,7 @@ def pipeline(target: Target, *, keep_time_path: bool = False) -> tuple[Pass, ...
             where=f"target {target.name}",
             fix="correct the target's file",
         )
-    passes = PIPELINES[target.backend](target)
+    passes = PIPELINES[target.backend](target, plugins=plugins)
     return tuple(p for p in passes if not (keep_time_path and isinstance(p, PrecomputeTimePath)))
 
 

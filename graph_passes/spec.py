@@ -17,6 +17,7 @@ import onnx_ir as ir
 from vditc.errors import DialectError
 from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attentions
 from vditc.graph_passes.element_types import ElementTypes, element_types
+from vditc.graph_passes.epilogue import Epilogue
 from vditc.graph_passes.patterns import (
     blocked,
     gathered_row,
@@ -26,6 +27,8 @@ from vditc.graph_passes.patterns import (
     small_constant,
     weight_like,
 )
+from vditc.plugins.catalogue import operator_of, plugin_nodes
+from vditc.plugins.plugin_op import DOMAIN
 
 OPSET = 21  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales; canonical graphs have it
 IR_VERSIONS = {OPSET: 10, 23: 11}  # opset -> version of the format that came with it; lowered graphs may have the later one
@@ -84,11 +87,32 @@ def standard_domain(c: Checked) -> Iterator[Violation]:
     """Any runtime must read the file; custom operators have nobody to run them."""
     if c.model.functions:
         yield Violation("model", f"{len(c.model.functions)} local functions", "none")
+    yield from _unknown(c, "")
+
+
+def plugin_operators(c: Checked) -> Iterator[Violation]:
+    """Operators are standard or the plugin library's, which a runtime creates from a node's attributes and input types."""
+    nodes = plugin_nodes(c.model)
+    wanted = {node.op_identifier() for node in nodes}
+    # All or none: a TensorRT that would take the bodies before the plugins is given none.
+    for odd in sorted(wanted ^ c.model.functions.keys()) if c.model.functions else ():
+        found = f"{'no ' if odd in wanted else ''}function {'.'.join(odd)}"
+        yield Violation("model", found, "the bodies of the plugin operators, all or none")
+    for node in nodes:
+        try:
+            operator_of(node).types([c.dtype(v) for v in node.inputs])
+        except ValueError as error:
+            yield Violation(_name(node), str(error), "what the plugin library has (vditc.plugins)")
+    yield from _unknown(c, "", DOMAIN)
+
+
+def _unknown(c: Checked, *domains: str) -> Iterator[Violation]:
     opset = c.graph.opset_imports.get("", OPSET)
+    wanted = f"operators of {' or '.join(d or 'the standard domain' for d in domains)}"
     for node in c.graph:
-        if node.domain:
-            yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", "operators of the standard domain")
-        elif not _standard(node.op_type, opset):
+        if node.domain not in domains:
+            yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", wanted)
+        elif not node.domain and not _standard(node.op_type, opset):
             yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {opset}")
 
 
@@ -219,7 +243,9 @@ def stored_weights_are_cast(c: Checked) -> Iterator[Violation]:
 def computes_in_one_type(c: Checked) -> Iterator[Violation]:
     """Data is computed in the target's type; an island in attention would cost the fused kernel. Attention as a whole may have another."""
     aside = independent_of_data(c.graph) | _whole_attentions(c)
-    codes = {q.matmul for q in quantized_matmuls(c.graph)}
+    codes = set[ir.Node | None]()
+    for q in quantized_matmuls(c.graph):  # with the sums of outer products behind them, which are of their float sums
+        codes |= {q.matmul, *(term.value.producer() for term in Epilogue.of(q).terms if term.product is not None)}
     for node in _of(c, *_HEAVY):
         if node not in aside | codes and c.dtype(node.outputs[0]) is not c.compute:
             yield Violation(_name(node), f"{node.op_type} computes in {c.type_of(node.outputs[0])}", c.compute.name.lower())
@@ -237,7 +263,6 @@ def _whole_attentions(c: Checked) -> set[ir.Node]:
 # The rule with the most to say comes first: a float16 scale also mixes types further down.
 COMMON: tuple[Rule, ...] = (
     standard_opset,
-    standard_domain,
     no_scatter,
     no_double,
     named_axes,
@@ -266,12 +291,12 @@ class Spec:
     @classmethod
     def canonical(cls) -> Spec:
         """What `model.onnx` may hold."""
-        return cls("canonical", "fp32", (stored_weights_are_cast, *COMMON))
+        return cls("canonical", "fp32", (standard_domain, stored_weights_are_cast, *COMMON))
 
     @classmethod
     def lowered(cls, compute: str) -> Spec:
         """What `lowered/<target>.onnx` may hold when the target computes in fp32, fp16 or bf16."""
-        return cls(f"lowered to {compute}", compute, COMMON)
+        return cls(f"lowered to {compute}", compute, (plugin_operators, *COMMON))
 
     def violations(self, model: ir.Model) -> Iterator[tuple[Rule, Violation]]:
         """Every broken rule with its place."""

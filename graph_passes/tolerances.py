@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vditc.graph_passes.patterns import producer, small_constant, weight_like
+from vditc.graph_passes.patterns import activation_bits, weight_like
 
 # What a pass does to numbers (`Pass.numerics`): in words.
 KINDS = {
@@ -58,8 +58,6 @@ TOLERANCES: dict[tuple[str, str | None], float] = {
 # codes are 0, so that errors average out less. The bundled models: up to 3.2e-2 with INT8 activations, 4.7e-2 with FP8, 1.3e-3 with none.
 ADVERSARIAL = 3.0
 
-_INTEGERS = {127: "int8", 31: "int6", 7: "int4", 3: "int3"}  # greatest code -> its type
-
 
 def tolerance(kind: str, compute: str, codes: str | None) -> float | None:
     """Of a pass of that kind over a graph that computes in `compute` ("fp32", ...) and whose activations are in `codes`.
@@ -85,6 +83,4 @@ def _codes(quantize: ir.Node) -> str:
     dtype = ir.DataType(said) if said else zero.dtype if zero is not None else ir.DataType.UINT8
     if dtype is ir.DataType.FLOAT8E4M3FN:
         return "fp8_e4m3"
-    clip = producer(quantize.inputs[0], "Clip")
-    high = small_constant(clip.inputs[2]) if clip is not None else None
-    return _INTEGERS.get(127 if high is None else int(high), "int8")
+    return f"int{activation_bits(quantize)}"

@@ -1,0 +1,96 @@
+"""What the operators of the plugin library have in common: their domain, how a node names its plugin, and their bodies in ONNX.
+
+A node carries the attributes that a TensorRT plugin is created from, `plugin_namespace` and `plugin_version` among them: without those two
+TensorRT takes the body although it has the plugin. The body is a function of the model, in operators of the standard domain, that ONNX
+Runtime runs instead. Two nodes of one operator may need different bodies (other bits, an input more), so every function has an overload,
+which is made from the attributes (ONNX IR version 10, NodeProto.overload).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+DOMAIN, VERSION = "vditc", "1"
+DOMAIN_VERSION = 1  # of the domain's opset import
+FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_NAMED = {"plugin_namespace": DOMAIN, "plugin_version": VERSION}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PluginOp(abc.ABC):
+    """One operator with its attributes. Fields are the node's attributes: int, str or bool (written 0 and 1)."""
+
+    op_type: ClassVar[str]
+    opset: ClassVar[int] = 21  # of the body
+
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that a node with these attributes has, in order."""
+
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+
+    @property
+    @abc.abstractmethod
+    def overload(self) -> str:
+        """What tells this body from others of the operator."""
+
+    @abc.abstractmethod
+    def body(self) -> Sequence[str]:
+        """Lines of ONNX text that compute the outputs from the inputs."""
+
+    @abc.abstractmethod
+    def types(self, given: Sequence[ir.DataType | None]) -> tuple[ir.DataType, ...]:
+        """Element types of the outputs. ValueError when the inputs' are not what the operator takes."""
+
+    def function(self) -> ir.Function:
+        """The body, as a function of a model."""
+        names = [f.name for f in dataclasses.fields(self)]
+        head = f'<domain: "{DOMAIN}", overload: "{self.overload}", opset_import: ["" : {self.opset}]>'
+        text = f"{head}\n{self.op_type} <{', '.join([*names, *_NAMED])}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{\n"
+        return ir.serde.deserialize_function(onnx.parser.parse_function(text + "\n".join(self.body()) + "\n}"))
+
+    def node(self, inputs: Sequence[ir.Value], name: str) -> ir.Node:
+        """A node that computes it; its outputs are named NAME, NAME.scale, ... after the operator's."""
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"{len(inputs)} inputs; {self.op_type} {self.overload} has {', '.join(self.inputs)}")
+        attributes = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)} | _NAMED
+        node = ir.node(self.op_type, inputs, attributes, domain=DOMAIN, overload=self.overload, num_outputs=len(self.outputs), name=name)
+        for i, (value, said) in enumerate(zip(node.outputs, self.outputs, strict=True)):
+            value.name = f"{name}.{said}" if i else name
+        return node
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Self:
+        """The operator that a node names. ValueError when an attribute is missing, unknown or no value that there is."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        given = {name: attribute.value for name, attribute in node.attributes.items()}
+        if odd := sorted(given.keys() ^ (known.keys() | _NAMED.keys())):
+            raise ValueError(f"attribute {odd[0]} {'is unknown' if odd[0] in given else 'is missing'}")
+        for name, wanted in _NAMED.items():
+            if given[name] != wanted:
+                raise ValueError(f"{name} {given[name]!r}; wanted {wanted!r}")
+        made = cls(**{name: _field(known[name], given[name]) for name in known})
+        if len(node.inputs) != len(made.inputs) or None in node.inputs:
+            raise ValueError(f"{len(node.inputs)} inputs; wanted {', '.join(made.inputs)}")
+        if node.overload != made.overload:
+            raise ValueError(f"overload {node.overload!r}; wanted {made.overload!r}")
+        return made
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+def _field(field: dataclasses.Field[Any], value: Any) -> Any:
+    return bool(value) if field.type in ("bool", bool) else value
