@@ -35,6 +35,7 @@ from vditc.plugins.qlinear.op import ACTIVATIONS, MAX_RANK, QLinear
 
 Array = npt.NDArray[Any]
 _OUTPUTS = {dtype: name for name, dtype in FLOATS.items()}
+_FEW = 1 << 12
 _BLOCK = 4 << 20  # bytes that are read at once
 _GELUS = {approximate: name for name, approximate in ACTIVATIONS.items()}
 
@@ -194,8 +195,9 @@ def _bits(codes: ir.TensorProtocol) -> int:
     low, high = code_range(3)
     pairs = np.arange(256)
     signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
-    outside = (signed < low) | (signed > high)
-    return 4 if any(outside[:, block].any() for block in _stored(codes)) else 3
+    outside = np.any((signed < low) | (signed > high), axis=0)
+    # A few bytes of four-bit codes tell.
+    return 4 if any(outside[block[:_FEW]].any() or outside[block].any() for block in _stored(codes)) else 3
 
 
 def _stored(codes: ir.TensorProtocol) -> Iterator[npt.NDArray[np.uint8]]:
