@@ -99,6 +99,7 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
         "convert-compute-type{to=fp16}",
         "fold-token-aware{rank_term=false}",
         "flatten-attention-outputs",
+        "join-norms-to-quantization",
         "legalize-for-target{blocks=128:64:32:16}",
         "eliminate-dead-nodes",
     ]
