@@ -47,7 +47,8 @@ from vditc.threads import ahead
 from vditc.transform import BALANCE, DOWN, IDENTITY, OUTPUT_BALANCE, SHIFT, UP, OutputTransform, Transform
 
 Array = npt.NDArray[Any]
-SCHEMA = 2  # 1 had schedules without signal and noise
+SCHEMA = 3
+READ = (2, 3)  # 1 had schedules without signal and noise; in 2 no layer's output is transformed
 V_ABSMAX = ".attention.v_absmax"
 # A layer's tensors beside its weight.
 TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES, OUTPUT_BALANCE)
@@ -208,8 +209,8 @@ class Calibration:
             raise InputError(
                 found="no vditc metadata", wanted="a calibration file", where=str(path), fix="write it with `vditc calibrate`"
             ) from error
-        if data.pop("schema") != SCHEMA:
-            raise InputError(found="another schema", wanted=str(SCHEMA), where=str(path), fix="calibrate again")
+        if (schema := data.pop("schema")) not in READ:
+            raise InputError(found=f"schema {schema}", wanted=" or ".join(map(str, READ)), where=str(path), fix="calibrate again")
         layers = {}
         for name, info in data.pop("layers").items():
             scheme, shape = Scheme.from_json(info["scheme"]), tuple(info["shape"])
