@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -24,12 +25,9 @@ import random_graphs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEASURED: list[dict[str, Any]] = json.loads((REPOSITORY / "docs/measurements/fold_value.json").read_text())["rows"]
-# (model, kind of layers): a balance or a divisor stays here, and folds.md says why.
-STAYS = {
-    ("hunyuan-13b", "qkv"),
-    ("hunyuan-13b", "fc1"),
-    ("hunyuan-13b", "out"),
-}
+ROTATE = {form for form in fold_value.FORM_NAMES if random_graphs.FORMS[form].rotation}
+# (method, model, kind of layers): a balance or a divisor stays here, and folds.md says why.
+STAYS = {(form, "hunyuan-13b", "out") for form in fold_value.FORM_NAMES if form not in ROTATE}
 SIZES = {"batch": 2, "frames": 21, "height": 16, "width": 16, "text_tokens": 64}
 
 
@@ -40,8 +38,17 @@ def test_the_documented_table_is_the_measured_one() -> None:
 
 
 def test_what_ought_to_fold_folds_in_every_family() -> None:
-    left = {(row["model"], kind) for row in MEASURED for kind in fold_value.THEORY if row["after"]["passes"]["elementwise"].get(kind)}
+    left = {
+        (row["form"], row["model"], kind)
+        for row in MEASURED
+        for kind in fold_value.THEORY
+        if row["after"]["passes"]["elementwise"].get(kind)
+    }
     assert left == STAYS
+    assert {(row["form"], row["model"]) for row in MEASURED} == set(itertools.product(fold_value.FORM_NAMES, fold_value.CASES.values()))
+    for row in MEASURED:
+        before = {what for what, found in row["before"]["passes"].items() if "out" in found and what != "behind"}
+        assert before == (set() if row["form"] in ROTATE else {"elementwise"}), row["model"]  # v makes what rotating methods put there
     assert all(row["relative_l2"] < 1e-2 for row in MEASURED)
 
 
