@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vditc.graph_passes.channel_change import constant
-from vditc.graph_passes.patterns import QuantizedMatMul, by_step, producer, small_constant
+from vditc.graph_passes.patterns import QuantizedMatMul, by_step, of_quantizer, producer, small_constant
 
 Array = npt.NDArray[Any]
 
@@ -84,6 +84,8 @@ def _outer(product: ir.Node) -> tuple[ir.Value, Array] | None:
 
 def of_token(value: ir.Value | None) -> bool:
     """Whether a value is one number for each token, [..., 1]: a sum over channels, scaled, and maybe written in another order and back."""
+    if of_quantizer(value):
+        return True
     node = producer(value, "ReduceSum", "Mul", "Reshape")
     if node is None:
         return False

@@ -14,6 +14,7 @@ from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
+from vditc.graph_passes.fuse_quantize_token import FuseQuantizeToken  # noqa: F401
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.share_quantization import ShareQuantization
