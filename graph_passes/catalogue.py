@@ -42,8 +42,9 @@ def catalogue() -> tuple[PassInfo, ...]:
     """Every pass, by name."""
     used: dict[type[Pass], list[str]] = {}
     for target in builtin_targets():
-        for kind in dict.fromkeys(type(one) for one in pipeline(Target.load(target))):
-            used.setdefault(kind, []).append(target)
+        always = {type(one) for one in pipeline(Target.load(target))}
+        for kind in dict.fromkeys(type(one) for one in pipeline(Target.load(target), plugins=True)):
+            used.setdefault(kind, []).append(target if kind in always else f"{target} (--plugins)")
     return tuple(_info(PASSES[name], tuple(used.get(PASSES[name], ()))) for name in sorted(PASSES))
 
 

@@ -27,7 +27,7 @@ class Term:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Epilogue:
-    """Adds behind a product and its scale, in order. Every value from `start` to before `end` has one reader and is no output of the graph."""
+    """Adds behind a product and its scale, in order. Values between `start` and `end` have one reader and are no outputs of the graph."""
 
     start: ir.Value  # the product, scaled
     terms: tuple[Term, ...]

@@ -6,9 +6,9 @@
     %y  = Add(%y3, Mul(%share, %beta))
 
 What a shift took away (`bias_correction`) becomes part of the bias. The zero points of asymmetric weights and the estimate of Q-VDiT
-(arXiv 2505.22167, section 3.2; its factors of frames are in %share, one number for each token) become one sum of outer products, which is the
-term of rank R of `vditc.QLinear`. Without that operator the outer products stay as they are (`rank_term=false`): TensorRT computes them
-together with the scale and the bias, and a MatMul would be a kernel of its own that writes [..., N].
+(arXiv 2505.22167, section 3.2; its factors of frames are in %share, one number for each token) become one sum of outer products, which is
+the term of rank R of `vditc.QLinear`. Without that operator the outer products stay as they are (`rank_term=false`): TensorRT computes
+them together with the scale and the bias, and a MatMul would be a kernel of its own that writes [..., N].
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ def _rewrite(graph: ir.Graph, found: Epilogue, layer: str, constants: list[Term]
         return node.outputs[0]
 
     if constants:
-        total = op(
-            "Add", [total, _stored(graph, f"{layer}.bias.folded", sum(_wide(t.constant) for t in constants))], f"{layer}/Add_bias_folded"
-        )
+        bias = _stored(graph, f"{layer}.bias.folded", sum(_wide(t.constant) for t in constants))
+        total = op("Add", [total, bias], f"{layer}/Add_bias_folded")
     if outer:
         tokens, vectors = zip(*(t.outer for t in outer if t.outer is not None), strict=True)
         left = tokens[0] if len(tokens) == 1 else op("Concat", list(tokens), f"{layer}/Concat_rank", axis=-1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,14 +61,12 @@ class LowerSubbyteLinear(Pass):
             if codes is None or codes.dtype not in ((ir.DataType.INT4, ir.DataType.INT8) if self.eight else (ir.DataType.INT4,)):
                 continue
             try:
-                node = _lower(model.graph, layer)
+                op = _lower(model.graph, layer)
             except _UnfitError as reason:
                 refusals.append(Refusal(label(layer.matmul), str(reason)))
                 continue
             figures["layers handed over"] += 1
-            figures["bytes of their weights"] += (
-                weight.const_value.nbytes if (weight := node.inputs[2]) is not None and weight.const_value else 0
-            )
+            figures["bytes of their weights"] += packed_bytes(op.n, op.k, op.bits)
         if not figures["layers handed over"]:
             return Result(model, modified=False, refusals=tuple(refusals))
         attach_functions(model)
@@ -96,7 +95,7 @@ class _Absorbed:
         for term in found.terms:
             if term.constant is not None and made.bias is None:
                 made.bias = term.constant
-            elif term.product is not None and made.left is None and term.product[1].const_value.shape[0] <= MAX_RANK:
+            elif term.product is not None and made.left is None and _rank(term.product[1]) <= MAX_RANK:
                 made.left, made.right = term.product
                 made.take(term.value.producer())
             else:
@@ -125,8 +124,15 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
 
 
-def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> ir.Node:
-    """Put QLinear in the place of a layer; _UnfitError, and nothing changed, when it cannot be."""
+def _rank(right: ir.Value) -> int:
+    """R of an initialiser [R, N]."""
+    assert right.const_value is not None
+    rank, _ = right.const_value.shape.numpy()
+    return rank
+
+
+def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
+    """Put the operator in the place of a layer; _UnfitError, and nothing changed, when it cannot be."""
     quantize, codes = layer.quantize, layer.weight.inputs[0]
     assert codes is not None and codes.const_value is not None
     k, n = codes.const_value.shape.numpy()
@@ -146,7 +152,7 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> ir.Node:
         k=k,
         bits=_bits(codes.const_value),
         activation_bits=activation_bits(quantize),
-        rank=0 if found.right is None or found.right.const_value is None else int(found.right.const_value.shape[0]),
+        rank=0 if found.right is None else _rank(found.right),
         bias=found.bias is not None,
         activation=found.activation,
         gated=found.gate is not None,
@@ -177,7 +183,7 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> ir.Node:
         if value is not None and (value.is_initializer() or (before := value.producer()) is None or before.graph is graph):
             forget(graph, value)
     made.name = end_name
-    return node
+    return op
 
 
 def _bits(codes: ir.TensorProtocol) -> int:
@@ -186,15 +192,15 @@ def _bits(codes: ir.TensorProtocol) -> int:
         return 8
     low, high = code_range(3)
     pairs = np.arange(256)
-    signed = np.stack([pairs & 15, pairs >> 4]) ^ 8
-    fits = ((signed - 8 >= low) & (signed - 8 <= high)).all(axis=0)
-    return 3 if all(fits[block].all() for block in _stored(codes)) else 4
+    signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
+    outside = (signed < low) | (signed > high)
+    return 4 if any(outside[:, block].any() for block in _stored(codes)) else 3
 
 
 def _stored(codes: ir.TensorProtocol) -> Iterator[npt.NDArray[np.uint8]]:
     """The bytes of a tensor; a file's are read, not mapped: mapped pages would count as the process's own."""
     if isinstance(codes, ir.ExternalTensor):
-        with open(codes.path, "rb") as f:
+        with Path(codes.path).open("rb") as f:
             f.seek(codes.offset or 0)
             left = codes.nbytes
             while left:

@@ -14,16 +14,19 @@ from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
 from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
+from vditc.graph_passes.fold_token_aware import FoldTokenAware
 from vditc.graph_passes.fuse_quantize_token import FuseQuantizeToken  # noqa: F401
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
+from vditc.graph_passes.lower_subbyte_linear import LowerSubbyteLinear
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import OPSET
+from vditc.graph_passes.strip_functions import StripFunctions
 from vditc.target import Target
 
 
-def onnxruntime(target: Target) -> tuple[Pass, ...]:
-    """ONNX Runtime runs the canonical graph; only what is superfluous goes."""
+def onnxruntime(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
+    """ONNX Runtime runs the canonical graph; only what is superfluous goes. It runs the bodies of plugin operators."""
     return (
         FoldConstants(),
         ShareQuantization(),
@@ -32,11 +35,13 @@ def onnxruntime(target: Target) -> tuple[Pass, ...]:
         FoldTemporalScales(),
         PrecomputeTimePath(),  # after the folds: what they put on modulation vectors is computed beforehand as well
         ConvertComputeType(to=target.compute),
+        FoldTokenAware(rank_term=plugins),
+        *_handed_over(plugins, target),
         EliminateDeadNodes(),
     )
 
 
-def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
+def tensorrt_rtx(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
     """TensorRT-RTX: strongly typed, in forms that it fuses."""
     return (
         FoldConstants(),
@@ -47,6 +52,8 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
         # After the folds, as above. A row is rounded once more than the data it meets.
         PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),
         ConvertComputeType(to=target.compute),
+        FoldTokenAware(rank_term=plugins),
+        *_handed_over(plugins, target),
         FlattenAttentionOutputs(),
         # After the conversion: it repeats scales in the type that they are then used in.
         LegalizeForTarget(blocks=Blocks.of(target.int4_blocks)),
@@ -54,16 +61,21 @@ def tensorrt_rtx(target: Target) -> tuple[Pass, ...]:
     )
 
 
-def tensorrt(target: Target) -> tuple[Pass, ...]:
+def tensorrt(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
     """TensorRT 10.3 and later read and fuse the same forms."""
-    return tensorrt_rtx(target)
+    return tensorrt_rtx(target, plugins=plugins)
+
+
+def _handed_over(plugins: bool, target: Target) -> tuple[Pass, ...]:
+    """To the plugin library."""
+    return (LowerSubbyteLinear(), *(() if target.functions else (StripFunctions(),))) if plugins else ()
 
 
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 
-def pipeline(target: Target, *, keep_time_path: bool = False) -> tuple[Pass, ...]:
-    """The passes for `target`, those that replace the time path left out if it is to stay.
+def pipeline(target: Target, *, keep_time_path: bool = False, plugins: bool = False) -> tuple[Pass, ...]:
+    """The passes for `target`, those that replace the time path left out if it is to stay; with `plugins` layers go to the plugin library.
 
     InputError when the target does not read the opset that lowering writes.
     """
@@ -75,7 +87,7 @@ def pipeline(target: Target, *, keep_time_path: bool = False) -> tuple[Pass, ...
             where=f"target {target.name}",
             fix="lowered graphs keep the canonical opset",
         )
-    passes = PIPELINES[target.backend](target)
+    passes = PIPELINES[target.backend](target, plugins=plugins)
     return tuple(p for p in passes if not (keep_time_path and isinstance(p, PrecomputeTimePath)))
 
 

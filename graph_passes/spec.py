@@ -92,9 +92,8 @@ def plugin_operators(c: Checked) -> Iterator[Violation]:
     wanted = {node.op_identifier() for node in nodes}
     # All or none: a TensorRT that would take the bodies before the plugins is given none.
     for odd in sorted(wanted ^ c.model.functions.keys()) if c.model.functions else ():
-        yield Violation(
-            "model", f"{'no ' if odd in wanted else ''}function {'.'.join(odd)}", "the bodies of the plugin operators, all or none"
-        )
+        found = f"{'no ' if odd in wanted else ''}function {'.'.join(odd)}"
+        yield Violation("model", found, "the bodies of the plugin operators, all or none")
     for node in nodes:
         try:
             operator_of(node).types([c.dtype(v) for v in node.inputs])
@@ -104,13 +103,10 @@ def plugin_operators(c: Checked) -> Iterator[Violation]:
 
 
 def _unknown(c: Checked, *domains: str) -> Iterator[Violation]:
+    wanted = f"operators of {' or '.join(d or 'the standard domain' for d in domains)}"
     for node in c.graph:
         if node.domain not in domains:
-            yield Violation(
-                _name(node),
-                f"operator {node.domain}.{node.op_type}",
-                f"operators of {' or '.join(d or 'the standard domain' for d in domains)}",
-            )
+            yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", wanted)
         elif not node.domain and not _standard(node.op_type):
             yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {OPSET}")
 

@@ -44,20 +44,23 @@ def lower(
     progress: Progress,
     passes: Sequence[str] | None = None,
     keep_time_path: bool = False,
+    plugins: bool = False,
     observers: Sequence[Observer] = (),
 ) -> LowerFacts:
     """Write `out`, the graph for `target`, and beside it what it points to.
 
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
-    all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline, `keep_time_path` leaves the timestep an input.
+    all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline, `keep_time_path` leaves the timestep an input,
+    `plugins` hands layers of few bits to the plugin library.
     InputError for a file that is no ONNX model, lacks data, was not written by `vditc export` or is not of the dialect, and for
     passes in an order that cannot be; DialectError when what a pass made is not of the dialect, or the result holds what the
     target does not take. Whole or not at all; the same input gives the same bytes.
     """
-    if passes is not None and keep_time_path:
-        raise InputError(found="--passes with --keep-time-path", wanted="one of them", where="lower", fix="leave that pass out of --passes")
+    for option, given in (("--keep-time-path", keep_time_path), ("--plugins", plugins)):
+        if passes is not None and given:
+            raise InputError(found=f"--passes with {option}", wanted="one of them", where="lower", fix="name the passes that you want")
     wanted = lowered_for(target)
-    todo = chosen_passes(target, passes, keep_time_path=keep_time_path)
+    todo = chosen_passes(target, passes, keep_time_path=keep_time_path, plugins=plugins)
     graph = load(model)
     check_origin(graph, model)
     before = len(graph.graph)
@@ -67,9 +70,9 @@ def lower(
     return LowerFacts(target=target.name, dialect=wanted.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
 
 
-def chosen_passes(target: Target, passes: Sequence[str] | None, *, keep_time_path: bool = False) -> tuple[Pass, ...]:
+def chosen_passes(target: Target, passes: Sequence[str] | None, *, keep_time_path: bool = False, plugins: bool = False) -> tuple[Pass, ...]:
     """The target's pipeline, or the passes that are named instead; InputError for one that cannot be read."""
-    return pipeline(target, keep_time_path=keep_time_path) if passes is None else tuple(parse_pass(p) for p in passes)
+    return pipeline(target, keep_time_path=keep_time_path, plugins=plugins) if passes is None else tuple(parse_pass(p) for p in passes)
 
 
 def load(path: Path) -> ir.Model:

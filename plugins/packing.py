@@ -1,7 +1,7 @@
 """How the weights of `QLinear` lie in memory: blocks in the order in which the lanes of a warp read them.
 
-Codes [N, K], N outputs, K inputs, are cut into blocks of 32 x 32, those at the edges filled up with zeros; block rows follow each other, in a
-row the blocks along K. In a block the 32 lanes of a warp hold what `mma.sync.m16n8k32` reads as its second operand (PTX ISA, "Matrix
+Codes [N, K], N outputs, K inputs, are cut into blocks of 32 x 32, those at the edges filled up with zeros; block rows follow each other,
+in a row the blocks along K. In a block the 32 lanes of a warp hold what `mma.sync.m16n8k32` reads as its second operand (PTX ISA, "Matrix
 Fragments for mma.m16n8k32"): of the four tiles j of 8 outputs, lane l has output 8 j + l / 4 and inputs 4 (l % 4) + b (first register)
 and 4 (l % 4) + b + 16 (second register), b = 0 ... 3 being bytes, the lowest first.
 
@@ -9,8 +9,8 @@ and 4 (l % 4) + b + 16 (second register), b = 0 ... 3 being bytes, the lowest fi
     bits 4   [32 lanes][4 words]             word j: register 0 in the low nibbles, register 1 in the high ones
     bits 3   [3 words][32 lanes]             words 0, 1: two bits of each code, tiles 2 w and 2 w + 1; word 2: the sign bits
 
-Three bits take exactly three: of byte b of word w < 2, bits 2 f and 2 f + 1 are the low bits of tile 2 w + f / 2, register f % 2; of byte b of
-word 2, bit 2 j + h is the sign (weight -4) of tile j, register h. Codes are two's complement. Words are little endian.
+Three bits take exactly three: of byte b of word w < 2, bits 2 f and 2 f + 1 are the low bits of tile 2 w + f / 2, register f % 2;
+of byte b of word 2, bit 2 j + h is the sign (weight -4) of tile j, register h. Codes are two's complement. Words are little endian.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class PluginOp(abc.ABC):
         names = [f.name for f in dataclasses.fields(self)]
         head = f'<domain: "{DOMAIN}", overload: "{self.overload}", opset_import: ["" : {self.opset}]>'
         text = f"{head}\n{self.op_type} <{', '.join([*names, *_NAMED])}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{\n"
-        return ir.from_proto(onnx.parser.parse_function(text + "\n".join(self.body()) + "\n}"))
+        return ir.serde.deserialize_function(onnx.parser.parse_function(text + "\n".join(self.body()) + "\n}"))
 
     def node(self, inputs: Sequence[ir.Value], name: str) -> ir.Node:
         """A node that computes it; its outputs are named NAME, NAME.scale, ... after the operator's."""

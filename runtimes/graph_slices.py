@@ -97,7 +97,7 @@ def _session(
         for name in sorted(used & set(live) - known)
     ]
     graph = onnx.helper.make_graph(nodes, "slice", inputs, [onnx.ValueInfoProto(name=name) for name in outputs], initializers)
-    piece = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    piece = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions)
     options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(piece.SerializeToString(), options, providers=["CPUExecutionProvider"])

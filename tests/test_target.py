@@ -15,6 +15,7 @@ from vditc.recipe import Recipe, Rule, builtin_recipes
 from vditc.recipe_distance import distance, nearest
 from vditc.scheme import QuantSpec, Scheme
 from vditc.target import Target, builtin_targets
+from vditc.version_range import VersionRange
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "targets.md"
 RECIPES = {name: Recipe.load(name) for name in builtin_recipes()}
@@ -56,6 +57,8 @@ def test_quirks_of_gpus_are_in_every_target_with_one_of_them(name: str) -> None:
     assert users
     if quirk.arch:
         assert users == {t.name for t in TARGETS.values() if set(t.arch) & set(quirk.arch)}
+    elif name == "functions-before-plugins":
+        assert users == {t.name for t in TARGETS.values() if t.backend == "tensorrt" and not VersionRange("10.7").holds(t.versions.least)}
     elif name != "fp4-not-lowered":
         assert users == TARGETS.keys() - {"cpu"}
     named = re.match(r"(docs|tests)/[\w/]+\.\w+", quirk.source)

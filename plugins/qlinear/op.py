@@ -5,9 +5,10 @@
     y     = GELU(y)                                activation = gelu (erf) or gelu_tanh
     out   = y                                      or, gated: residual + gate * y
 
-`left right` is a sum of `rank` outer products, one number of each token times one of each output: zero points of weights, and the estimate of
-Q-VDiT (arXiv 2505.22167). The body of the function computes the products in float32, which is exact while sums stay below 2^24 (K up to
-16384 for weights of 4 bits and 8-bit codes); a kernel's accumulators are exact integers (`vditc.plugins.qlinear.reference`).
+`left right` is a sum of `rank` outer products, one number of each token times one of each output: zero points of weights, and the
+estimate of Q-VDiT (arXiv 2505.22167). The body of the function computes the products in float32, which is exact while sums stay below
+2^24 (K up to 16384 for weights of 4 bits and 8-bit codes); a kernel's accumulators are exact integers
+(`vditc.plugins.qlinear.reference`).
 
 | input | type and shape |
 |---|---|

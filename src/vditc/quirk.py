@@ -16,6 +16,7 @@ types = ["uint4"]                         # of values in a lowered graph, by the
 rules = ["float32-scales"]                # of the dialect, which hold because of this quirk; errors then say so
 int4_blocks = [128, 64]                   # the only blocks in which INT4 weights are fused, the fewest scales first
 fp16_keys = 65504                         # the most keys of an attention that is computed in float16
+functions = false                         # a lowered graph has no bodies of the plugin library's operators
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Quirk:
     rules: tuple[str, ...] = ()
     int4_blocks: tuple[int, ...] = ()
     fp16_keys: int | None = None
+    functions: bool = True
 
     @classmethod
     def load(cls, name_or_path: str, near: Path) -> Quirk:
@@ -119,12 +121,13 @@ class Quirk:
             rules=table.strings("rules"),
             int4_blocks=integers(table, "int4_blocks"),
             fp16_keys=table.take("fp16_keys", int),
+            functions=table.take("functions", bool, True) is not False,
         )
         table.done()
         if not quirk.effects:
             raise InputError(
                 found="nothing that follows",
-                wanted="one of refuses, operators, types, rules, int4_blocks, fp16_keys",
+                wanted="one of refuses, operators, types, rules, int4_blocks, fp16_keys, functions",
                 where=table.where,
                 fix="add it; what nothing reads belongs into the documentation",
             )
@@ -136,7 +139,8 @@ class Quirk:
         lists = {"operators": self.operators, "types": self.types, "dialect": self.rules, "INT4 blocks": self.int4_blocks}
         found = [f"refuses {row}" for row in self.refuses]
         found += [f"{name}: {', '.join(map(str, values))}" for name, values in lists.items() if values]
-        return found + ([] if self.fp16_keys is None else [f"at most {self.fp16_keys} keys in fp16"])
+        found += [] if self.fp16_keys is None else [f"at most {self.fp16_keys} keys in fp16"]
+        return found if self.functions else [*found, "no functions beside plugins"]
 
 
 def integers(table: Table, key: str) -> tuple[int, ...]:

@@ -67,6 +67,11 @@ class Target:
         return tuple(b for b in lists[0] if all(b in other for other in lists)) if lists else ()
 
     @property
+    def functions(self) -> bool:
+        """Whether a graph may hold the bodies of the plugin library's operators."""
+        return all(q.functions for q in self.quirks)
+
+    @property
     def fp16_keys(self) -> Quirk | None:
         """The quirk that limits the keys of attention in float16 most."""
         return min((q for q in self.quirks if q.fp16_keys is not None), key=lambda q: q.fp16_keys or 0, default=None)

@@ -31,6 +31,7 @@ def lower_command(
     ] = False,
     print_after: Annotated[str, typer.Option(help="print the graph after this pass, or after `all`")] = "",
     keep_time_path: KeepTimePathOption = False,
+    plugins: Annotated[bool, typer.Option("--plugins", help="hand layers with weights of few bits to the plugin library")] = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass that changed it")] = None,
     force: ForceOption = False,
 ) -> None:
@@ -44,7 +45,7 @@ def lower_command(
     from vditc.graph_passes.stage import chosen_passes, lower
     from vditc.graph_passes.text import PrintGraphs
 
-    known = ["all", *dict.fromkeys(one.name for one in chosen_passes(chosen, names, keep_time_path=keep_time_path))]
+    known = ["all", *dict.fromkeys(one.name for one in chosen_passes(chosen, names, keep_time_path=keep_time_path, plugins=plugins))]
     if print_after and print_after not in known:
         raise InputError(found=print_after, wanted=f"one of {', '.join(known)}", where="--print-after", fix="name a pass that is run")
     observers: list[Observer] = []
@@ -66,6 +67,7 @@ def lower_command(
         progress=RichProgress(),
         passes=names,
         keep_time_path=keep_time_path,
+        plugins=plugins,
         observers=observers,
     )
     if explain:

@@ -16,6 +16,7 @@ from vditc.graph_passes.core import Observer, Pass, PassFacts
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.tolerances import ADVERSARIAL, activation_codes, tolerance
 from vditc.pipeline.verify_inputs import Case, cases
+from vditc.plugins.catalogue import attach_functions
 from vditc.runtimes.graph_slices import run_slices
 from vditc.runtimes.onnxruntime import ERRORS, error_text
 
@@ -127,7 +128,11 @@ def _relative(found: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -
 
 
 def _snapshot(model: ir.Model) -> onnx.ModelProto:
-    """The graph as it is now; weights on disk stay there."""
+    """The graph as it is now, with the bodies of the plugin library's operators; weights on disk stay there."""
+    stripped = not model.functions
+    attach_functions(model)
     proto = onnx.ModelProto()
     proto.CopyFrom(ir.to_proto(model))
+    if stripped:
+        model.functions.clear()
     return proto
