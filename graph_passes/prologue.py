@@ -61,6 +61,20 @@ class Surroundings:
             return f"{value.name} is repeated between axes along which it differs"
         return ""
 
+    def of_channels(self, value: ir.Value | None, beside: ir.Value) -> bool:
+        """Whether a value is a constant with a number for every channel of `beside`, or a constant divided by the scale of the step."""
+        if of_channels(value):
+            return True
+        try:
+            return self.shapes.shape(value) == self.shapes.shape(beside)[-1:] and len(self.shapes.shape(beside)) > 1
+        except AbsorptionError:
+            return False
+
+    def behind_norm(self, value: ir.Value | None, steps: int = 6) -> bool:
+        """Whether a norm computes a value, maybe with products and sums behind it."""
+        node = producer(value, "Mul", "Add", "Cast")
+        return self.is_norm(value) or (node is not None and steps > 0 and any(self.behind_norm(v, steps - 1) for v in node.inputs[:2]))
+
     def is_norm(self, value: ir.Value | None) -> bool:
         """Whether a norm computes a value."""
         node = producer(value, "Cast")
@@ -130,7 +144,7 @@ class Prologue:
         made = _quantization(quantize)
         made.walk = made.walk.past_cast(around.types)
         if made._rotate(around):
-            made._explicit()
+            made._explicit(around)
             made._compute(around)
         made.walk = made.walk.unwidened(around.types)
         return made
@@ -149,11 +163,11 @@ class Prologue:
         self.rotation = ROTATION
         return True
 
-    def _explicit(self) -> None:
+    def _explicit(self, around: Surroundings) -> None:
         """A balance and a shift that did not fold."""
         for name, kind in (("balance", "Mul"), ("center", "Sub")):
             node = producer(self.x, kind)
-            at = None if node is None else next((i for i in (1, 0) if of_channels(node.inputs[i])), None)
+            at = None if node is None else next((i for i in (1, 0) if around.of_channels(node.inputs[i], self.x)), None)
             if node is None or at is None or (kind == "Sub" and at == 0) or self.walk.shared():
                 continue
             self.vectors[name] = _there(node.inputs[at])
@@ -189,12 +203,12 @@ class Prologue:
             try:
                 at = _vector_of(node, around, constant_only=name in ("bias", "weight"))
             except UnfitError as reason:
-                self.left = str(reason) if any(map(around.is_norm, node.inputs)) else ""
+                self.left = str(reason) if around.behind_norm(walk.x) else ""
                 return
             if at is None:
                 continue
             if walk.shared() or behind:
-                self.left = walk.shared() or behind
+                self.left = (walk.shared() or behind) if around.behind_norm(walk.x) else ""
                 return
             vectors[name] = _there(node.inputs[at])
             walk = walk.up(node.inputs[1 - at], node)
