@@ -8,12 +8,12 @@
     %p = Mul(MatMul(%f, %w), %s)                                   once for all readers of %c, as q, k and v
     %total = Mul(ReduceSum(%f), %s)
 
-In the order of the graph: norm, modulation or GELU; a shift and a balance that did not fold; a rotation of blocks of 256 channels; codes by a
-scale of the token or by one that is given, of the step or constant. As much goes in as nobody else reads. Sums of a token's codes, which
-zero points and Q-VDiT's estimate need, come out of the same kernel. A Reshape of tokens in between goes behind the codes.
+In the order of the graph: norm and modulation, or GELU; a shift and a balance that did not fold; a rotation of blocks of 256 channels;
+codes by a scale of the token or by one that is given, of the step or constant. As much goes in as nobody else reads. Sums of a token's
+codes, which zero points and Q-VDiT's estimate need, come out of the same kernel. A Reshape of tokens in between goes behind the codes.
 
-TensorRT fuses norm, modulation and quantization by itself, but neither a rotation nor a sum of codes. Where products of INT8 codes, which it
-computes by itself, read them, it is left to do so, unless `everywhere` says otherwise.
+TensorRT fuses norm, modulation and quantization by itself. Where products of INT8 codes, which it computes too, read them, it is left to do
+so, unless `everywhere` says otherwise.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class _Fusion:
         if not everywhere and (other := _not_for_plugins(codes)):
             raise UnfitError(f"{other} reads its codes too, and no layer of the plugin library")
         found = Prologue.of(quantize, self.around)
-        if found.scale is not None and any(self.order.get(u.node, 1 << 62) < self.order[quantize] for u in _outside(found.scale, found)):
+        if found.scale is not None and any(
+            self.order.get(reader, len(self.order)) < self.order[quantize] for reader in _outside(found.scale, found)
+        ):
             raise UnfitError(f"its scale {found.scale.name} is read in front of it")
         name = label(quantize).removesuffix("/QuantizeLinear")
         sums = _Sums.of(found)
@@ -87,7 +89,7 @@ class _Fusion:
             activation=found.activation,
             norm=found.norm,
             epsilon=found.epsilon,
-            **{n: n in found.vectors for n in ("weight", "bias", "gain", "shift", "center", "balance")},  # type: ignore[arg-type]
+            **{n: n in found.vectors for n in ("weight", "bias", "gain", "shift", "center", "balance")},
             rotation=found.rotation,
             total=bool(sums.total),
             shares=len(sums.shares),
@@ -133,10 +135,15 @@ class _Fusion:
 
     def stored(self, name: str, array: Array) -> ir.Value:
         """A new initialiser."""
-        if name not in self.graph.initializers:
-            made = ir.val(name, const_value=ir.tensor(array, name=name))
-            self.graph.initializers.add(made)
-        return self.graph.initializers[name]
+        assert name not in self.graph.initializers, name
+        made = ir.val(name, const_value=ir.tensor(array, name=name))
+        self.graph.initializers.add(made)
+        return made
+
+    def integer(self, number: int) -> ir.Value:
+        """int64 [1], made once."""
+        name = f"quantize_token.{number}"
+        return self.graph.initializers.get(name) or self.stored(name, np.array([number], np.int64))
 
     def reshaped(self, value: ir.Value, like: ir.Node, before: ir.Node, *, whole: bool) -> ir.Value:
         """Tokens in the order of `like`; `whole`: codes, and not one number for each."""
@@ -149,9 +156,8 @@ class _Fusion:
                 array[-1] = 1
                 shape = self.stored(f"{name}.shape", array)
             else:
-                ends = [self.stored(f"tokens.{n}", np.array([a], np.int64)) for n, a in (("first", 0), ("last", -1), ("one", 1))]
-                leading = self.node("Slice", [shape, ends[0], ends[1]], f"{name}.leading", before, ir.DataType.INT64)
-                shape = self.node("Concat", [leading, ends[2]], f"{name}.shape", before, ir.DataType.INT64, axis=0)
+                leading = self.node("Slice", [shape, self.integer(0), self.integer(-1)], f"{name}.leading", before, ir.DataType.INT64)
+                shape = self.node("Concat", [leading, self.integer(1)], f"{name}.shape", before, ir.DataType.INT64, axis=0)
         assert value.dtype is not None
         return self.node("Reshape", [value, shape], name, before, value.dtype, allowzero=like.attributes.get_int("allowzero", 0))
 
@@ -167,7 +173,11 @@ class _Fusion:
         read = dict.fromkeys(v for node in nodes for v in node.inputs)
         again = True
         while again:
-            idle = [n for n in dict.fromkeys(nodes) if n.graph is self.graph and not any(o.is_graph_output() or any(True for _ in o.uses()) for o in n.outputs)]
+            idle = [
+                n
+                for n in dict.fromkeys(nodes)
+                if n.graph is self.graph and not any(o.is_graph_output() or any(True for _ in o.uses()) for o in n.outputs)
+            ]
             self.graph.remove(idle, safe=True)
             again = bool(idle)
         for value in read:
@@ -226,8 +236,8 @@ def _scaled(total: ir.Node, found: Prologue) -> list[ir.Value]:
     return scaled if len(scaled) == len(tuple(value.uses())) and not value.is_graph_output() else []
 
 
-def _outside(value: ir.Value, found: Prologue) -> list[ir.Usage]:
-    return [use for use in value.uses() if use.node not in found.walk.nodes]
+def _outside(value: ir.Value, found: Prologue) -> list[ir.Node]:
+    return [use.node for use in value.uses() if use.node not in found.walk.nodes]
 
 
 def _products(codes: ir.Value) -> list[tuple[ir.Node, ir.Value | None]]:
@@ -238,7 +248,9 @@ def _products(codes: ir.Value) -> list[tuple[ir.Node, ir.Value | None]]:
             found.append((reader, None))
             continue
         for node in dict.fromkeys(use.node for use in reader.outputs[0].uses()):
-            weight = producer(node.inputs[1], "DequantizeLinear") if node.op_type == "MatMul" and node.inputs[0] is reader.outputs[0] else None
+            weight = (
+                producer(node.inputs[1], "DequantizeLinear") if node.op_type == "MatMul" and node.inputs[0] is reader.outputs[0] else None
+            )
             if weight is not None:
                 found.append((node, None if blocked(weight) else weight.inputs[0]))
             elif not (node.op_type == "ReduceSum" or (node.op_type == "Mul" and any(map(of_channels, node.inputs)))):

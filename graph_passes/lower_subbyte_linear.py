@@ -166,7 +166,12 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
         return made
 
     scales = ir.tensor(np.ascontiguousarray(np.broadcast_to(weight_scale.astype(np.float32).reshape(-1), (n,))))
-    inputs = [layer.activation.inputs[0], scale, stored("weight.packed", _packed(codes.const_value, op)), stored("weight_scale.packed", scales)]
+    inputs = [
+        layer.activation.inputs[0],
+        scale,
+        stored("weight.packed", _packed(codes.const_value, op)),
+        stored("weight_scale.packed", scales),
+    ]
     inputs += [value for value in (found.left, found.right) if value is not None]
     inputs += [stored("bias.packed", ir.tensor(found.bias.astype(np.float32)))] if found.bias is not None else []
     inputs += [value for value in (found.gate, found.residual) if value is not None]

@@ -73,7 +73,7 @@ def of_quantizer(value: ir.Value | None) -> bool:
 
 
 def activation_bits(quantize: ir.Node) -> int:
-    """Bits of the codes that an integer QuantizeLinear makes: those that a Clip in front of it leaves, in a container of 8; or a QuantizeToken."""
+    """Bits of the codes that an integer QuantizeLinear or a QuantizeToken makes, in a container of 8: those that a Clip leaves."""
     if quantize.op_type == "QuantizeToken":
         return quantize.attributes["bits"].as_int()
     clip = producer(quantize.inputs[0], "Clip")

@@ -177,7 +177,11 @@ class Prologue:
         """GELU, or modulation and norm; in front of a Reshape of tokens if there is one."""
         start = self.walk
         reshape = producer(self.x, "Reshape")
-        if reshape is not None and around.last_axis(self.x) not in (None, 1) and around.last_axis(self.x) == around.last_axis(reshape.inputs[0]):
+        if (
+            reshape is not None
+            and around.last_axis(self.x) not in (None, 1)
+            and around.last_axis(self.x) == around.last_axis(reshape.inputs[0])
+        ):
             self.walk, self.reshape = self.walk.up(reshape.inputs[0], reshape), reshape
         before = self.walk
         behind = start.shared() if self.reshape is not None else ""
@@ -216,18 +220,17 @@ class Prologue:
         if not around.is_norm(walk.x):
             return
         try:
-            reason = walk.shared() or behind
-            if reason:
-                raise UnfitError(reason)
-            self._norm(walk, vectors, around)
-        except UnfitError as reason_:
-            self.left = str(reason_)
-            if vectors.keys() <= {"gain", "shift"} and not behind:
-                self.walk = walk if vectors else self.walk
+            self._norm(walk, vectors, around, walk.shared() or behind)
+        except UnfitError as refused:
+            self.left = str(refused)
+            if vectors and vectors.keys() <= {"gain", "shift"} and not behind:
+                self.walk = walk
                 self.vectors |= vectors
 
-    def _norm(self, walk: _Walk, vectors: dict[str, ir.Value], around: Surroundings) -> None:
-        """The norm that computes `walk.x`, in front of its vectors. UnfitError when it is none of the operator's."""
+    def _norm(self, walk: _Walk, vectors: dict[str, ir.Value], around: Surroundings, taken: str) -> None:
+        """The norm that computes `walk.x`, in front of its vectors. UnfitError when it is none of the operator's, or `taken` by others."""
+        if taken:
+            raise UnfitError(taken)
         own = dict[str, ir.Value]()
         if (layer := producer(walk.x, "LayerNormalization")) is not None:
             if layer.attributes.get_int("axis", -1) != -1:
@@ -333,7 +336,12 @@ def _no_sylvester(rotation: Rotation) -> str:
     wanted = factors(ROTATION)
     assert wanted is not None
     left, right = rotation.left, rotation.right
-    if rotation.block != ROTATION or left is None or right is None or not (np.array_equal(left, wanted[0].T) and np.array_equal(right, wanted[1])):
+    if (
+        rotation.block != ROTATION
+        or left is None
+        or right is None
+        or not (np.array_equal(left, wanted[0].T) and np.array_equal(right, wanted[1]))
+    ):
         return f"it is rotated in blocks of {rotation.block}; QuantizeToken rotates blocks of {ROTATION} by Sylvester's matrix"
     if any(len(tuple(n.outputs[0].uses())) != 1 or n.outputs[0].is_graph_output() for n in rotation.nodes[:-1]):
         return f"a part of the rotation {label(rotation.nodes[0])} is also read by others"

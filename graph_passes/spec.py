@@ -21,7 +21,6 @@ from vditc.graph_passes.patterns import (
     blocked,
     gathered_row,
     independent_of_data,
-    producer,
     quantized_matmuls,
     quantizer,
     small_constant,

@@ -36,6 +36,7 @@ def relative_l2(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     """|found - wanted| / |wanted|."""
     return float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted.astype(np.float64)))
 
+
 # Where `vditc.QuantizeToken` sums (a norm, a rotation) or has GELU: a kernel, ONNX Runtime and the oracle add float32 numbers in orders of
 # their own, and values next to a tie of the rounding get the neighbouring code. Of codes the share that may be off by one; of a scale the
 # relative error, which is some roundings of 2^-24; also of a weighed sum of codes, relative to the sum of its magnitudes.

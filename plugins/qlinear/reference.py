@@ -40,4 +40,3 @@ def qlinear(op: QLinear, *inputs: Array) -> Array:
     if op.gated:
         y = given["residual"].astype(np.float32) + given["gate"].astype(np.float32) * y
     return y.astype(_TYPES[op.output])
-

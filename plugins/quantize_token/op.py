@@ -12,8 +12,8 @@
     total = scale * sum(codes)                                  a zero point of weights needs it
     share = scale * sum(codes * alpha[r])                       one for each r: Q-VDiT (arXiv 2505.22167), section 3.2
 
-Everything is float32; divisions and roundings (half to even) are IEEE's. Parts that no attribute asks for are left out, and so are their inputs
-and outputs, since a TensorRT plugin has no optional ones.
+Everything is float32; divisions and roundings (half to even) are IEEE's. Parts that no attribute asks for are left out, and so are their
+inputs and outputs, since a TensorRT plugin has no optional ones.
 
 | input | type and shape |
 |---|---|
@@ -167,7 +167,12 @@ class QuantizeToken(PluginOp):
             lines += ["clipped = Mul (range, clip)"] if self.clip else []
             lines += [f"part = Div ({'clipped' if self.clip else 'range'}, high)", *_constant("least", EPS), "scale = Max (part, least)"]
         scale = "scale" if self.scaled == "token" else "given"
-        lines += [f"ratio = Div ({v}, {scale})", "bounded = Clip (ratio, low, high)", "whole = Round (bounded)", "codes = Cast <to = 3> (whole)"]
+        lines += [
+            f"ratio = Div ({v}, {scale})",
+            "bounded = Clip (ratio, low, high)",
+            "whole = Round (bounded)",
+            "codes = Cast <to = 3> (whole)",
+        ]
         if self.total:
             lines += ["sum = ReduceSum <keepdims = 1> (whole, last)", f"total = Mul (sum, {scale})"]
         for r in range(self.shares):

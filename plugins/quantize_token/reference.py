@@ -1,9 +1,9 @@
 """What a kernel of `vditc.QuantizeToken` must compute, in numpy.
 
-Without norm, GELU and rotation every operation is a single IEEE operation of float32, and a greatest value does not depend on the order: codes,
-scale and total are equal bit for bit. A norm and a rotation are sums, whose order a kernel chooses, and GELU is a function that every
-library rounds in its own way; here they are computed in float64 and rounded once. Then a kernel's scale may be away by 2^-20 of
-itself, and of its codes 0.1 % by 1: those next to a tie. So may a share, of the sum of its magnitudes, as it is a sum of float32 in any case.
+Without norm, GELU and rotation every operation is a single IEEE operation of float32, and a greatest value does not depend on the order:
+codes, scale and total are equal bit for bit. A norm and a rotation are sums, whose order a kernel chooses, and GELU is a function that
+every library rounds in its own way; here they are computed in float64 and rounded once. Then a kernel's scale may be away by 2^-20 of
+itself, and of its codes 0.1 % by 1: those next to a tie. A share is a sum of float32 in any case: 2^-20 of the sum of its magnitudes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def quantize_token(op: QuantizeToken, *inputs: Array) -> dict[str, Array]:
     low, high = code_range(op.bits)
     scale = np.asarray(given["given"], np.float32) if op.scaled == "given" else _scale(v, given.get("clip"), high)
     codes = np.clip(np.rint(v / scale), low, high)
-    out: dict[str, Array] = {"codes": codes.astype(np.int8), "scale": scale, "total": codes.sum(-1, keepdims=True, dtype=np.float32) * scale}
+    out: dict[str, Array] = {
+        "codes": codes.astype(np.int8),
+        "scale": scale,
+        "total": codes.sum(-1, keepdims=True, dtype=np.float32) * scale,
+    }
     for r in range(op.shares):
         weighed = codes * given["alpha"][r].astype(np.float64)
         out[f"share{r}"] = weighed.sum(-1, keepdims=True).astype(np.float32) * scale

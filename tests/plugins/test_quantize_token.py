@@ -28,9 +28,7 @@ TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.
 
 def model(op: QuantizeToken, inputs: list[Array]) -> ir.Model:
     """One node, float32 at the border and x cast to its own type, as ONNX Runtime takes no bfloat16 from numpy."""
-    values = [
-        ir.val(f"in.{name}", dtype=ir.DataType.FLOAT, shape=ir.Shape(a.shape)) for name, a in zip(op.inputs, inputs, strict=True)
-    ]
+    values = [ir.val(f"in.{name}", dtype=ir.DataType.FLOAT, shape=ir.Shape(a.shape)) for name, a in zip(op.inputs, inputs, strict=True)]
     cast = ir.node("Cast", values[:1], {"to": int(ir.DataType.from_numpy(inputs[0].dtype))}, name="cast")
     cast.outputs[0].name = "x"
     node = op.node([cast.outputs[0], *values[1:]], "q")
@@ -111,7 +109,7 @@ def arrays(op: QuantizeToken, random: np.random.Generator, leading: tuple[int, .
     spread = (*leading[:1], *(1 for _ in leading[1:]), k)
     shapes: dict[str, tuple[int, ...]] = {"gain": spread, "shift": spread, "clip": (1,), "given": (), "alpha": (op.shares, k)}
     made = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in op.inputs}
-    made |= {"x": x.astype(dtype), "clip": np.float32([0.7]), "given": np.asarray(0.03, np.float32)}
+    made |= {"x": x.astype(dtype), "clip": np.asarray([0.7], np.float32), "given": np.asarray(0.03, np.float32)}
     return [made[name] for name in op.inputs]
 
 
@@ -131,7 +129,7 @@ def test_codes_are_exact_without_sums(made: tuple[QuantizeToken, list[Array]]) -
 @pytest.mark.parametrize("bits", [8, 6, 4, 3])
 def test_ties_go_to_even_and_codes_end_at_the_range(bits: int) -> None:
     high = (1 << bits - 1) - 1
-    x = np.float32([[0.5, 1.5, -0.5, -1.5, 2.5, high + 9, -high - 9]])
+    x = np.asarray([[0.5, 1.5, -0.5, -1.5, 2.5, high + 9, -high - 9]], np.float32)
     one = np.ones(1, np.float32)
     out = quantize_token(QuantizeToken(bits=bits, scaled="given"), x, one)
     assert out["codes"].tolist() == [[0, 2, 0, -2, 2, high, -high - 1]]
@@ -165,7 +163,7 @@ def test_node_says_what_it_is(made: tuple[QuantizeToken, list[Array]]) -> None:
 
 def test_two_bodies_have_two_overloads() -> None:
     """Every attribute that changes the body, or the inputs and outputs, changes the overload."""
-    base = {"norm": "layer", "epsilon": 1e-6}
+    base: dict[str, Any] = {"norm": "layer", "epsilon": 1e-6}
     changes: list[dict[str, Any]] = [
         {"bits": 4}, {"scaled": "given"}, {"clip": True}, {"norm": "rms"}, {"norm": "none", "epsilon": 0.0, "activation": "gelu"},
         {"norm": "none", "epsilon": 0.0, "activation": "gelu_tanh"}, {"rotation": 256}, {"total": True}, {"shares": 1}, {"shares": 2},
