@@ -16,15 +16,18 @@ A plan changes nothing until it is applied. A value on the way must have no othe
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from vditc.graph_passes.channel_change import AbsorptionError, Array, Change, Edit, Plan, array_of, constant, label
+from vditc.graph_passes.inferred_shapes import inferred_shapes
 from vditc.graph_passes.patterns import producer, weight_like
+from vditc.graph_passes.turned_codes import has_least_code, turned_codes
 from vditc.scheme import OFFSET
 from vditc.transform import UP
 
@@ -35,10 +38,7 @@ class Absorption:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self._names = {*self.graph.initializers, *(str(n.name) for n in self.graph), *(str(o.name) for n in self.graph for o in n.outputs)}
-        inferred = model.clone()
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(inferred)
-        values = (*inferred.graph.inputs, *(o for n in inferred.graph for o in n.outputs))
-        self._shapes = {v.name: tuple(d if isinstance(d, int) else None for d in v.shape) for v in values if v.shape is not None}
+        self._shapes = inferred_shapes(self.graph)
 
     def shape(self, value: ir.Value | None) -> tuple[int | None, ...]:
         """Sizes, None where they are not fixed."""
@@ -46,7 +46,7 @@ class Absorption:
             raise AbsorptionError("an input that is left out")
         if value.const_value is not None:
             return tuple(value.const_value.shape.numpy())
-        found = self._shapes.get(value.name)
+        found = self._shapes.get(str(value.name))
         if found is None:
             raise AbsorptionError(f"{value.name} has no known shape")
         return found
@@ -156,7 +156,7 @@ class Absorption:
 
     def unused(self, name: str) -> str:
         """`name`, or with a number behind it."""
-        found = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(self._names) + 3))) if n not in self._names)
+        found = name if name not in self._names else next(n for i in itertools.count(2) if (n := f"{name}_{i}") not in self._names)
         self._names.add(found)
         return found
 
@@ -255,18 +255,13 @@ class Absorption:
         """The codes c [K, N], in some columns -c, or -1 - c of asymmetric ones, of which every code has a counterpart."""
         tensor = codes.const_value
         assert tensor is not None
-        floating = tensor.dtype is ir.DataType.FLOAT8E4M3FN
-        if not floating and not asymmetric and tensor.numpy().astype(np.int8).min() == {ir.DataType.INT4: -8}.get(tensor.dtype, -128):
+        if not asymmetric and has_least_code(tensor):
             raise AbsorptionError(f"{codes.name} has codes without a counterpart of the other sign")
 
-        def negated() -> Array:
-            array = tensor.numpy()
-            if floating:
-                return np.asarray(array.view(np.uint8) ^ (turn * np.uint8(0x80))).view(array.dtype)
-            whole = array.astype(np.int8)
-            return np.where(turn, ~whole if asymmetric else -whole, whole).astype(array.dtype)
+        def negated(name: str) -> ir.TensorProtocol:
+            return turned_codes(tensor, turn, asymmetric=asymmetric, name=name)
 
-        return lambda: self.add(f"{codes.name}.folded", lambda name: _lazy(negated, tensor.dtype, tensor.shape, name))
+        return lambda: self.add(f"{codes.name}.folded", lambda name: _lazy(partial(negated, name), tensor.dtype, tensor.shape, name))
 
     def _layer_norm(self, node: ir.Node, change: Change) -> Plan:
         rank = len(self.shape(node.outputs[0]))
@@ -433,9 +428,9 @@ def _whole_slice(node: ir.Node) -> bool:
     return bool(not starts.any() and (ends >= last).all())
 
 
-def _lazy(array: Callable[[], Array], dtype: ir.DataType, shape: ir.ShapeProtocol, name: str) -> ir.LazyTensor:
+def _lazy(made: Callable[[], ir.TensorProtocol], dtype: ir.DataType, shape: ir.ShapeProtocol, name: str) -> ir.LazyTensor:
     """A tensor that is computed when it is written."""
-    return ir.LazyTensor(lambda: ir.tensor(array(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape.numpy()), name=name)
+    return ir.LazyTensor(made, dtype=dtype, shape=ir.Shape(shape.numpy()), name=name)
 
 
 def _product(sizes: Sequence[int | None]) -> int | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from vditc.errors import VditcError
+from vditc.graph_passes.patterns import SMALL
+from vditc.graph_passes.tensor_bytes import tensor_bytes
 
 Array = npt.NDArray[Any]
+_FED = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: np.uint16}  # as arrays of these
 _Runs = list[Any]  # OrtValues, one for every run, or a single one for what is the same in all of them
 
 
@@ -46,6 +49,7 @@ def evaluate(
         take(value, [run.numpy() for run in known[value]])
     for node in nodes:
         read = [v for v in dict.fromkeys(node.inputs) if v is not None]
+        known |= {v: [_weight(ort, v)] for v in read if v not in known and _fed(v)}
         session = _session(ort, node, {v: known[v][0].element_type() for v in read if v in known})
         feeds = [v for v in read if v in known]
         runs = count if any(len(known[v]) > 1 for v in feeds) else 1
@@ -67,6 +71,19 @@ def evaluate(
                 known.pop(value, None)
 
 
+def _fed(value: ir.Value) -> bool:
+    """Whether a constant is large, and of a type that can be an input: as an initialiser it would be in memory five times."""
+    tensor = value.const_value
+    return tensor is not None and tensor.size > SMALL and tensor.dtype in _FED
+
+
+def _weight(ort: Any, value: ir.Value) -> Any:
+    tensor = value.const_value
+    assert tensor is not None
+    array = tensor_bytes(tensor).view(_FED[tensor.dtype]).reshape(tensor.shape.numpy())
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(tensor.dtype))
+
+
 def _session(ort: Any, node: ir.Node, types: Mapping[ir.Value, int]) -> Any:
     """A session for one node; its inputs that are not fed are initialisers of the graph, read now."""
     proto = ir.serde.serialize_node(node)
@@ -76,7 +93,8 @@ def _session(ort: Any, node: ir.Node, types: Mapping[ir.Value, int]) -> Any:
             tensor = value.const_value
             assert tensor is not None, f"{value.name} is neither fed nor constant"
             dims = tensor.shape.numpy()
-            constants.append(onnx.TensorProto(name=value.name, dims=dims, data_type=int(tensor.dtype), raw_data=_read(tensor)))
+            raw = tensor_bytes(tensor).tobytes()
+            constants.append(onnx.TensorProto(name=value.name, dims=dims, data_type=int(tensor.dtype), raw_data=raw))
     graph = onnx.GraphProto(
         name="node",
         node=[proto],
@@ -92,12 +110,3 @@ def _session(ort: Any, node: ir.Node, types: Mapping[ir.Value, int]) -> Any:
     options.intra_op_num_threads = 1  # the same bytes on every machine
     options.log_severity_level = 4
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _read(tensor: ir.TensorProtocol) -> bytes:
-    """The tensor's bytes; from a data file without mapping it, since mapped pages would count as this process's until it ends."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor.tobytes()
-    with Path(str(tensor.path)).open("rb") as file:
-        file.seek(tensor.offset or 0)
-        return file.read(tensor.nbytes)

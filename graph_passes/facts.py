@@ -14,7 +14,7 @@ from vditc.graph_passes.stage import load
 
 
 def graph_facts(path: Path) -> dict[str, Any]:
-    """Opset, inputs, operators, bytes of initialisers by type, how many matrix products have which operands, plugin operators."""
+    """Opset, inputs, operators, bytes of initialisers by type, how many matrix products have which operands, plugin operators by kind."""
     model = load(path)
     graph, stored, products = model.graph, Counter[str](), Counter[str]()
     for value in graph.initializers.values():
@@ -33,7 +33,7 @@ def graph_facts(path: Path) -> dict[str, Any]:
         "nodes": dict(sorted(Counter(n.op_type for n in graph).items())),
         "initializer_bytes": dict(sorted(stored.items())),
         "matrix_products": dict(sorted(products.items())),
-        "plugins": sorted({f"{n.domain}::{n.op_type}" for n in graph if n.domain}),
+        "plugins": dict(sorted(Counter(":".join(filter(None, n.op_identifier())) for n in graph if n.domain).items())),
         "recipe": about.get("recipe"),
     }
 

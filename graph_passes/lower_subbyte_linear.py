@@ -35,6 +35,7 @@ from vditc.plugins.qlinear.op import ACTIVATIONS, MAX_RANK, QLinear
 
 Array = npt.NDArray[Any]
 _OUTPUTS = {dtype: name for name, dtype in FLOATS.items()}
+_FEW = 1 << 12
 _BLOCK = 4 << 20  # bytes that are read at once
 _GELUS = {approximate: name for name, approximate in ACTIVATIONS.items()}
 
@@ -139,7 +140,8 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
     weight_scale, one = constant(layer.weight.inputs[1]), small_constant(layer.activation.inputs[1])
     if quantize is None or one is None or one.size != 1:
         raise _UnfitError("its codes are not made by QuantizeLinear or QuantizeToken with one constant scale")
-    if blocked(layer.weight) or weight_scale is None or weight_scale.size not in (1, n):
+    by_output = layer.weight.attributes.get_int("axis", 1) in (1, -1)
+    if blocked(layer.weight) or weight_scale is None or not (weight_scale.size == 1 or (by_output and weight_scale.size == n)):
         raise _UnfitError("its weight has no scale per output channel")
     scale = layer.activation.inputs[1]
     if layer.rescale is not None:
@@ -198,8 +200,9 @@ def _bits(codes: ir.TensorProtocol) -> int:
     low, high = code_range(3)
     pairs = np.arange(256)
     signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
-    outside = (signed < low) | (signed > high)
-    return 4 if any(outside[:, block].any() for block in _stored(codes)) else 3
+    outside = np.any((signed < low) | (signed > high), axis=0)
+    # A few bytes of four-bit codes tell.
+    return 4 if any(outside[block[:_FEW]].any() or outside[block].any() for block in _stored(codes)) else 3
 
 
 def _stored(codes: ir.TensorProtocol) -> Iterator[npt.NDArray[np.uint8]]:

@@ -16,6 +16,7 @@ from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.fold_token_aware import FoldTokenAware
 from vditc.graph_passes.fuse_quantize_token import FuseQuantizeToken  # noqa: F401
+from vditc.graph_passes.join_norms_to_quantization import JoinNormsToQuantization
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.lower_subbyte_linear import LowerSubbyteLinear
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
@@ -55,6 +56,7 @@ def tensorrt_rtx(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
         FoldTokenAware(rank_term=plugins),
         *_handed_over(plugins, target),
         FlattenAttentionOutputs(),
+        JoinNormsToQuantization(),
         # After the conversion: it repeats scales in the type that they are then used in.
         LegalizeForTarget(blocks=Blocks.of(target.int4_blocks)),
         EliminateDeadNodes(),

@@ -18,6 +18,7 @@ from vditc.errors import DialectError
 from vditc.graph_passes.element_types import ElementTypes, element_types
 from vditc.graph_passes.epilogue import Epilogue
 from vditc.graph_passes.patterns import (
+    QuantizedMatMul,
     blocked,
     gathered_row,
     independent_of_data,
@@ -57,6 +58,19 @@ class Checked:
     def graph(self) -> ir.Graph:
         """The main graph."""
         return self.model.graph
+
+    @functools.cached_property
+    def by_operator(self) -> dict[str, list[ir.Node]]:
+        """The nodes of each operator, in graph order: most rules speak of few of them."""
+        found: dict[str, list[ir.Node]] = {}
+        for node in self.graph:
+            found.setdefault(node.op_type, []).append(node)
+        return found
+
+    @functools.cached_property
+    def quantized(self) -> list[QuantizedMatMul]:
+        """Products of quantized activations."""
+        return list(quantized_matmuls(self.graph))
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Element type, None where it is not known."""
@@ -155,7 +169,7 @@ def float32_scales(c: Checked) -> Iterator[Violation]:
         for value in node.inputs[:2]:
             if c.dtype(value) is not ir.DataType.FLOAT:
                 yield Violation(_name(node), f"QuantizeLinear reads {c.type_of(value)}", "float")
-    for q in quantized_matmuls(c.graph):
+    for q in c.quantized:
         for dequantize in (q.activation, q.weight):
             if c.dtype(dequantize.outputs[0]) is not ir.DataType.FLOAT:
                 scale = dequantize.inputs[1]
@@ -176,7 +190,7 @@ def constant_weights(c: Checked) -> Iterator[Violation]:
 
 def no_blocks_under_quantized_activations(c: Checked) -> Iterator[Violation]:
     """TensorRT applies only the first block's scales to a product of quantized activations and blocked weights: wrong values."""
-    for q in quantized_matmuls(c.graph):
+    for q in c.quantized:
         if blocked(q.weight):
             size = q.weight.attributes["block_size"].as_int()
             yield Violation(_name(q.matmul), f"quantized activation times weight with block_size {size}", "a scale per output channel")
@@ -188,7 +202,7 @@ def quantize_by_division(c: Checked) -> Iterator[Violation]:
         scale = node.inputs[1]
         if scale is None or scale.const_value is None or scale.const_value.size != 1 or "axis" in node.attributes:
             yield Violation(_name(node), "QuantizeLinear with a scale that is no constant scalar", "Div(x, s), then QuantizeLinear(., 1)")
-    for q in quantized_matmuls(c.graph):
+    for q in c.quantized:
         if q.run_time_scale is not None and q.rescale is None:
             yield Violation(_name(q.matmul), f"no Mul by {_value(q.run_time_scale)} after the MatMul", "the scale that divided before")
 
@@ -238,7 +252,7 @@ def computes_in_one_type(c: Checked) -> Iterator[Violation]:
     """Data is computed in the target's type; an island in attention would cost the fused kernel."""
     aside = independent_of_data(c.graph)
     codes = set[ir.Node | None]()
-    for q in quantized_matmuls(c.graph):  # with the sums of outer products behind them, which are of their float sums
+    for q in c.quantized:  # with the sums of outer products behind them, which are of their float sums
         codes |= {q.matmul, *(term.value.producer() for term in Epilogue.of(q).terms if term.product is not None)}
     for node in _of(c, *_HEAVY):
         if node not in aside | codes and c.dtype(node.outputs[0]) is not c.compute:
@@ -300,7 +314,7 @@ class Spec:
 
 
 def _of(c: Checked, *op_types: str) -> Iterator[ir.Node]:
-    return (n for n in c.graph if n.op_type in op_types)
+    return (n for op_type in op_types for n in c.by_operator.get(op_type, ()))
 
 
 def _name(node: ir.Node | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from vditc.errors import InputError
-from vditc.files import whole_file
+from vditc.files import copy_range, room_for, whole_file
 from vditc.graph_passes.core import Observer, Pass, PassFacts, run_passes
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
@@ -165,8 +164,21 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _copy(source: Path, to: Path) -> None:
-    """Make `to` equal to `source`; another target may have done so already. Readers of ONNX refuse linked data files."""
-    if to.exists() and (source.samefile(to) or filecmp.cmp(source, to, shallow=False)):
+    """Make `to` equal to `source`; another target may have done so already. Readers of ONNX refuse linked data files.
+
+    The two are compared byte by byte, unless this process has made the one of the other and neither has changed. File systems that
+    share blocks between files do so.
+    """
+    if to.exists() and (source.samefile(to) or _COPIES.get(to.resolve()) == _state(source, to) or filecmp.cmp(source, to, shallow=False)):
         return
-    with whole_file(to) as temporary:
-        shutil.copyfile(source, temporary)
+    with whole_file(to) as temporary, room_for(to, source.stat().st_size), source.open("rb") as read, temporary.open("wb") as written:
+        copy_range(read.fileno(), 0, written.fileno(), 0, source.stat().st_size)
+    _COPIES[to.resolve()] = _state(source, to)
+
+
+_State = tuple[tuple[Path, int, int, int], ...]
+_COPIES: dict[Path, _State] = {}  # of this process: what a copy and its source were like when it was made
+
+
+def _state(*paths: Path) -> _State:
+    return tuple((p.resolve(), s.st_ino, s.st_size, s.st_mtime_ns) for p in paths if (s := p.stat()))

@@ -26,6 +26,8 @@ class EngineFacts:
     Memory is what the builder's log says, in bytes, for the largest shapes of the profile. `gemms` counts matrix products by
     what they compute with, for example {"int8 x int8 -> float": 8, "half x half from int4 -> half": 2}; `layers` says the
     same of each linear layer; `merged`: groups of layers that became one product. `attentions` counts fused attention kernels.
+    `fused` counts inputs that are quantized by the kernel that computes what is before them, {"norm": 8, "gelu": 4, "rest": 9};
+    `cut` names the QuantizeLinear nodes of others, and in how many kernels they are made.
     """
 
     status: Status
@@ -44,6 +46,8 @@ class EngineFacts:
     plugins: int | None = None
     layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     merged: tuple[tuple[str, ...], ...] = ()
+    fused: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without what is unknown, the inverse of `from_json`."""

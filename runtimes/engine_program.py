@@ -36,10 +36,18 @@ class Kernel:
     nodes: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def codes(self) -> bool:
+        """Whether it writes INT8 or FP8."""
+        return any(output.startswith(("int8", "fp8")) for output in self.outputs)
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineProgram:
-    """All of an engine. `constant_bytes`: bytes of constants by type, empty if not known."""
+    """All of an engine. `constant_bytes`: bytes of constants by type, empty if not known.
+
+    `repeated_sizes`: tensors in which a size that is known at run time comes twice, as in scores of all tokens by all tokens.
+    """
 
     source: str
     gemms: tuple[Gemm, ...]
@@ -47,3 +55,4 @@ class EngineProgram:
     plugins: tuple[Kernel, ...]
     kernels: tuple[Kernel, ...]
     constant_bytes: Mapping[str, int]
+    repeated_sizes: tuple[str, ...] = ()

@@ -188,7 +188,13 @@ def program(plan: Plan) -> EngineProgram:
         plugins=kernels(op for op in main.ops if op.kind == "custom_layer"),
         kernels=kernels(op for op in main.ops if not is_attention[op] and op.kind not in ("custom_layer", _GEMM)),
         constant_bytes={kind: size for kind, size in sorted(constants.items()) if size},
+        repeated_sizes=tuple(sorted({str(t) for t in main.tensors.values() if _repeats(t)})),
     )
+
+
+def _repeats(tensor: Tensor) -> bool:
+    sizes = [d for d in tensor.dims if not d.isdigit()]
+    return len(set(sizes)) < len(sizes)
 
 
 def _gemm(path: Path, section: Section, op: Op) -> Gemm:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vditc.errors import PrecisionError
+from vditc.errors import InputError, PrecisionError
 from vditc.runtimes.engine_program import EngineProgram, Gemm
+from vditc.runtimes.fusion import QuantizedInput, fusion, quantized_inputs
 
 _ENGINE_TYPES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", ir.DataType.FLOAT8E4M3FN: "fp8_e4m3"}
 _PASS_THROUGH = ("Cast", "Identity", "Reshape", "Transpose")
@@ -31,17 +32,21 @@ class QuantizedLayer:
 class Expectation:
     """What a lowered graph asks for. `floating`: MatMul nodes of layers that are not quantized, with their layer's name.
 
-    `attentions`: name of the node that stands for each attention, its Softmax or Attention node.
+    `attentions`: name of the node that stands for each attention, its Softmax or Attention node. `inputs`: what is quantized at run time.
     """
 
     quantized: tuple[QuantizedLayer, ...]
     floating: Mapping[str, str]
     attentions: tuple[str, ...]
+    inputs: tuple[QuantizedInput, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Landed:
-    """What an engine does: products by kind, the kind of every layer, layers whose products were merged, fused attentions, plugins."""
+    """What an engine does: products by kind, the kind of every layer, layers whose products were merged, fused attentions, plugins.
+
+    `fused`, `cut`: where inputs are quantized, see `vditc.runtimes.fusion.Fusion`.
+    """
 
     gemms: Mapping[str, int]
     layers: Mapping[str, str]
@@ -49,18 +54,29 @@ class Landed:
     attentions: int
     plugins: int
     constant_bytes: Mapping[str, int]
+    fused: Mapping[str, int]
+    cut: Mapping[str, int]
 
 
 def expected_precision(lowered: Path) -> Expectation:
     """Read the quantized layers and attentions of an ONNX file; weights stay on disk.
 
     PrecisionError for a product whose activation is quantized and whose weight is not: no engine computes it in low precision.
+    InputError for operators of the plugin library, since engines are built without it.
     """
     quantized: list[QuantizedLayer] = []
     floating: dict[str, str] = {}
     attentions: list[str] = []
-    for node in ir.load(lowered).graph:
+    graph = ir.load(lowered).graph
+    for node in graph:
         name = node.name or ""
+        if node.domain:
+            raise InputError(
+                found=f"operator {node.domain}.{node.op_type} at node {name}",
+                wanted="operators that TensorRT has itself: engines are built without the plugin library",
+                where=str(lowered),
+                fix="lower the model again, without --plugins",
+            )
         if node.op_type in ("Softmax", "Attention"):
             attentions.append(name)
         if node.op_type not in ("MatMul", "Gemm"):
@@ -79,7 +95,7 @@ def expected_precision(lowered: Path) -> Expectation:
             )
         elif _source(node.inputs[1]).const_value is not None:
             floating[name] = layer
-    return Expectation(tuple(quantized), floating, tuple(attentions))
+    return Expectation(tuple(quantized), floating, tuple(attentions), quantized_inputs(graph))
 
 
 def _source(value: ir.Value | None) -> ir.Value:
@@ -130,6 +146,7 @@ def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
             fix="keep these layers in floating point in the recipe, or use a target whose runtime fuses them",
         )
     layer_of = {q.node: q.layer for q in expectation.quantized} | dict(expectation.floating)
+    kernels = fusion(expectation.inputs, engine)
     merged = [tuple(sorted(layer_of[n] for n in nodes.intersection(gemm.nodes))) for gemm in engine.gemms]
     return Landed(
         gemms=dict(sorted(Counter(str(g) for g in engine.gemms).items())),
@@ -138,6 +155,8 @@ def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
         attentions=len(engine.attentions),
         plugins=len(engine.plugins),
         constant_bytes=engine.constant_bytes,
+        fused=kernels.fused,
+        cut=kernels.cut,
     )
 
 

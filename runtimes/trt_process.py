@@ -95,6 +95,8 @@ def built_facts(backend: str, arch: tuple[str, ...], plan_bytes: int, result: Bu
         plugins=landed.plugins,
         layers=landed.layers,
         merged=landed.merged,
+        fused=landed.fused,
+        cut=landed.cut,
     )
 
 

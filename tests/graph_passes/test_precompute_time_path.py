@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 import tiny_export
@@ -20,6 +21,7 @@ from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import load, lower, save
+from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.model_dir import ModelDir
 from vditc.progress import SILENT
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
@@ -112,13 +114,13 @@ def test_quantized_layers_of_the_time_path_vanish_too(tiny: ModelDir, tmp_path: 
 def test_weights_are_read_where_they_are_needed_alone(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: set[str] = set()
 
-    def noted(tensor: ir.TensorProtocol) -> bytes:
+    def noted(tensor: ir.TensorProtocol) -> npt.NDArray[np.uint8]:
         if isinstance(tensor, ir.ExternalTensor):
             read.add(str(tensor.name))
         return data(tensor)
 
-    data = evaluate._read
-    monkeypatch.setattr(evaluate, "_read", noted)
+    data = tensor_bytes
+    monkeypatch.setattr(evaluate, "tensor_bytes", noted)
     run_passes(load(exported), [PrecomputeTimePath()], Spec.canonical())
     assert read and all(name.startswith((f"{TIME}time", "scale_shift_table", "blocks.")) for name in read), read
     assert all("scale_shift_table" in name for name in read if name.startswith("blocks.")), read

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
+import os
 from pathlib import Path
 
 import onnx
@@ -14,6 +16,7 @@ from attention_graph import attention_model, feeds, run, save_attention
 
 from vditc.errors import DialectError, InputError
 from vditc.files import sha256
+from vditc.graph_passes import stage
 from vditc.graph_passes.core import Observer, Pass, PassFacts
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.model_dir import ModelDir
@@ -123,6 +126,28 @@ def test_passes_can_be_chosen_and_watched(canonical: Path) -> None:
     )
     nodes = len(attention_model().graph)
     assert seen == [f"fold-constants{{size_limit=9}}: {nodes}", f"eliminate-dead-nodes: {nodes}"]
+
+
+def test_a_copy_of_this_process_is_not_compared_until_it_changes(canonical: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def noted(one: Path, other: Path, shallow: bool) -> bool:
+        compared.append(one.name)
+        return compare(one, other, shallow)
+
+    compare = filecmp.cmp
+    monkeypatch.setattr(filecmp, "cmp", noted)
+    copy = lowered(canonical).files[1]
+    lowered(canonical, CPU)
+    assert not compared
+    wanted = copy.read_bytes()
+    copy.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
+    os.utime(copy, ns=(0, 0))
+    lowered(canonical, CPU)
+    assert compared == [copy.name] and copy.read_bytes() == wanted
+    monkeypatch.setattr(stage, "_COPIES", {})  # another process
+    lowered(canonical, CPU)
+    assert len(compared) == 2
 
 
 def test_unchanged_weights_stay_in_the_canonical_data(canonical: Path) -> None:

@@ -89,6 +89,17 @@ def test_attention_and_plugins(tmp_path: Path) -> None:
     assert found.kernels == ()
 
 
+def test_kernels_that_write_codes_and_sizes_that_repeat(tmp_path: Path) -> None:
+    scores = [tensor("s", "float", '2 "n" "n"'), tensor("t", "half", '2 "n" "m"'), tensor("u", "half", "8 8")]
+    ops = [
+        '  function={ name=f input_args={ "x" } output_args={ "codes" "y" } }',
+        '  function={ name=g input_args={ "x" } output_args={ "z" } }',
+    ]
+    found = program(read_plan(written(tmp_path / "p", section("sm89", [*MAIN, *scores], ops))))
+    assert [k.codes for k in found.kernels] == [True, False]
+    assert found.repeated_sizes == ("float[2 n n]",)
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

@@ -60,9 +60,11 @@ def _graph(path: Path) -> dict[str, Any]:
 
 
 def _plan(path: Path) -> dict[str, Any]:
+    from vditc.runtimes.fusion import summary
     from vditc.runtimes.plan_text import program, read_plan
 
-    return dataclasses.asdict(program(read_plan(path)))
+    engine = program(read_plan(path))
+    return {"summary": summary(engine), **dataclasses.asdict(engine)}
 
 
 def _show_bundle(bundle: Bundle) -> None:

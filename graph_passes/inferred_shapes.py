@@ -1,0 +1,42 @@
+"""Shapes of everything that a graph computes, by ONNX's own inference, without its weights and without a second graph."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from vditc.graph_passes.patterns import SMALL
+
+Shape = tuple[int | None, ...]
+
+
+def inferred_shapes(graph: ir.Graph) -> dict[str, Shape]:
+    """Name -> sizes, None where they are not fixed; values whose shape is not known are not in it. The graph stays as it is.
+
+    Constants of up to `SMALL` elements take part with their values, as shapes do; of larger ones the inference is told type and shape.
+    """
+    inputs = [ir.serde.serialize_value(v) for v in graph.inputs]
+    constants: list[onnx.TensorProto] = []
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if tensor.size <= SMALL:
+            constants.append(onnx.TensorProto(name=name, dims=tensor.shape.numpy(), data_type=int(tensor.dtype), raw_data=tensor.tobytes()))
+        else:
+            inputs.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy()))
+    proto = onnx.GraphProto(
+        name="shapes",
+        node=[ir.serde.serialize_node(node) for node in graph],
+        input=inputs,
+        output=[ir.serde.serialize_value(v) for v in graph.outputs],
+        initializer=constants,
+    )
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in graph.opset_imports.items()]
+    model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=10)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    found: dict[str, Shape] = {}
+    for info in (*inferred.input, *inferred.value_info, *inferred.output):
+        if info.type.tensor_type.HasField("shape"):
+            found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim)
+    return found

@@ -1,0 +1,72 @@
+"""Packed weights: every code where the description says, and nothing lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vditc.plugins.packing import BITS, BLOCK, code_range, pack, packed_bytes, unpack
+
+
+def random_codes(seed: int, n: int, k: int, bits: int) -> npt.NDArray[np.int8]:
+    low, high = code_range(bits)
+    return np.random.default_rng(seed).integers(low, high + 1, (n, k), dtype=np.int8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 100), st.integers(1, 100), st.sampled_from(BITS))
+def test_unpacking_gives_the_codes_back(seed: int, n: int, k: int, bits: int) -> None:
+    codes = random_codes(seed, n, k, bits)
+    packed = pack(codes, bits)
+    assert packed.shape == (packed_bytes(n, k, bits),) and packed.dtype == np.int8
+    np.testing.assert_array_equal(unpack(packed, n, k, bits), codes)
+
+
+def operand(packed: npt.NDArray[np.int8], block: int, bits: int, lane: int, tile: int, register: int, byte: int) -> int:
+    """One code, read as a warp's lane does: the fragment map of PTX and the bits of the module's docstring, written a second time."""
+    words = packed[block * BLOCK * BLOCK * bits // 8 :].view(np.uint32)
+    match bits:
+        case 8:
+            group, word = divmod(2 * tile + register, 4)
+            field = int(words[(group * 32 + lane) * 4 + word]) >> 8 * byte & 0xFF
+        case 4:
+            field = int(words[lane * 4 + tile]) >> 8 * byte + 4 * register & 0xF
+        case _:
+            low = int(words[tile // 2 * 32 + lane]) >> 8 * byte + 2 * (2 * (tile % 2) + register) & 3
+            field = low | (int(words[2 * 32 + lane]) >> 8 * byte + 2 * tile + register & 1) << 2
+    return field - (1 << bits if field >> bits - 1 else 0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_lane_finds_its_codes(bits: int) -> None:
+    codes = random_codes(bits, 2 * BLOCK, 3 * BLOCK, bits)
+    packed = pack(codes, bits)
+    found = np.zeros_like(codes)
+    for block in range(6):
+        row, column = divmod(block, 3)
+        for lane, tile, register, byte in np.ndindex(32, 4, 2, 4):
+            n = row * BLOCK + 8 * tile + lane // 4
+            k = column * BLOCK + 16 * register + 4 * (lane % 4) + byte
+            found[n, k] = operand(packed, block, bits, lane, tile, register, byte)
+    np.testing.assert_array_equal(found, codes)
+
+
+def test_bits_are_exact() -> None:
+    assert [packed_bytes(1536, 8960, bits) * 8 / (1536 * 8960) for bits in BITS] == [8, 4, 3]
+    assert packed_bytes(33, 1, 4) == 2 * BLOCK * BLOCK // 2  # edges are filled up
+
+
+@pytest.mark.parametrize("code", [-5, 4])
+def test_codes_that_do_not_fit_are_an_error(code: int) -> None:
+    with pytest.raises(ValueError, match=f"codes from .*{code}.*; 3 bits hold -4 to 3"):
+        pack(np.array([[0, code]], np.int8), 3)
+
+
+def test_other_bits_and_lengths_are_errors() -> None:
+    with pytest.raises(ValueError, match="5 bits; there are 8, 4, 3"):
+        pack(np.zeros((1, 1), np.int8), 5)
+    with pytest.raises(ValueError, match=r"7 bytes; 4-bit codes \[1, 1\] take 512"):
+        unpack(np.zeros(7, np.int8), 1, 1, 4)
