@@ -255,6 +255,8 @@ class Prologue:
             vectors = {{"gain": "weight", "shift": "bias"}[n]: v for n, v in vectors.items()}  # constants: the norm's own
         self.norm, self.epsilon = kind, epsilon
         self.vectors |= own | vectors
+        if self.vectors.keys() == {"balance"}:
+            self.vectors = {"weight": self.vectors["balance"]}
         self.walk = walk.up(x, *nodes)
 
 
