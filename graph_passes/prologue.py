@@ -155,7 +155,7 @@ class Prologue:
         found = None if end is None else around.rotations.get(end)
         if end is None or found is None:
             return True
-        if reason := self.walk.shared() or _no_sylvester(found):
+        if reason := self.walk.shared() or no_sylvester(found):
             self.left = reason
             return False
         shape = producer(end.inputs[1], "Shape")
@@ -333,7 +333,7 @@ def _vector_of(node: ir.Node, around: Surroundings, *, constant_only: bool) -> i
     raise UnfitError(reasons[0] if around.is_norm(node.inputs[1]) else reasons[1])
 
 
-def _no_sylvester(rotation: Rotation) -> str:
+def no_sylvester(rotation: Rotation) -> str:
     """Why a rotation is not the operator's."""
     wanted = factors(ROTATION)
     assert wanted is not None

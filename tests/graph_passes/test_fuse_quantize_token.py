@@ -18,10 +18,13 @@ from tolerances import relative_l2
 
 from vditc.correction import NONE, Correction, FrameOrder
 from vditc.graph_passes.core import PassFacts, run_passes
+from vditc.graph_passes.fold_rotation import Rotation
 from vditc.graph_passes.pipelines import parse_pass
+from vditc.graph_passes.prologue import no_sylvester
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import load, save
 from vditc.graph_passes.tolerances import activation_codes, tolerance
+from vditc.hadamard import factors
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.runtimes.onnxruntime import session_options
@@ -145,6 +148,20 @@ def test_the_graph_computes_the_same(tiny: ModelDir, tmp_path: Path, name: str, 
     assert facts.figures["layers handed over"] == 20 and not facts.refusals
     kinds = Counter(node.op_type for node in model.graph)
     assert kinds["QuantizeToken"] == case.figures[0] and kinds["QLinear"] == 20
+    assert all("bias" in node.overload for node in model.graph if node.op_type == "QLinear")  # so its scale went in as well
     assert not kinds["QuantizeLinear"] + kinds["DequantizeLinear"]
     assert not kinds["ReduceSum"]
     assert max(map(relative_l2, run(model, tmp_path / "handed.onnx"), wanted)) <= limit, (max(map(relative_l2, fused, wanted)), limit)
+
+
+def test_only_sylvesters_rotation_is_the_operators() -> None:
+    found = factors(256)
+    assert found is not None
+    left, right = found
+
+    def rotation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> Rotation:
+        return Rotation((ir.node("Reshape", []),), (len(a), len(b)), a, b)
+
+    assert no_sylvester(rotation(left, right)) == ""
+    for a, b in ((left[::-1], right), (left, right[::-1])):  # blocks of 256, rows in another order
+        assert "Sylvester" in no_sylvester(rotation(a, b))
