@@ -338,12 +338,7 @@ def no_sylvester(rotation: Rotation) -> str:
     wanted = factors(ROTATION)
     assert wanted is not None
     left, right = rotation.left, rotation.right
-    if (
-        rotation.block != ROTATION
-        or left is None
-        or right is None
-        or not (np.array_equal(left, wanted[0].T) and np.array_equal(right, wanted[1]))
-    ):
+    if left is None or right is None or not (np.array_equal(left, wanted[0].T) and np.array_equal(right, wanted[1])):
         return f"it is rotated in blocks of {rotation.block}; QuantizeToken rotates blocks of {ROTATION} by Sylvester's matrix"
     if any(len(tuple(n.outputs[0].uses())) != 1 or n.outputs[0].is_graph_output() for n in rotation.nodes[:-1]):
         return f"a part of the rotation {label(rotation.nodes[0])} is also read by others"
