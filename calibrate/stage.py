@@ -15,11 +15,12 @@ from vditc.calibrate.groups import Groups, forget_groups, layer_weight
 from vditc.calibrate.leftovers import START, forget_training
 from vditc.calibrate.methods.base import InputStatistics, Method, TrainedMethod, TrainingJob
 from vditc.calibrate.methods.registry import method_for
+from vditc.calibrate.quantize_groups import quantize_groups
 from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.sharding import asked
 from vditc.calibrate.trajectories import Trajectories
 from vditc.calibration import Calibration, Kept, LayerCalibration
-from vditc.errors import InputError, VditcError
+from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.numerics import short
 from vditc.progress import Progress
@@ -110,9 +111,9 @@ def calibrate(
         if ranks.first:
             schemes, chosen_by = method.choose(trajectories, groups, statistics, schemes, roles, progress)
             report |= chosen_by
-            layers = _quantized(
-                Groups(source=source, method=method, schemes=schemes, roles=roles), groups, statistics, trajectories, progress
-            )
+            how = Groups(source=source, method=method, schemes=schemes, roles=roles)
+            layers, noted = quantize_groups(how, groups, statistics, trajectories, progress, observed=bool(observed))
+            report |= noted
             if isinstance(method, TrainedMethod):
                 whole(layers, report).save(start)
     if isinstance(method, TrainedMethod):
@@ -138,34 +139,6 @@ def calibrate(
             forget_training(work)
     trajectories.forget()
     return Calibration.load(out) if ranks.first else None
-
-
-def _quantized(
-    how: Groups,
-    groups: list[tuple[str, ...]],
-    statistics: Mapping[str, InputStatistics],
-    trajectories: Trajectories,
-    progress: Progress,
-) -> dict[str, LayerCalibration]:
-    """Every layer, in the order of the schemes."""
-    run, layers, there = trajectories.run(), dict[str, LayerCalibration](), 0
-    with progress.task(f"choose by {how.method.name}", len(how.schemes)) as advance:
-        for group in groups:
-            found, kept = how.kept(group, statistics.get(group[0]), trajectories.work, run)
-            layers |= found
-            there += len(found) if kept else 0
-            for _ in group:
-                advance()
-    if there:
-        progress.note(f"{trajectories.work} held {there} of {len(layers)} layers of an earlier run: they were not computed again")
-    if missing := [layer for layer in how.schemes if layer not in layers]:
-        raise VditcError(
-            found=f"{len(missing)} layers without codes: {', '.join(missing)}",
-            wanted="every layer that the recipe quantizes",
-            where=f"method {how.method.name}",
-            fix="report the recipe and the model's config.json",
-        )
-    return {layer: layers[layer] for layer in how.schemes}
 
 
 def uncalibrated(*, source: ModelDir, adapter: ModelAdapter, recipe: Recipe) -> Callable[[], Calibration]:

@@ -20,16 +20,20 @@ from vditc.torch_transform import InputTransform
 
 
 class TrainedLinear(torch.nn.Module, abc.ABC):
-    """One quantized linear that learns. Its weight [N, K] is that behind the transform; only what a method frees has gradients."""
+    """One quantized linear that learns. Its weight [N, K] is that behind the transforms; only what a method frees has gradients."""
 
     def __init__(self, start: LayerCalibration, weight: torch.Tensor, bias: torch.Tensor | None, now: Now) -> None:
         """`start`: transform and grid to begin with; `weight` and `bias`: the full-precision layer's."""
         super().__init__()
         self.scheme, self.start, self.now = start.scheme, start, now
         self.inputs = InputTransform(start.transform)
-        changed = start.transform.weight(weight.detach().float().numpy())
+        whole, output = weight.detach().float().numpy(), start.output
+        changed = start.transform.weight(whole if output is None else output.weight(whole))
         self.weight = torch.nn.Parameter(torch.from_numpy(np.array(changed, np.float32, order="C")), requires_grad=False)
-        self.bias = None if bias is None else torch.nn.Parameter(bias.detach().clone().float(), requires_grad=False)
+        own = None if bias is None else bias.detach().clone().float()
+        if own is not None and output is not None:
+            own = torch.from_numpy(output.bias(own.numpy()))
+        self.bias = None if own is None else torch.nn.Parameter(own, requires_grad=False)
         grid = start.weight.read()
         self.scale = torch.nn.Parameter(torch.from_numpy(grid.scale.astype(np.float32)), requires_grad=False)
         zero = None if grid.zero_point is None else torch.from_numpy(np.array(grid.zero_point))
@@ -94,5 +98,5 @@ def results(linears: Mapping[str, TrainedLinear], ranks: Ranks) -> dict[str, Qua
     for layer, trained in linears.items():
         result = trained.result()
         if ranks.first:
-            found[layer] = result
+            found[layer] = result._replace(output=trained.start.output)
     return found

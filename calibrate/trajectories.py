@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.row_sample import row_keys
+from vditc.calibrate.shared_inputs import SharedInputs
 from vditc.errors import InputError
 from vditc.files import data_digest
 from vditc.progress import Progress
@@ -39,7 +39,6 @@ STATE = "observers"  # .safetensors in the working folder
 LATENTS = "latents"  # in a state, beside the observers' own: of the clip that was begun
 SAVE_SHARE = 0.02  # of the time may go into saving states
 SAVE_PAUSE = 5.0  # seconds between two states, at least
-_BLOCK = re.compile(r".*?\.\d+\.")  # of a layer's name: up to the number of its block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,17 +241,12 @@ class _Watch:
     def __init__(self, model: FullPrecision, seen: Seen) -> None:
         self.model, self.step, self.clip = model, 0, 0
         self.observers, self.attention = seen
-        self.last: tuple[str, torch.Tensor] | None = None  # the layer that ran last, and what it read
+        self.shared = SharedInputs()
 
     def hook(self, layer: str) -> Any:
-        block = _BLOCK.match(layer)
-
         def watch(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            # Layers of one block share: text that every block reads would otherwise tie all of them together.
-            x, last = inputs[0], self.last
-            same = last is not None and last[1] is x and block is not None and last[0].startswith(block[0])
-            self.last = (layer, x)
-            if not self.observers.leads(layer, last[0] if same and last is not None else None):
+            x = inputs[0]
+            if not self.observers.leads(layer, self.shared.reads_as(layer, x)):
                 return
             # Reduced where the tensor lives: K numbers and a few rows, not the activation, cross to the host.
             rows = x.flatten(0, -2)
@@ -274,7 +268,7 @@ class _Watch:
         return watch
 
     def __call__(self, feeds: Any, step: int) -> Array:
-        self.step, self.last = step, None
+        self.step, self.shared = step, SharedInputs()
         if self.attention is not None:
             self.attention.begin(self.clip, step)
         return self.model(feeds, step)

@@ -1,7 +1,8 @@
 """Put the quantized weights of a calibration and the quantization of activations into a graph, in the canonical Q/DQ forms.
 
 K in, N out; codes are stored [K, N]. Only operators of the standard domain; arithmetic is float32. A transform of the input
-(vditc.transform) comes first: Sub(x, shift), Mul(x, balance), then the rotation as two small MatMuls, A^T x B of x as [tokens, n, p].
+(vditc.transform) comes first: Sub(x, shift), Mul(x, balance), then the rotation as two small MatMuls, A^T x B of x as [tokens, n, p];
+nothing of it where the codes and the bias of a v have it in them.
 
     weight-only   W = DequantizeLinear(codes int4[K, N], scale[K/G, N], axis=0, block_size=G); MatMul(x, Cast(W))
     dynamic       s = Max(ReduceMax(|x|) / qmax, EPS); q = QuantizeLinear(x / s, 1); MatMul(DequantizeLinear(q, 1), W) * s
@@ -75,7 +76,7 @@ class _Rewriter:
         assert x is not None and plain is not None
         self.at, self.layer, self.width = matmul, name, layer.weight.shape[1]
         activation, scale = layer.scheme.activation, None
-        codes = x = self.transform(x, layer.transform)
+        codes = x = self.transform(x, layer.transform.explicit)
         matmul.replace_input_with(0, x)
         if activation is not None:
             static = layer.activation_scale

@@ -12,6 +12,7 @@
     scale DTYPE of W            their scales, [], [N] or [K/G, N]
     tensor_scale DTYPE of W     the scale of FP4's scales, []
     offset DTYPE of W           -scale * zero_point of asymmetric weights, [N]
+    bias DTYPE of W             a bias, balanced and rotated as `after` says with the layer's output_balance (vditc.transform)
     of W, not linearly          from W by the method of the calibration: the factors of a low-rank branch, W times a shift
     learnt from W               by a training of the whole model: another W needs another training
     computed                    not from the checkpoint (`sources` is empty): shapes, tables of the adapter, ranges of activations
@@ -28,6 +29,7 @@ import onnx_ir as ir
 
 from vditc.calibration import Calibration
 from vditc.correction import ALPHA, BETA, BIAS, FRAMES
+from vditc.export.weights import TRANSFORMED_BIAS
 from vditc.lora import FusedTensor
 from vditc.model_dir import ModelDir
 from vditc.transform import DOWN, UP
@@ -62,7 +64,11 @@ def refit_map(graph: ir.Graph, source: ModelDir, calibration: Calibration, linea
                 if name == weight
                 else f"{name.removeprefix(f'{weight}_')} {dtype} of W"
             )
-            entries[name] = {**_entry(source, weight, what), "spec": str(quantized.scheme.weight), "after": str(quantized.transform)}
+            after = "; ".join(str(t) for t in (quantized.output, quantized.transform) if t is not None)
+            entries[name] = {**_entry(source, weight, what), "spec": str(quantized.scheme.weight), "after": after}
+        elif name.endswith(TRANSFORMED_BIAS):
+            own = name.removesuffix(TRANSFORMED_BIAS)
+            entries[name] = {**_entry(source, f"{own}.bias", f"bias {dtype} of W"), "after": str(calibration.layers[own].output)}
         elif name in made:
             entries[name] = _entry(source, f"{made[name]}.weight", "learnt from W" if learnt else "of W, not linearly")
         elif name in source.weights:

@@ -123,7 +123,8 @@ def insert_weights(model: ir.Model, source: ModelDir, calibration: Calibration, 
     """Give a traced, simplified graph its weights, quantized as the calibration says, and its metadata; returns the refit map."""
     linears = normalise_linears(model.graph, source)
     quantize_linears(model.graph, linears, calibration.layers)
-    attach_weights(model.graph, source, linears)
+    outputs = {name: layer.output for name, layer in calibration.layers.items() if layer.output is not None}
+    attach_weights(model.graph, source, linears, outputs)
     if calibration.latent_frames is not None:
         _pin(model.graph, calibration.latent_frames)
     model.ir_version = IR_VERSION
@@ -159,6 +160,7 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
         raise bad(f"nothing about {len(missing)} layers of the model: {', '.join(missing)}", "the model's layers, each quantized or kept")
     if strangers := sorted(said - known):
         raise bad(f"{len(strangers)} layers that the model has not: {', '.join(strangers)}", "the model's layers, each quantized or kept")
+    calibration.check_outputs()
     for name, layer in calibration.layers.items():
         shape = source.weights[f"{name}.weight"].shape
         if layer.weight.shape != shape:

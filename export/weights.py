@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from vditc.model_dir import ModelDir
 from vditc.numerics import QType
 from vditc.safetensors_file import TensorEntry
 from vditc.threads import for_each
+from vditc.transform import OutputTransform
 
 Array = npt.NDArray[Any]
+TRANSFORMED_BIAS = ".bias.transformed"  # behind a layer's name
 _BLOCK = 256 << 10  # bytes of a block that is transposed at once: it stays in a core's cache
 
 
@@ -63,12 +65,17 @@ def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     return graph.initializers[tensor.name]
 
 
-def attach_weights(graph: ir.Graph, source: ModelDir, linears: Collection[str]) -> None:
+def attach_weights(graph: ir.Graph, source: ModelDir, linears: Collection[str], outputs: Mapping[str, OutputTransform]) -> None:
     """Every parameter without a value gets the checkpoint's, in the checkpoint's dtype, and a Cast to float32 behind it.
 
-    `linears`: layers whose weight is stored [K, N], the transpose of the checkpoint's.
+    `linears`: layers whose weight is stored [K, N], the transpose of the checkpoint's. `outputs`: layers that give out something else than
+    the checkpoint's; a bias of theirs is float32 and has a name of its own.
     """
     transposed = {f"{layer}.weight" for layer in linears}
+    for layer, output in outputs.items():
+        if (bias := graph.initializers.pop(f"{layer}.bias", None)) is not None:
+            entry = source.weights[f"{layer}.bias"]
+            bias.replace_all_uses_with(add_initializer(graph, _changed(f"{layer}{TRANSFORMED_BIAS}", entry, output)))
     order = {node: i for i, node in enumerate(graph)}
     for name, value in list(graph.initializers.items()):
         if value.const_value is not None:
@@ -85,6 +92,10 @@ def attach_weights(graph: ir.Graph, source: ModelDir, linears: Collection[str]) 
             graph.insert_before(first, cast)
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
         value.const_value = _transposed(name, dtype, entry) if name in transposed else _plain(name, dtype, entry)
+
+
+def _changed(name: str, entry: Tensor, output: OutputTransform) -> StreamedTensor:
+    return StreamedTensor(name, ir.DataType.FLOAT, entry.shape, lambda: [output.bias(np.asarray(entry.read(), np.float32))])
 
 
 def _plain(name: str, dtype: ir.DataType, entry: Tensor) -> StreamedTensor:

@@ -64,7 +64,7 @@ class ConvertComputeType(Pass):
 
     def spec_after(self, spec: Spec) -> Spec:
         """The lowered dialect of the new type."""
-        return Spec.lowered(self.to)
+        return dataclasses.replace(Spec.lowered(self.to), opsets=spec.opsets)
 
     def numerics(self) -> str:
         """float32 is what the graph computes in already."""

@@ -13,7 +13,7 @@ from vditc.plugins.catalogue import operator_of
 from vditc.plugins.plugin_op import DOMAIN
 
 # Operators whose output type is an attribute's, not an input's.
-_FROM_ATTRIBUTE = {"Cast": "to", "QuantizeLinear": "output_dtype"}
+_FROM_ATTRIBUTE = {"Cast": "to", "QuantizeLinear": "output_dtype", "DequantizeLinear": "output_dtype"}
 _BY_SCHEMA_NAME = {
     "tensor(float)": ir.DataType.FLOAT,
     "tensor(float16)": ir.DataType.FLOAT16,
@@ -64,7 +64,7 @@ def element_types(graph: ir.Graph) -> ElementTypes:
             if bound.setdefault(parameter, types[read]) != types[read] and parameter not in _BY_SCHEMA_NAME:
                 mixed.append(Mixed(node, parameter, (bound[parameter], types[read])))
         for value, parameter in zip(node.outputs, _extended(outputs, len(node.outputs)), strict=True):
-            if (found := _declared(node)) is not None:
+            if (found := _declared(node) or _of_scale(node, types)) is not None:
                 types[value] = found
             elif parameter in bound:
                 types[value] = bound[parameter]
@@ -96,6 +96,12 @@ def _declared(node: ir.Node) -> ir.DataType | None:
     if node.op_type == "QuantizeLinear" and len(node.inputs) == 3 and node.inputs[2] is not None and node.inputs[2].const_value is not None:
         return node.inputs[2].const_value.dtype
     return None
+
+
+def _of_scale(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> ir.DataType | None:
+    """What DequantizeLinear gives; from opset 23 on its schema has a type of its own for that."""
+    scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
+    return types.get(scale) if scale is not None else None
 
 
 @functools.cache

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
-from vditc.graph_passes.channel_change import constant
 from vditc.graph_passes.patterns import QuantizedMatMul, by_step, of_quantizer, producer, small_constant
-
-Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Term:
-    """One Add: what it adds, of one of three kinds, or of none that is known."""
+    """One Add and what it adds: a constant [N], or what one of the fields says. Constants are not read here."""
 
     add: ir.Node
     value: ir.Value
-    constant: Array | None = None  # [N]
-    outer: tuple[ir.Value, Array] | None = None  # u [..., 1], one number for each token, times v [N]
+    outer: tuple[ir.Value, ir.Value] | None = None  # u [..., 1], one number for each token, times the constant v [N]
     product: tuple[ir.Value, ir.Value] | None = None  # left [..., R] times the initialiser right [R, N]
+
+    @property
+    def constant(self) -> bool:
+        """Whether it adds a constant."""
+        return self.outer is None and self.product is None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,8 +53,8 @@ def _term(add: ir.Node, to: ir.Value) -> Term | None:
     value = add.inputs[1] if add.inputs[0] is to else add.inputs[0]
     if value is None:
         return None
-    if (array := constant(value)) is not None and array.ndim == 1:
-        return Term(add, value, constant=array)
+    if _vector(value):
+        return Term(add, value)
     if only_reader(value) is None:
         return None
     if (node := producer(value, "Mul")) is not None and (parts := _outer(node)) is not None:
@@ -73,13 +72,19 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _outer(product: ir.Node) -> tuple[ir.Value, Array] | None:
+def _outer(product: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """(u, v) of u [..., 1] times v [N]."""
     for u, v in (product.inputs, reversed(product.inputs)):
-        array = constant(v)
-        if u is not None and array is not None and array.ndim == 1 and array.size > 1 and of_token(u):
-            return u, array
+        if u is not None and v is not None and _vector(v) and of_token(u):
+            return u, v
     return None
+
+
+def _vector(value: ir.Value) -> bool:
+    """Whether it is a constant [N], as it is stored or cast."""
+    while (cast := producer(value, "Cast")) is not None and cast.inputs[0] is not None:
+        value = cast.inputs[0]
+    return value.const_value is not None and len(value.const_value.shape) == 1
 
 
 def of_token(value: ir.Value | None) -> bool:

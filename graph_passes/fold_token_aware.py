@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vditc.graph_passes.channel_change import Array, forget, label
+from vditc.graph_passes.channel_change import Array, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.epilogue import Epilogue, Term
 from vditc.graph_passes.patterns import quantized_matmuls
@@ -45,7 +45,7 @@ class FoldTokenAware(Pass):
             if len(outer) > MAX_RANK:
                 refusals.append(Refusal(label(layer.matmul), f"{len(outer)} outer products behind it; QLinear adds {MAX_RANK}"))
                 outer = []
-            constants = [t for t in found.terms if t.constant is not None]
+            constants = [t for t in found.terms if t.constant]
             if len(constants) > 1 or outer:
                 _rewrite(model.graph, found, label(layer.matmul).removesuffix("/MatMul"), constants, outer)
                 modified = True
@@ -64,25 +64,27 @@ def _rewrite(graph: ir.Graph, found: Epilogue, layer: str, constants: list[Term]
         return node.outputs[0]
 
     if constants:
-        bias = _stored(graph, f"{layer}.bias.folded", sum(_wide(t.constant) for t in constants))
+        bias = _stored(graph, f"{layer}.bias.folded", sum(_wide(t.value) for t in constants))
         total = op("Add", [total, bias], f"{layer}/Add_bias_folded")
     if outer:
         tokens, vectors = zip(*(t.outer for t in outer if t.outer is not None), strict=True)
         left = tokens[0] if len(tokens) == 1 else op("Concat", list(tokens), f"{layer}/Concat_rank", axis=-1)
-        term = op("MatMul", [left, _stored(graph, f"{layer}.rank", np.stack(vectors))], f"{layer}/MatMul_rank")
-        total = op("Add", [total, term], f"{layer}/Add_rank")
+        product = op("MatMul", [left, _stored(graph, f"{layer}.rank", np.stack([_wide(v) for v in vectors]))], f"{layer}/MatMul_rank")
+        total = op("Add", [total, product], f"{layer}/Add_rank")
     for other in (t for t in found.terms if t not in (*constants, *outer)):
         total = op("Add", [total, other.value], label(other.add))
     name, total.type, total.shape = end.name, end.type, end.shape
     end.replace_all_uses_with(total, replace_graph_outputs=True)
     graph.remove([t.add for t in found.terms], safe=True)
     graph.remove([m for t in outer if (m := t.value.producer()) is not None], safe=True)
-    for constant in constants:
-        forget(graph, constant.value)
+    for term in constants:
+        forget(graph, term.value)
     total.name = name
 
 
-def _wide(array: Array | None) -> Array:
+def _wide(value: ir.Value) -> Array:
+    """The elements of a constant."""
+    array = constant(value)
     assert array is not None
     return array.astype(np.float64)
 

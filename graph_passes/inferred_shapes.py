@@ -35,7 +35,7 @@ def inferred_shapes(graph: ir.Graph) -> dict[str, Shape]:
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in graph.opset_imports.items()]
     model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    found: dict[str, Shape] = {}
+    found: dict[str, Shape] = {c.name: tuple(c.dims) for c in constants}
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         if info.type.tensor_type.HasField("shape"):
             found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim)

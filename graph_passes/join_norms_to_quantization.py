@@ -26,9 +26,9 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.inferred_shapes import Shape, inferred_shapes
 from vditc.graph_passes.patterns import producer, rms_norms, small_constant, weight_like
 
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow")
@@ -36,7 +36,6 @@ _ALONE = ("Abs", "Cast", "Clip", "Neg", "Reciprocal", "Sqrt", "LayerNormalizatio
 _REDUCE = ("ReduceMax", "ReduceMean", "ReduceSum")
 _CODES = ("QuantizeLinear", "DequantizeLinear")
 _FLATTENED = 3  # axes of tokens that TensorRT-RTX flattens
-Dims = tuple[int | str | None, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,10 @@ class JoinNormsToQuantization(Pass):
         """See the module's docstring."""
         graph, refusals = model.graph, list[Refusal]()
         dynamic = {n for n in graph if n.op_type == "QuantizeLinear" and producer(n.inputs[0], "Div", "Clip") is not None}
+        dynamic -= {n for n in dynamic if any(u.node.domain for u in n.outputs[0].uses())}  # a plugin's product has no axis to spare
         if not dynamic:
             return Result(model, False)
-        dims, order, lifted = _dims(model), {n: i for i, n in enumerate(graph)}, False
+        dims, order, lifted = dict(inferred_shapes(graph)), {n: i for i, n in enumerate(graph)}, False
         for norm in [*((n,) for n in graph if n.op_type == "LayerNormalization"), *rms_norms(graph)]:
             region = _Region(graph, norm, dims, order)
             codes = dynamic.intersection(region.nodes)
@@ -63,14 +63,6 @@ class JoinNormsToQuantization(Pass):
             elif region.modulated and region.stop is not None and dynamic.intersection(_behind(region.stop)):
                 refusals.append(Refusal(str(norm[-1].name), f"{region.stop.name} ({region.stop.op_type}) stands before the quantization"))
         return Result(model, lifted, tuple(refusals))
-
-
-def _dims(model: ir.Model) -> dict[str, Dims]:
-    """Sizes of every value by its name; those of named axes as text."""
-    copy = model.clone()
-    ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-    values = [*copy.graph.inputs, *copy.graph.initializers.values(), *(v for n in copy.graph for v in n.outputs)]
-    return {str(v.name): tuple(d if isinstance(d, int) else d.value for d in v.shape.dims) for v in values if v.shape is not None}
 
 
 def _behind(node: ir.Node) -> set[ir.Node]:
@@ -95,7 +87,7 @@ class _State:
 class _Region:
     """What a norm's tokens go through, until they are a product in the compute type."""
 
-    def __init__(self, graph: ir.Graph, norm: Sequence[ir.Node], dims: dict[str, Dims], order: dict[ir.Node, int]) -> None:
+    def __init__(self, graph: ir.Graph, norm: Sequence[ir.Node], dims: dict[str, Shape], order: dict[ir.Node, int]) -> None:
         self.graph, self.norm, self.dims, self.order = graph, norm, dims, order
         assert norm[0].inputs[0] is not None
         self.x = norm[0].inputs[0]
@@ -212,7 +204,7 @@ class _Region:
         for use in outside:
             use.node.replace_input_with(use.idx, whole)
 
-    def reshaped(self, value: ir.Value, reshape: ir.Node, channels: int | str | None, before: ir.Node) -> ir.Value:
+    def reshaped(self, value: ir.Value, reshape: ir.Node, channels: int | None, before: ir.Node) -> ir.Value:
         """`value` as `reshape` has it, but for the number of channels."""
         assert isinstance(channels, int) and value.name is not None
         shape, name = reshape.inputs[1], value.name

@@ -16,8 +16,6 @@ stays behind the layer. Packed weights are made when the graph is written, one l
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +26,7 @@ from vditc.graph_passes.channel_change import constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.epilogue import Epilogue, only_reader
 from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, quantized_matmuls, small_constant
+from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.plugins.catalogue import attach_functions
 from vditc.plugins.packing import code_range, pack, packed_bytes
 from vditc.plugins.plugin_op import FLOATS
@@ -35,8 +34,7 @@ from vditc.plugins.qlinear.op import ACTIVATIONS, MAX_RANK, QLinear
 
 Array = npt.NDArray[Any]
 _OUTPUTS = {dtype: name for name, dtype in FLOATS.items()}
-_FEW = 1 << 12
-_BLOCK = 4 << 20  # bytes that are read at once
+_FEW = 1 << 12  # bytes
 _GELUS = {approximate: name for name, approximate in ACTIVATIONS.items()}
 
 
@@ -94,8 +92,8 @@ class _Absorbed:
         found = Epilogue.of(layer)
         made = cls(found.start, [n for n in (layer.matmul, layer.rescale) if n is not None])
         for term in found.terms:
-            if term.constant is not None and made.bias is None:
-                made.bias = term.constant
+            if term.constant and made.bias is None:
+                made.bias = constant(term.value)
             elif term.product is not None and made.left is None and _rank(term.product[1]) <= MAX_RANK:
                 made.left, made.right = term.product
                 made.take(term.value.producer())
@@ -194,36 +192,22 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
 
 
 def _bits(codes: ir.TensorProtocol) -> int:
-    """Three when every code of four bits fits in three; read block by block, so that no weight stays in memory."""
+    """Three when every code of four bits fits in three."""
     if codes.dtype is ir.DataType.INT8:
         return 8
     low, high = code_range(3)
     pairs = np.arange(256)
     signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
     outside = np.any((signed < low) | (signed > high), axis=0)
-    # A few bytes of four-bit codes tell.
-    return 4 if any(outside[block[:_FEW]].any() or outside[block].any() for block in _stored(codes)) else 3
-
-
-def _stored(codes: ir.TensorProtocol) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bytes of a tensor; a file's are read, not mapped: mapped pages would count as the process's own."""
-    if isinstance(codes, ir.ExternalTensor):
-        with Path(codes.path).open("rb") as f:
-            f.seek(codes.offset or 0)
-            left = codes.nbytes
-            while left:
-                block = f.read(min(left, _BLOCK))
-                left -= len(block)
-                yield np.frombuffer(block, np.uint8)
-    else:
-        yield np.frombuffer(codes.tobytes(), np.uint8)
+    stored = tensor_bytes(codes)
+    return 4 if outside[stored[:_FEW]].any() or outside[stored].any() else 3  # a few bytes of four-bit codes tell
 
 
 def _packed(codes: ir.TensorProtocol, op: QLinear) -> ir.LazyTensor:
     """[K, N] codes as the operator's weight, made when it is written."""
 
     def made() -> ir.TensorProtocol:
-        stored = np.concatenate(list(_stored(codes)))
+        stored = tensor_bytes(codes)
         if codes.dtype is ir.DataType.INT4:
             nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(-1)[: op.n * op.k]
             array = ((nibbles ^ 8) - 8).astype(np.uint8).view(np.int8)

@@ -15,13 +15,17 @@ from vditc.graph_passes.fold_constants import FoldConstants
 from vditc.graph_passes.fold_rotation import FoldRotation
 from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.fold_token_aware import FoldTokenAware
+from vditc.graph_passes.form_attention import FormAttention
+from vditc.graph_passes.form_rms_normalization import FormRmsNormalization
 from vditc.graph_passes.fuse_quantize_token import FuseQuantizeToken  # noqa: F401
 from vditc.graph_passes.join_norms_to_quantization import JoinNormsToQuantization
+from vditc.graph_passes.keep_attention_in_range import KeepAttentionInRange
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.lower_subbyte_linear import LowerSubbyteLinear
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
+from vditc.graph_passes.raise_opset import LATER, RaiseOpset
 from vditc.graph_passes.share_quantization import ShareQuantization
-from vditc.graph_passes.spec import OPSET
+from vditc.graph_passes.spec import IR_VERSIONS
 from vditc.graph_passes.strip_functions import StripFunctions
 from vditc.target import Target
 
@@ -53,14 +57,21 @@ def tensorrt_rtx(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
         # After the folds, as above. A row is rounded once more than the data it meets.
         PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),
         ConvertComputeType(to=target.compute),
+        *((KeepAttentionInRange(),) if target.attention == "bf16" else ()),
         FoldTokenAware(rank_term=plugins),
         *_handed_over(plugins, target),
+        *_forms(target),
         FlattenAttentionOutputs(),
         JoinNormsToQuantization(),
         # After the conversion: it repeats scales in the type that they are then used in.
         LegalizeForTarget(blocks=Blocks.of(target.int4_blocks)),
         EliminateDeadNodes(),
     )
+
+
+def _forms(target: Target) -> tuple[Pass, ...]:
+    """Operators that opset 23 has for what the export spells out; after the conversion, which decides in what type each is."""
+    return (RaiseOpset(), FormAttention(), FormRmsNormalization()) if target.opset == LATER else ()
 
 
 def tensorrt(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
@@ -79,15 +90,22 @@ PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt
 def pipeline(target: Target, *, keep_time_path: bool = False, plugins: bool = False) -> tuple[Pass, ...]:
     """The passes for `target`, those that replace the time path left out if it is to stay; with `plugins` layers go to the plugin library.
 
-    InputError when the target does not read the opset that lowering writes.
+    InputError when the target does not read the opset that it wants its graphs in, or nothing writes that.
     """
     least, greatest = target.opsets
-    if not least <= OPSET <= greatest:
+    if not least <= target.opset <= greatest:
         raise InputError(
             found=f"opsets {least} to {greatest}",
-            wanted=f"opset {OPSET} among them",
+            wanted=f"opset {target.opset} among them",
             where=f"target {target.name}",
-            fix="lowered graphs keep the canonical opset",
+            fix="correct the target's file: opset is what lowering writes",
+        )
+    if target.opset not in IR_VERSIONS:
+        raise InputError(
+            found=f"opset = {target.opset}",
+            wanted=f"one of {', '.join(map(str, IR_VERSIONS))}",
+            where=f"target {target.name}",
+            fix="correct the target's file",
         )
     passes = PIPELINES[target.backend](target, plugins=plugins)
     return tuple(p for p in passes if not (keep_time_path and isinstance(p, PrecomputeTimePath)))

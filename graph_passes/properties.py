@@ -21,6 +21,7 @@ class Property:
 PROPERTIES: dict[str, Property] = {
     "canonical": Property("the graph computes in float32, as the export wrote it", lambda _, spec: spec == Spec.canonical()),
     "lowered": Property("every value has the type that it is computed in", lambda _, spec: spec != Spec.canonical()),
+    "opset-23": Property("the file has the operators of opset 23", lambda _, spec: 23 in spec.opsets),
     "constants-folded": Property(
         "what is constant is an initialiser, which passes compare and convert",
         lambda model, _: not any(node.op_type == "Constant" for node in model.graph),

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from vditc.errors import DialectError
+from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attentions
 from vditc.graph_passes.element_types import ElementTypes, element_types
 from vditc.graph_passes.epilogue import Epilogue
 from vditc.graph_passes.patterns import (
@@ -30,11 +31,12 @@ from vditc.graph_passes.patterns import (
 from vditc.plugins.catalogue import operator_of, plugin_nodes
 from vditc.plugins.plugin_op import DOMAIN
 
-OPSET, IR_VERSION = 21, 10  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales
+OPSET = 21  # the newest that TensorRT 10.3 reads, the first with INT4 and blocked scales; canonical graphs have it
+IR_VERSIONS = {OPSET: 10, 23: 11}  # opset -> version of the format that came with it; lowered graphs may have the later one
 AXES = ("batch", "frames", "height", "width", "text_tokens")  # of every family; a graph's metadata names the axes that it adds
 COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
-_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu")
+_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "Gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Checked:
     model: ir.Model
     types: ElementTypes
     compute: ir.DataType
+    opsets: tuple[int, ...] = (OPSET,)  # that the dialect has
+    attention: ir.DataType | None = None  # that attention may be computed in, if not in `compute`
 
     @property
     def graph(self) -> ir.Graph:
@@ -86,10 +90,11 @@ Rule = Callable[[Checked], Iterator[Violation]]
 
 
 def standard_opset(c: Checked) -> Iterator[Violation]:
-    """The newest opset that every supported TensorRT reads."""
-    opset = dict(c.graph.opset_imports)
-    if opset.get("") != OPSET or c.model.ir_version != IR_VERSION:
-        yield Violation("model", f"opset {opset.get('')}, IR version {c.model.ir_version}", f"opset {OPSET}, IR version {IR_VERSION}")
+    """The newest opset that every supported TensorRT reads, or a later one where each of a target's versions reads that."""
+    opset = c.graph.opset_imports.get("")
+    if opset not in c.opsets or c.model.ir_version != IR_VERSIONS[opset]:
+        wanted = " or ".join(f"opset {known}, IR version {IR_VERSIONS[known]}" for known in c.opsets)
+        yield Violation("model", f"opset {opset}, IR version {c.model.ir_version}", wanted)
 
 
 def standard_domain(c: Checked) -> Iterator[Violation]:
@@ -116,19 +121,20 @@ def plugin_operators(c: Checked) -> Iterator[Violation]:
 
 
 def _unknown(c: Checked, *domains: str) -> Iterator[Violation]:
+    opset = c.graph.opset_imports.get("", OPSET)
     wanted = f"operators of {' or '.join(d or 'the standard domain' for d in domains)}"
     for node in c.graph:
         if node.domain not in domains:
             yield Violation(_name(node), f"operator {node.domain}.{node.op_type}", wanted)
-        elif not node.domain and not _standard(node.op_type):
-            yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {OPSET}")
+        elif not node.domain and not _standard(node.op_type, opset):
+            yield Violation(_name(node), f"operator {node.op_type}", f"operators of opset {opset}")
 
 
 @functools.cache
-def _standard(op_type: str) -> bool:
-    """Whether the opset of the dialect has this operator."""
+def _standard(op_type: str, opset: int) -> bool:
+    """Whether the opset has this operator."""
     try:
-        onnx.defs.get_schema(op_type, OPSET, "")
+        onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
         return False
     return True
@@ -249,14 +255,23 @@ def stored_weights_are_cast(c: Checked) -> Iterator[Violation]:
 
 
 def computes_in_one_type(c: Checked) -> Iterator[Violation]:
-    """Data is computed in the target's type; an island in attention would cost the fused kernel."""
-    aside = independent_of_data(c.graph)
+    """Data is computed in the target's type; an island in attention would cost the fused kernel. Attention as a whole may have another."""
+    aside = independent_of_data(c.graph) | _whole_attentions(c)
     codes = set[ir.Node | None]()
     for q in c.quantized:  # with the sums of outer products behind them, which are of their float sums
         codes |= {q.matmul, *(term.value.producer() for term in Epilogue.of(q).terms if term.product is not None)}
     for node in _of(c, *_HEAVY):
         if node not in aside | codes and c.dtype(node.outputs[0]) is not c.compute:
             yield Violation(_name(node), f"{node.op_type} computes in {c.type_of(node.outputs[0])}", c.compute.name.lower())
+
+
+def _whole_attentions(c: Checked) -> set[ir.Node]:
+    """Nodes of the attentions that are computed in `c.attention` from the first product to the last."""
+    if c.attention is None:
+        return set()
+    groups = [[*a.inner, a.product] for a in decomposed_attentions(c.graph) if isinstance(a, DecomposedAttention)]
+    groups += [[node] for node in _of(c, "Attention")]
+    return {node for group in groups if all(c.dtype(n.outputs[0]) is c.attention for n in group) for node in group}
 
 
 # The rule with the most to say comes first: a float16 scale also mixes types further down.
@@ -284,6 +299,8 @@ class Spec:
     name: str
     compute: str
     rules: tuple[Rule, ...]
+    opsets: tuple[int, ...] = (OPSET,)
+    attention: str | None = None  # of attention alone, if not `compute`
 
     @classmethod
     def canonical(cls) -> Spec:
@@ -297,7 +314,8 @@ class Spec:
 
     def violations(self, model: ir.Model) -> Iterator[tuple[Rule, Violation]]:
         """Every broken rule with its place."""
-        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute])
+        attention = None if self.attention is None else COMPUTE_TYPES[self.attention]
+        checked = Checked(model, element_types(model.graph), COMPUTE_TYPES[self.compute], self.opsets, attention)
         for rule in self.rules:
             for violation in rule(checked):
                 yield rule, violation

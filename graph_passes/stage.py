@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vditc.graph_passes.core import Observer, Pass, PassFacts, run_passes
 from vditc.graph_passes.pipelines import parse_pass, pipeline
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.target_spec import lowered_for
+from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.progress import Progress
 from vditc.target import Target
 
@@ -49,8 +51,8 @@ def lower(
     """Write `out`, the graph for `target`, and beside it what it points to.
 
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
-    all targets. New tensors go to `<out>.data`. `passes` replaces the target's pipeline, `keep_time_path` leaves the timestep an input,
-    `plugins` hands layers of few bits to the plugin library.
+    all targets, unless less than half of it is used. New tensors go to `<out>.data`. `passes` replaces the target's pipeline,
+    `keep_time_path` leaves the timestep an input, `plugins` hands layers of few bits to the plugin library.
     InputError for a file that is no ONNX model, lacks data, was not written by `vditc export` or is not of the dialect, and for
     passes in an order that cannot be; DialectError when what a pass made is not of the dialect, or the result holds what the
     target does not take. Whole or not at all; the same input gives the same bytes.
@@ -119,8 +121,9 @@ def save(model: ir.Model, out: Path) -> tuple[Path, ...]:
     """Write `out` and its data; an older `out` goes first, so that no graph ever points into data of another."""
     out.parent.mkdir(parents=True, exist_ok=True)
     own = out.with_name(out.name + ".data")
-    kept = sorted({Path(str(t.path)) for t in _external(model)})
-    new = [v for v in model.graph.initializers.values() if is_new(v)]
+    little = _little_used(model)
+    kept = sorted({Path(str(t.path)) for t in _external(model)} - little)
+    new = [v for v in model.graph.initializers.values() if is_new(v) or _path(v.const_value) in little]
     if clash := [p for p in kept if p.name in (own.name, out.name)]:
         raise InputError(found=f"data file {clash[0]}", wanted="another name", where=str(out), fix="choose another output name")
     out.unlink(missing_ok=True)
@@ -149,18 +152,29 @@ def write_tensors(values: Sequence[ir.Value], path: Path) -> list[ir.ExternalTen
         for value in values:
             tensor = value.const_value
             assert tensor is not None
-            begin, data = f.tell(), tensor.tobytes()
-            f.write(data)
-            shape = ir.Shape(tensor.shape.numpy())
-            places.append(
-                ir.ExternalTensor(path.name, begin, len(data), tensor.dtype, shape=shape, name=str(value.name), base_dir=path.parent)
-            )
+            begin = f.tell()
+            f.write(tensor_bytes(tensor).data if isinstance(tensor, ir.ExternalTensor) else tensor.tobytes())
+            size, shape = f.tell() - begin, ir.Shape(tensor.shape.numpy())
+            places.append(ir.ExternalTensor(path.name, begin, size, tensor.dtype, shape=shape, name=str(value.name), base_dir=path.parent))
     return places
 
 
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:
     """Initialisers that lie in a data file."""
     return [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+
+
+def _little_used(model: ir.Model) -> set[Path]:
+    """Data files of which the graph reads less than half: that is written with what is new, instead of a copy of all."""
+    used = Counter[Path]()
+    for tensor in _external(model):
+        used[Path(str(tensor.path))] += tensor.nbytes
+    return {path for path, size in used.items() if 2 * size < path.stat().st_size}
+
+
+def _path(tensor: ir.TensorProtocol | None) -> Path | None:
+    """The data file that a tensor lies in."""
+    return Path(str(tensor.path)) if isinstance(tensor, ir.ExternalTensor) else None
 
 
 def _copy(source: Path, to: Path) -> None:

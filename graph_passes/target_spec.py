@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from vditc.errors import InputError
 from vditc.graph_passes.patterns import blocked, producer, weight_like
-from vditc.graph_passes.spec import COMMON, Checked, Rule, Spec, Violation
+from vditc.graph_passes.spec import COMMON, IR_VERSIONS, OPSET, Checked, Rule, Spec, Violation
 from vditc.numerics import QType
 from vditc.quirk import FLOAT, Products, Quirk
 from vditc.target import Target
@@ -33,7 +33,9 @@ def lowered_for(target: Target) -> Spec:
     rules = [_because(rule, target) for rule in COMMON] + [_opset(target), _products(target)]
     rules += [_operators(quirk) for quirk in target.quirks if quirk.operators]
     rules += [_types(quirk) for quirk in target.quirks if quirk.types]
-    return Spec(f"lowered to {target.compute} for {target.name}", target.compute, tuple(rules))
+    least, greatest = target.opsets
+    later = (opset for opset in IR_VERSIONS if opset != OPSET and least <= opset <= greatest)
+    return Spec(f"lowered to {target.compute} for {target.name}", target.compute, tuple(rules), (OPSET, *later), target.attention)
 
 
 def _because(rule: Rule, target: Target) -> Rule:

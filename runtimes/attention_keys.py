@@ -39,6 +39,11 @@ def float16_keys(lowered: Path, sizes: Mapping[str, int]) -> int:
             if found is None or found.elem_type == TensorProto.FLOAT16:
                 dims = found.shape.dim if found is not None else ()
                 most = max(most, (dims[-1].dim_value if dims else 0) or together)
+        elif node.op_type == "Attention":
+            found = types.get(node.input[1])  # keys [batch, heads, keys, width]
+            if found is None or found.elem_type == TensorProto.FLOAT16:
+                sizes_of_keys = list(found.shape.dim) if found is not None else []
+                most = max(most, (sizes_of_keys[2].dim_value if len(sizes_of_keys) == 4 else 0) or together)
     return most
 
 

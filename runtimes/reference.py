@@ -5,6 +5,7 @@ Nothing is fused and nothing is folded: each quantized linear does what its Q/DQ
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +24,7 @@ from vditc.numerics import EPS, QType
 from vditc.sampling import Feeds
 from vditc.scheme import QuantSpec, zero_offset
 from vditc.torch_device import exact_float32, torch_device
-from vditc.torch_transform import InputTransform
+from vditc.torch_transform import InputTransform, OutputChange
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +41,7 @@ class ReferenceModel:
         self.frames = None if calibration is None else calibration.latent_frames
         if calibration is not None:
             check_same_model(source, calibration)
+            calibration.check_outputs()
             for name, layer in calibration.layers.items():
                 self.quantized[name] = QuantizedLinear(layer, linear_of(self.model, name).bias)
                 self.model.set_submodule(name, self.quantized[name])
@@ -81,16 +83,24 @@ class QuantizedLinear(torch.nn.Module):
     codes = clip(rint(x / s)) with IEEE division and ties to even, all in float32.
     """
 
-    def __init__(self, layer: LayerCalibration, bias: torch.nn.Parameter | None, *, resident: bool = True) -> None:
-        """Without `resident` the weight is dequantized whenever it is used, and no memory holds it in between."""
+    def __init__(self, layer: LayerCalibration, bias: torch.nn.Parameter | None, *, resident: bool = True, alone: bool = False) -> None:
+        """Without `resident` the weight is dequantized whenever it is used, and no memory holds it in between.
+
+        `alone`, in a model whose other layers are not quantized, it transforms its whole input itself, and takes back the transform of
+        its output.
+        """
         super().__init__()
         self.layer = layer
         if resident:
             self.held = torch.nn.Parameter(self._dequantized(), requires_grad=False)
         self.bias = bias
+        if layer.output is not None and bias is not None:
+            changed = layer.output.bias(bias.detach().float().cpu().numpy())
+            self.bias = torch.nn.Parameter(torch.from_numpy(changed), requires_grad=False)
+        self.taken_back = OutputChange(layer.output) if alone and layer.output is not None else None
         self.activation = layer.scheme.activation
         self.step, self.clips = 0, 1  # of the current forward pass: index in the schedule, clips in the batch
-        self.inputs = InputTransform(layer.transform)
+        self.inputs = InputTransform(dataclasses.replace(layer.transform, made_by=()) if alone else layer.transform)
         self.correction = _Correction(layer)
         self.table: torch.Tensor | None  # [] or [steps]
         self.clip: torch.Tensor | None  # [steps]
@@ -124,7 +134,8 @@ class QuantizedLinear(torch.nn.Module):
         else:
             y = linear(codes, self.weight) * scale
             y = y if self.bias is None else y + self.bias
-        return self.inputs.add_branch(self.correction(y, codes, scale, self.clips), x)
+        y = self.inputs.add_branch(self.correction(y, codes, scale, self.clips), x)
+        return y if self.taken_back is None else self.taken_back.undone(y)
 
     def _token_scale(self, x: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
         top = x.abs().amax(-1, keepdim=True)
@@ -186,7 +197,7 @@ def layer_errors(
 
     def measure(name: str, layer: LayerCalibration) -> Any:
         def hook(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-            quantized = QuantizedLinear(layer, None).to(model.device)
+            quantized = QuantizedLinear(layer, None, alone=True).to(model.device)
             quantized.step, quantized.clips = step, clips
             exact = linear(inputs[0], module.weight)
             error, norm = sums.get(name, (0.0, 0.0))

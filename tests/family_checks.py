@@ -22,6 +22,9 @@ from family_case import Case, save
 from tolerances import relative_l2
 
 from vditc.adapter import ROLES, ModelAdapter
+from vditc.calibrate.attention_outputs import attention_outputs, parts_of
+from vditc.calibrate.denoiser import FullPrecision
+from vditc.calibrate.shared_inputs import SharedInputs
 from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.correction import Correction, FrameOrder
 from vditc.errors import VditcError
@@ -35,6 +38,7 @@ from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import load, lower
 from vditc.graph_passes.stage import save as save_graph
 from vditc.graph_passes.time_path import PRODUCTS, Kind, kinds
+from vditc.hadamard import block_of
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.profile import Profile, Range
@@ -45,7 +49,7 @@ from vditc.runtimes.reference import QuantizedLinear
 from vditc.runtimes.registry import backend
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
 from vditc.target import Target
-from vditc.transform import Transform
+from vditc.transform import OutputTransform, Transform
 
 Arrays = dict[str, npt.NDArray[Any]]
 W8A8 = Scheme(
@@ -98,15 +102,13 @@ class PreparedCase:
     @functools.cached_property
     def groups(self) -> dict[str, str]:
         """Layer -> the first layer of its block that reads the very same tensor."""
-        seen: dict[tuple[Any, ...], str] = {}
         groups: dict[str, str] = {}
-        kept: list[torch.Tensor] = []  # so that no other tensor takes their place in memory
+        shared = SharedInputs()
 
         def hook(name: str) -> Any:
             def note(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-                kept.append(inputs[0])
-                block = re.split(r"(?<=\.\d)\.", name)[0]
-                groups[name] = seen.setdefault((block, inputs[0].data_ptr(), inputs[0].shape, inputs[0].stride()), name)
+                known = shared.reads_as(name, inputs[0])
+                groups[name] = name if known is None else groups[known]
 
             return note
 
@@ -116,13 +118,15 @@ class PreparedCase:
             handle.remove()
         return groups
 
-    def export(self, scheme: Scheme | None, *, whole: bool = False, transformed: bool = False) -> Path:
-        """Write the graph with that scheme in all blocks; `transformed`: every input with a shift and a balance."""
+    def export(self, scheme: Scheme | None, *, whole: bool = False, transformed: bool = False, rotated: bool = False) -> Path:
+        """Write the graph with that scheme in all blocks; `transformed`: every input with a shift and a balance; `rotated`: as there."""
         kind = "fp32" if scheme is None else f"{scheme.weight.qtype.value}{'-steps' if scheme is W8A8_STEPS else ''}"
-        out = self.folder / f"{'whole' if whole else 'stamped'}-{kind}{'-transformed' if transformed else ''}.onnx"
+        kind += "-transformed" if transformed else "-rotated" if rotated else ""
+        out = self.folder / f"{'whole' if whole else 'stamped'}-{kind}.onnx"
         if not out.exists():
             graph = traced_graph(self.source, self.adapter, whole=whole)
-            insert_weights(graph, self.source, self.transformed(scheme) if transformed else self.calibration(scheme))
+            chosen = self.transformed if transformed else self.calibration
+            insert_weights(graph, self.source, self.rotated(scheme) if rotated and scheme is not None else chosen(scheme))
             describe_inputs(graph, self.adapter.inputs(self.source), self.adapter.sizes(self.source))
             write_model(graph, out, lambda: None)
         return out
@@ -168,6 +172,43 @@ class PreparedCase:
             correction = Correction(bias=(whole @ shift).astype(np.float32))
             layers[name] = dataclasses.replace(layer, transform=transform, weight=weight, correction=correction)
         return dataclasses.replace(plain, layers=layers)
+
+    def rotated(self, scheme: Scheme) -> Calibration:
+        """The same with a balance and a rotation for every group of layers; behind attention both are v's where they may be."""
+        plain, roles = self.calibration(scheme), self.adapter.layer_roles(self.source)
+        pairs, _ = attention_outputs(
+            lambda: FullPrecision(self.adapter, self.source, torch.device("cpu")),
+            self.feeds(self.case.shapes[0]),
+            {n: c.scheme for n, c in plain.layers.items()},
+            roles,
+        )
+        behind = {out: pair for pair in pairs for out in pair.outs}
+        transforms: dict[str, Transform] = {}
+        outputs: dict[str, OutputTransform] = {}
+        for name, layer in plain.layers.items():
+            k, pair = layer.weight.shape[1], behind.get(name)
+            of = self.groups[name] if pair is None else pair.outs[0]
+            random = np.random.default_rng(zlib.crc32(of.encode()))
+            balance = (np.exp(0.3 * random.standard_normal(k)) * random.choice([-1, 1], k)).astype(np.float32)
+            transforms[name] = Transform(
+                balance=balance, rotation=block_of(k if pair is None else pair.head), made_by=() if pair is None else pair.values
+            )
+            outputs |= {} if pair is None else pair.transforms(parts_of(roles), transforms[name])
+        layers: dict[str, LayerCalibration] = {}
+        for name, layer in plain.layers.items():
+            whole, output = np.asarray(self.source.weights[f"{name}.weight"].read(), np.float32), outputs.get(name)
+            changed = transforms[name].weight(whole if output is None else output.weight(whole))
+            weight = quantize_weight(changed, layer.scheme.weight, scale_dtype=layer.weight.scale_dtype)
+            layers[name] = dataclasses.replace(layer, transform=transforms[name], output=output, weight=weight)
+        return dataclasses.replace(plain, layers=layers)
+
+
+def quantized(p: PreparedCase, calibration: Calibration) -> Any:
+    """The module with its linears replaced."""
+    model = p.adapter.load(p.source)
+    for name, layer in calibration.layers.items():
+        model.set_submodule(name, QuantizedLinear(layer, model.get_submodule(name).bias))
+    return model
 
 
 def run(model: Path, feeds: Arrays) -> list[npt.NDArray[Any]]:
@@ -297,9 +338,7 @@ def check_quantized(p: PreparedCase, scheme: Scheme) -> None:
     calibration = p.calibration(scheme)
     assert calibration.layers, "nothing to quantize"
     graph = p.export(scheme)
-    model = p.adapter.load(p.source)
-    for name, layer in calibration.layers.items():
-        model.set_submodule(name, QuantizedLinear(layer, model.get_submodule(name).bias))
+    model = quantized(p, calibration)
     for shape in p.case.shapes:
         found = run(graph, p.feeds(shape))
         wanted = p.wanted(shape, model)

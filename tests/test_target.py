@@ -79,7 +79,7 @@ def matrix() -> str:
 
 def targets_table() -> str:
     return table(
-        ["target", "what", "GPUs", "runtime", "engines are built", "opsets", "computes in"],
+        ["target", "what", "GPUs", "runtime", "engines are built", "opsets", "lowering writes", "computes in"],
         [
             [
                 t.name,
@@ -88,6 +88,7 @@ def targets_table() -> str:
                 t.runtime,
                 t.builds.replace("_", " "),
                 " to ".join(map(str, t.opsets)),
+                f"opset {t.opset}",
                 ", ".join(t.computes),
             ]
             for t in TARGETS.values()
@@ -217,9 +218,29 @@ def test_attention_over_more_keys_than_float16_counts() -> None:
             continue
         with pytest.raises(
             InputError,
-            match=rf"^here: found attention over 65505 tokens in fp16; wanted at most 65504 on target {name}: .*--target {name}-bf16, or",
+            match=rf"^here: found attention over 65505 tokens in fp16; wanted at most 65504 on target {name}: .*"
+            rf"; lower with --attention bf16, or lower for --target {name}-bf16, or give",
         ):
             target.check_attention(65_505, "here")
+
+
+def test_attention_in_bfloat16_where_float16_does_not_count() -> None:
+    for name, target in TARGETS.items():
+        assert target.for_keys(65_504) == target
+        assert target.for_keys(65_505).attention == (None if name == "cpu" else "bf16")
+    h100 = TARGETS["h100"]
+    wide = h100.for_keys(65_505)
+    assert wide == h100.attending("bf16") == wide.for_keys(70_000) and (wide.name, wide.compute) == ("h100", "fp16")
+    assert wide.attending("fp16") == h100
+    assert Target.load("h100-bf16").for_keys(65_505) == Target.load("h100-bf16")
+    narrow = dataclasses.replace(h100, computes=("fp16",))
+    assert narrow.for_keys(65_505) == narrow
+    with pytest.raises(InputError, match=r"give a --profile with smaller clips$") as refused:
+        narrow.check_attention(65_505, "here")
+    assert "--attention" not in str(refused.value)
+    for target, compute in ((narrow, "bf16"), (h100, "fp32"), (TARGETS["cpu"], "bf16"), (Target.load("h100-bf16"), "fp16")):
+        with pytest.raises(InputError, match=f"found attention in {compute}; wanted"):
+            target.attending(compute)
 
 
 def test_a_target_with_another_type() -> None:

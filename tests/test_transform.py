@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vditc.float_weight import ArrayTensor, FloatWeight
-from vditc.transform import IDENTITY, Transform, transformed
+from vditc.transform import IDENTITY, OutputTransform, Transform, transformed, with_outputs
 
 F32 = np.float32
 RNG = np.random.default_rng(0)
@@ -64,3 +64,34 @@ def test_what_cannot_be_a_transform(name: str, words: str) -> None:
 def test_words_for_people() -> None:
     assert str(TRANSFORMS["all"]) == "balanced, rotated in blocks of 24, less a branch of rank 3"
     assert str(IDENTITY) == "as it is"
+
+
+def test_a_layer_gives_out_what_the_one_behind_reads() -> None:
+    """Of 7 outputs, 4 from the third on."""
+    balance, bias = BALANCE[:4], RNG.standard_normal(7).astype(F32)
+    output, wanted = OutputTransform(balance=balance, rotation=2, start=2), Transform(balance=balance, rotation=2)
+    before, after = X @ W.T + bias, X @ output.weight(W).T + output.bias(bias)
+    np.testing.assert_allclose(after[:, 2:6], wanted.input(before[:, 2:6]), atol=1e-5)
+    np.testing.assert_array_equal(after[:, [0, 1, 6]], before[:, [0, 1, 6]])
+    assert output.makes(wanted) and OutputTransform(balance=np.ones(4, F32), rotation=2).makes(Transform(rotation=2))
+    assert not any(output.makes(t) for t in (Transform(balance=balance, rotation=4), Transform(balance=-balance, rotation=2)))
+    plain = FloatWeight(ArrayTensor(W), "here")
+    np.testing.assert_array_equal(with_outputs(plain, output).read(), output.weight(W))
+    assert with_outputs(plain, None) is plain
+
+
+def test_what_others_have_made_is_not_left_to_do() -> None:
+    made = Transform(balance=BALANCE, rotation=12, down=DOWN, up=UP, made_by=("v",))
+    assert (made.explicit.balance, made.explicit.rotation) == (None, None) and made.explicit.down is DOWN
+    np.testing.assert_array_equal(made.weight(W), Transform(balance=BALANCE, rotation=12, down=DOWN, up=UP).weight(W))
+    assert TRANSFORMS["all"].explicit is TRANSFORMS["all"]
+    assert str(made) == "balanced, rotated in blocks of 12 beforehand, less a branch of rank 3"
+
+
+def test_what_cannot_be_an_output_transform() -> None:
+    with pytest.raises(ValueError, match="blocks of 3 of 4 channels"):
+        OutputTransform(balance=np.ones(4, F32), rotation=3)
+    with pytest.raises(ValueError, match="zero or not finite"):
+        OutputTransform(balance=np.zeros(4, F32), rotation=4)
+    with pytest.raises(ValueError, match="shifted or not rotated"):
+        Transform(balance=BALANCE, made_by=("v",))

@@ -23,7 +23,7 @@ from vditc.progress import Progress
 from vditc.qweight import RoundedWeight
 from vditc.sampled_model import SampledModel
 from vditc.scheme import QuantSpec, QWeight, Scheme
-from vditc.transform import IDENTITY, Transform, transformed
+from vditc.transform import IDENTITY, OutputTransform, Transform, transformed
 
 if TYPE_CHECKING:
     from vditc.calibrate.sharding import Sharding
@@ -66,6 +66,7 @@ class Quantized(NamedTuple):
     transform: Transform = IDENTITY
     activation_clip: npt.NDArray[np.float32] | None = None  # [steps]
     correction: Correction = NONE
+    output: OutputTransform | None = None  # that `weight` was given with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Method(abc.ABC):
     @property
     def bounds(self) -> bool:
         """Whether `quantize` wants to see the signed bounds of each input's channels."""
+        return False
+
+    @property
+    def rotates_within_heads(self) -> bool:
+        """Whether what attention gives out is rotated in blocks that v can be rotated with."""
         return False
 
     def watches(self, role: str) -> bool:
@@ -165,10 +171,15 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """Quantize layers that read one tensor: weights [N, K] and schemes by layer name; `statistics` of that tensor if asked for.
 
+        `head`: channels of a head where the tensor is what attention gave out, and a rotation that stays within heads is made by v.
         A weight that is not finite is an InputError, at the latest when the result is read.
         """
 

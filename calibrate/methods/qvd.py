@@ -77,7 +77,11 @@ class QVD(Method):
             )
 
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         if statistics is None:

@@ -24,6 +24,7 @@ import torch
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
 from vditc.calibrate.leftovers import CHECKPOINT
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
+from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs
 from vditc.calibrate.methods.viditq import balanced
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.recorded import Recorded, record
@@ -46,6 +47,7 @@ class QVDiT(TrainedMethod):
 
     alpha: float = 0.75  # of the balance, as in method viditq
     rotation: bool = True
+    rotate_attention_output: str = HEAD  # as in method viditq
     seed: int = 0  # of signs, estimators and batches
     iterations: int = 5000  # the paper: 5,000 for 6 and 8 bits, 10,000 for 4, 15,000 for 3
     batch_size: int = 4
@@ -62,6 +64,7 @@ class QVDiT(TrainedMethod):
     rotates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_rotated_outputs(self.rotate_attention_output, self.name)
         least = {"iterations": 1, "batch_size": 1, "inner_rank": 0, "rate": 0, "scale_rate": 0, "gamma": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -78,15 +81,24 @@ class QVDiT(TrainedMethod):
         """Every frame has its factor."""
         return self.frame_factors
 
+    @property
+    def rotates_within_heads(self) -> bool:
+        """As the settings say."""
+        return self.rotation and self.rotate_attention_output == HEAD
+
     def needs_statistics(self, scheme: Scheme) -> bool:
         """For the balance; the rest is learnt."""
         return scheme.activation is not None
 
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`: where the training starts."""
-        transform = balanced(statistics, weights, self.alpha, rotation=self.rotation, seed=self.seed)
+        transform = balanced(statistics, weights, self.alpha, rotation=self.rotation, seed=self.seed, head=head)
         return {
             layer: Quantized(
                 searched_grid(

@@ -30,7 +30,11 @@ class RoundToNearest(Method):
         return scheme.activation is not None and scheme.activation.ranged
 
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         return {layer: rounded(weight, schemes[layer], statistics) for layer, weight in weights.items()}

@@ -36,7 +36,11 @@ class SmoothQuant(Method):
         return scheme.activation is not None
 
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         if statistics is None:

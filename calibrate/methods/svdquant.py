@@ -42,7 +42,11 @@ class SvdQuant(Method):
         return True
 
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         assert statistics is not None

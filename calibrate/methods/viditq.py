@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from vditc.calibrate.gptq_weight import ROWS, fitted
 from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
-from vditc.calibrate.methods.quarot import hadamard
+from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs, hadamard
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
 from vditc.scheme import Scheme
@@ -38,13 +38,19 @@ def static_balance(channels: npt.NDArray[np.float32], weight: npt.NDArray[np.flo
 
 
 def balanced(
-    statistics: InputStatistics | None, weights: Mapping[str, FloatWeight], alpha: float, *, rotation: bool, seed: int
+    statistics: InputStatistics | None,
+    weights: Mapping[str, FloatWeight],
+    alpha: float,
+    *,
+    rotation: bool,
+    seed: int,
+    head: int | None = None,
 ) -> Transform:
-    """The balance of layers that read one tensor, and the rotation behind it; nothing where inputs were not observed."""
+    """The balance of layers that read one tensor, and the rotation (of each `head`) behind it; nothing where inputs were not observed."""
     if statistics is None:
         return IDENTITY
     balance = static_balance(statistics.channels, joined(weights), alpha)
-    return hadamard(seed, len(balance), balance) if rotation else Transform(balance=balance)
+    return hadamard(seed, len(balance), balance, head) if rotation else Transform(balance=balance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,7 @@ class ViDiTQ(Method):
     # best of 0.5, 0.75, 0.9 and 0.99 on the bundled model at W4A8 and W6A6.
     alpha: float = 0.75
     rotation: bool = True
+    rotate_attention_output: str = HEAD  # the rotation is made by v and mixes its heads' channels; or "width", computed when the model runs
     seed: int = 0  # of the rotation's signs
     rounding: str = "nearest"  # or "gptq", which is not the paper's, on the transformed weights and inputs
 
@@ -62,6 +69,7 @@ class ViDiTQ(Method):
     rotates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_rotated_outputs(self.rotate_attention_output, self.name)
         if not 0 <= self.alpha <= 1:
             raise InputError(found=f"alpha = {self.alpha}", wanted="0 to 1", where="method viditq", fix="correct [settings]")
         if self.rounding not in ("nearest", "gptq"):
@@ -79,16 +87,25 @@ class ViDiTQ(Method):
         """For the Hessian, if there is one."""
         return ROWS if self.rounding == "gptq" else 0
 
+    @property
+    def rotates_within_heads(self) -> bool:
+        """As the settings say."""
+        return self.rotation and self.rotate_attention_output == HEAD
+
     def needs_statistics(self, scheme: Scheme) -> bool:
         """Weights alone have no imbalance of activations to settle; GPTQ's Hessian is of the inputs."""
         return scheme.activation is not None or self.rounding == "gptq"
 
     def quantize(
-        self, weights: Mapping[str, FloatWeight], statistics: InputStatistics | None, schemes: Mapping[str, Scheme]
+        self,
+        weights: Mapping[str, FloatWeight],
+        statistics: InputStatistics | None,
+        schemes: Mapping[str, Scheme],
+        head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         seen = statistics if any(scheme.activation is not None for scheme in schemes.values()) else None
-        transform = balanced(seen, weights, self.alpha, rotation=self.rotation, seed=self.seed)
+        transform = balanced(seen, weights, self.alpha, rotation=self.rotation, seed=self.seed, head=head)
         if self.rounding == "gptq":
             assert statistics is not None
             return {layer: fitted(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}

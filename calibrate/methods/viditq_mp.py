@@ -7,8 +7,9 @@ inputs of its own trajectories, with one unit of layers in few bits at a time.
 
 A model without temporal attention has one self-attention for both: it is a group of its own, ranked by the worse of picture and motion,
 each relative to its mean over the model. Steps are told apart in as many groups as the settings say: an engine holds one copy of the
-weights, so a layer's sensitivity is that of its worst group of steps, and activations have the same bits at all steps, since one graph
-has one type for them; the table of all groups is in the file. Weights are balanced, rotated and rounded as by method viditq.
+weights, so a layer's sensitivity is that of its worst group of steps, and activations have the same bits at all steps, since one graph has
+one type for them; the table of all groups is in the file. Weights are balanced, rotated and rounded as by method viditq; while units are
+measured, one at a time, what attention gives out is rotated over its whole width.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Tensors, per quantized layer L (weight [N, K]):
     L.activation_clip   float32 [steps]; what a dynamic range is multiplied with before it becomes a scale
     L.shift             float32 [K], taken from the input before anything else (vditc.transform)
     L.balance           float32 [K]; the codes are of W / balance, rotated, less the low-rank branch
+    L.output_balance    float32 [n], of a v whose W is balanced and rotated in n output channels first, for the layers behind attention
     L.low_rank.down     float16 [R, K]
     L.low_rank.up       float16 [N, R]
     L.bias_correction   float32 [N], and a rank-1 term of the output (vditc.correction):
@@ -43,12 +44,14 @@ from vditc.safetensors_writer import tensor_file
 from vditc.schedule import Schedule
 from vditc.scheme import QWeight, Scheme, scale_shape
 from vditc.threads import ahead
-from vditc.transform import BALANCE, DOWN, IDENTITY, SHIFT, UP, Transform
+from vditc.transform import BALANCE, DOWN, IDENTITY, OUTPUT_BALANCE, SHIFT, UP, OutputTransform, Transform
 
 Array = npt.NDArray[Any]
-SCHEMA = 2  # 1 had schedules without signal and noise
+SCHEMA = 3
+READ = (2, 3)  # 1 had schedules without signal and noise; in 2 no layer's output is transformed
 V_ABSMAX = ".attention.v_absmax"
-TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES)  # a layer's tensors beside its weight
+# A layer's tensors beside its weight.
+TABLES = ("activation_scale", "activation_clip", SHIFT, BALANCE, DOWN, UP, BIAS, ALPHA, BETA, FRAMES, OUTPUT_BALANCE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,7 @@ class LayerCalibration:
     transform: Transform = IDENTITY  # of the input, before it is quantized; `weight` is what is left of the weight then
     activation_clip: npt.NDArray[np.float32] | None = None  # [steps]
     correction: Correction = NONE
+    output: OutputTransform | None = None  # of the output; `weight` is of the weight that gives it
 
     @property
     def stored_bits(self) -> int:
@@ -74,6 +78,7 @@ class LayerCalibration:
         """Float arrays beside the weight, by their names in the file."""
         both = (("activation_scale", self.activation_scale), ("activation_clip", self.activation_clip))
         own = {name: array for name, array in both if array is not None}
+        own |= {} if self.output is None else {OUTPUT_BALANCE: self.output.balance}
         return own | self.transform.tensors() | self.correction.tensors()
 
     @property
@@ -138,6 +143,19 @@ class Calibration:
         total = kept + sum(layer.weight.count for layer in self.layers.values())
         return (stored + 16 * kept) / total
 
+    def check_outputs(self) -> None:
+        """InputError unless inputs that layers take as transformed are what others give out, and nothing else is given out so."""
+        made = {(v, layer.transform) for layer in self.layers.values() for v in layer.transform.made_by}
+        wrong = [v for v, wanted in made if (o := self.layers[v].output if v in self.layers else None) is None or not o.makes(wanted)]
+        wrong += [name for name, layer in self.layers.items() if layer.output is not None and name not in {v for v, _ in made}]
+        if wrong:
+            raise InputError(
+                found=f"layer {min(wrong)}, whose output is not transformed as the layers behind attention have it",
+                wanted="both alike",
+                where=f"calibration {self.file or self.recipe}",
+                fix="calibrate again",
+            )
+
     def save(self, path: Path, advance: Callable[[], None] = lambda: None) -> None:
         """Write the file, whole or not at all; the same calibration gives the same bytes. Calls `advance` after each layer.
 
@@ -191,8 +209,8 @@ class Calibration:
             raise InputError(
                 found="no vditc metadata", wanted="a calibration file", where=str(path), fix="write it with `vditc calibrate`"
             ) from error
-        if data.pop("schema") != SCHEMA:
-            raise InputError(found="another schema", wanted=str(SCHEMA), where=str(path), fix="calibrate again")
+        if (schema := data.pop("schema")) not in READ:
+            raise InputError(found=f"schema {schema}", wanted=" or ".join(map(str, READ)), where=str(path), fix="calibrate again")
         layers = {}
         for name, info in data.pop("layers").items():
             scheme, shape = Scheme.from_json(info["scheme"]), tuple(info["shape"])
@@ -219,7 +237,9 @@ class Calibration:
                     rotation=info.get("rotation"),
                     down=found.get(DOWN),
                     up=found.get(UP),
+                    made_by=tuple(info.get("made_by", ())),
                 ),
+                output=None if OUTPUT_BALANCE not in found else OutputTransform(balance=found[OUTPUT_BALANCE], **info["output"]),
                 correction=Correction(
                     bias=found.get(BIAS),
                     alpha=found.get(ALPHA),
@@ -257,4 +277,6 @@ def _about(layer: LayerCalibration) -> dict[str, Any]:
     about: dict[str, Any] = {"role": layer.role, "scheme": layer.scheme.to_json(), "shape": list(layer.weight.shape)}
     order = layer.correction.order
     about |= {} if layer.transform.rotation is None else {"rotation": layer.transform.rotation}
+    about |= {"made_by": list(layer.transform.made_by)} if layer.transform.made_by else {}
+    about |= {} if layer.output is None else {"output": {"rotation": layer.output.rotation, "start": layer.output.start}}
     return about | ({} if order is None else {"frame_order": order.value})

@@ -12,6 +12,7 @@ builds = "on_device"                     # or here: ahead of time, without a GPU
 compute = ["fp16", "bf16"]               # of everything that is not quantized, the default first; NAME-bf16 is the target with another
 opset_least = 9                          # that the runtime reads
 opset_greatest = 21
+opset = 21                               # that lowering writes: 21, or 23 with its operators Attention and RMSNormalization
 quirks = ["fp32-scales"]                 # vditc.quirk: what it cannot do, with sources
 
 [[products]]                             # schemes that it runs; what a row leaves out matches everything
@@ -39,7 +40,10 @@ COMPUTE = ("fp32", "fp16", "bf16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a target file says. `compute` is one of `computes`; `opsets`: least and greatest."""
+    """What a target file says. `compute` is one of `computes`; `opsets`: least and greatest that the runtime reads, `opset` is written.
+
+    `attention` is no key of the file: what attention alone is computed in, None for `compute`.
+    """
 
     name: str
     description: str
@@ -52,8 +56,10 @@ class Target:
     compute: str
     computes: tuple[str, ...]
     opsets: tuple[int, int]
+    opset: int
     products: tuple[Products, ...]
     quirks: tuple[Quirk, ...]
+    attention: str | None = None
 
     @property
     def runtime(self) -> str:
@@ -109,18 +115,41 @@ class Target:
     def check_attention(self, keys: int, where: str) -> None:
         """InputError when an attention that is computed in float16 has more keys than that counts."""
         limit = self.fp16_keys
-        if limit is None or limit.fp16_keys is None or keys <= limit.fp16_keys:
+        if limit is None or not self._too_many(keys):
             return
         wider = ""
         if "bf16" in self.computes:
             named = self._base in builtin_targets()
             wider = f"lower for --target {self._base}-bf16, or " if named else 'put "bf16" first in the target\'s compute, or '
+            wider = f"lower with --attention bf16, or {wider}"
         raise InputError(
             found=f"attention over {keys} tokens in fp16",
             wanted=f"at most {limit.fp16_keys} on target {self.name}: {limit.says} [{limit.source}]",
             where=where,
             fix=f"{wider}give a --profile with smaller clips",
         )
+
+    def for_keys(self, keys: int) -> Target:
+        """This target, with attention in bfloat16 where float16 does not count that many keys and the target computes both."""
+        narrow = self.compute == "fp16" and self.attention is None and "bf16" in self.computes
+        return self.attending("bf16") if narrow and self._too_many(keys) else self
+
+    def attending(self, compute: str) -> Target:
+        """The same target with attention alone in another of its types: bf16, where the rest is fp16. InputError for any other."""
+        if compute == self.compute:
+            return dataclasses.replace(self, attention=None)
+        if (self.compute, compute) != ("fp16", "bf16") or compute not in self.computes:
+            raise InputError(
+                found=f"attention in {compute}",
+                wanted=" or ".join(c for c in self.computes if c == self.compute or (self.compute, c) == ("fp16", "bf16")),
+                where=f"target {self.name}, which computes in {self.compute}",
+                fix="choose one of these",
+            )
+        return dataclasses.replace(self, attention=compute)
+
+    def _too_many(self, keys: int) -> bool:
+        limit = self.fp16_keys
+        return limit is not None and limit.fp16_keys is not None and keys > limit.fp16_keys
 
     @property
     def _base(self) -> str:
@@ -171,6 +200,7 @@ class Target:
             compute=computes[0],
             computes=computes,
             opsets=(table.need("opset_least", int), table.need("opset_greatest", int)),
+            opset=table.need("opset", int),
             products=tuple(Products.read(t) for t in table.tables("products")),
             quirks=tuple(Quirk.load(name, path.parent) for name in table.strings("quirks")),
         )

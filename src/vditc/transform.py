@@ -2,6 +2,9 @@
 
     x [..., K] -> x' = ((x - shift) * balance) Q    W [N, K] -> W' = (W / balance) Q    x' W'^T + shift W^T = x W^T for orthonormal Q
 
+The input of a layer behind attention may come transformed: Q mixes channels of one head only, of which attention is linear in v, so that
+v's own weight gives (y * balance) Q (`OutputTransform`), and nothing is left to compute (Ashkboos et al., "QuaRot", arXiv 2404.00456, 4.1).
+
 With a low-rank branch, of what W' holds only W' - up down is quantized, and up down x' is added in floating point:
 y = quantized(x') quantized(W' - up down)^T + x' down^T up^T + bias (Li et al., "SVDQuant", arXiv 2411.05007, eq. 5).
 """
@@ -19,6 +22,7 @@ from vditc.hadamard import rotate
 
 Array = npt.NDArray[Any]
 SHIFT, BALANCE, DOWN, UP = "shift", "balance", "low_rank.down", "low_rank.up"  # names of a layer's tensors
+OUTPUT_BALANCE = "output_balance"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,8 +34,11 @@ class Transform:
     rotation: int | None = None  # channels of a block that Q spreads over each other (vditc.hadamard); it divides K
     down: npt.NDArray[np.float16] | None = None  # [R, K]
     up: npt.NDArray[np.float16] | None = None  # [N, R]
+    made_by: tuple[str, ...] = ()  # layers whose OutputTransform has balanced and rotated the input already
 
     def __post_init__(self) -> None:
+        if self.made_by and (self.shift is not None or self.rotation is None):
+            raise ValueError("an input that other layers transform, shifted or not rotated")
         if self.balance is not None and not (np.isfinite(self.balance).all() and self.balance.all()):
             raise ValueError("a balance that is zero or not finite")
         if self.shift is not None and not np.isfinite(self.shift).all():
@@ -47,6 +54,11 @@ class Transform:
         return self.tensors() == {} and self.rotation is None
 
     @property
+    def explicit(self) -> Transform:
+        """What is left to do with the input when the model runs."""
+        return dataclasses.replace(self, balance=None, rotation=None, made_by=()) if self.made_by else self
+
+    @property
     def same_weight(self) -> bool:
         """Whether the weight is left as it is."""
         return self.balance is None and self.rotation is None and self.down is None
@@ -56,7 +68,7 @@ class Transform:
         parts = (
             "" if self.shift is None else "shifted",
             "" if self.balance is None else "balanced",
-            self.rotation and f"rotated in blocks of {self.rotation}",
+            self.rotation and f"rotated in blocks of {self.rotation}{' beforehand' if self.made_by else ''}",
             low_rank,
         )
         return ", ".join(part for part in parts if part) or "as it is"
@@ -93,12 +105,49 @@ class Transform:
 IDENTITY = Transform()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class OutputTransform:
+    """What a layer gives out instead of y [..., N]: (y * balance) Q in channels `start` to `start` + n, the others as they are.
+
+    W -> W' and bias -> bias' alike, before anything else: whatever the layer's own transform, codes and corrections are of, is W'.
+    """
+
+    balance: npt.NDArray[np.float32]  # [n], finite and not zero
+    rotation: int  # channels of a block of Q; it divides n
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.balance).all() and self.balance.all()):
+            raise ValueError("a balance that is zero or not finite")
+        if len(self.balance) % self.rotation:
+            raise ValueError(f"blocks of {self.rotation} of {len(self.balance)} channels")
+
+    def __str__(self) -> str:
+        return f"outputs {self.start} to {self.start + len(self.balance)} balanced and rotated in blocks of {self.rotation}"
+
+    def makes(self, wanted: Transform) -> bool:
+        """Whether behind it inputs are what `wanted` makes of those of the checkpoint."""
+        balance = np.ones_like(self.balance) if wanted.balance is None else wanted.balance
+        return self.rotation == wanted.rotation and np.array_equal(self.balance, balance)
+
+    def weight(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """W [N, K] -> W', float32."""
+        changed = np.array(weight, np.float32)
+        rows = slice(self.start, self.start + len(self.balance))
+        changed[rows] = rotate(np.ascontiguousarray(changed[rows].T) * self.balance, self.rotation).T
+        return changed
+
+    def bias(self, bias: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Bias [N] -> bias', float32."""
+        return self.weight(bias[:, None])[:, 0]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TransformedTensor:
     """A checkpoint's weight [N, K] after a transform, computed whenever it is read."""
 
     base: FloatWeight
-    transform: Transform
+    transform: Transform | OutputTransform
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -118,3 +167,8 @@ class TransformedTensor:
 def transformed(weight: FloatWeight, transform: Transform) -> FloatWeight:
     """The weight that is left to be quantized."""
     return weight if transform.same_weight else FloatWeight(TransformedTensor(weight, transform), weight.where)
+
+
+def with_outputs(weight: FloatWeight, output: OutputTransform | None) -> FloatWeight:
+    """The weight of the layer that gives out what `output` says."""
+    return weight if output is None else FloatWeight(TransformedTensor(weight, output), weight.where)

@@ -27,6 +27,7 @@ TOKEN4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_TOKEN, dynamic=
 TENSOR = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR)
 STEPS = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TENSOR, per_step=True)
 RTN = RoundToNearest()
+ROTATING = ("quarot", "viditq", "viditq-mp", "qvdit", "qvgen")
 
 RNG = np.random.default_rng(0)
 K, SHAPES = 96, {"q": (64, 96), "k": (32, 96)}
@@ -256,9 +257,13 @@ def test_registry_finds_the_files_and_names_them_to_who_errs() -> None:
     ("name", "settings", "words"),
     [
         ("rtn", {"alpha": 0.5}, "recipe r, method rtn: found setting alpha; wanted none"),
-        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, seed, rounding"),
+        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, rotate_attention_output, seed, rounding"),
         ("viditq", {"alpha": "much"}, "found alpha = 'much'; wanted a float"),
         ("viditq", {"rotation": 1}, "found rotation = 1; wanted a bool"),
+        *(
+            (m, {"rotate_attention_output": "all"}, f"method {m}: found rotate_attention_output = 'all'; wanted head or width")
+            for m in ROTATING
+        ),
         ("viditq", {"alpha": 2}, r"found alpha = 2; wanted 0 to 1"),
         ("viditq", {"rounding": "up"}, r"found rounding = 'up'; wanted nearest or gptq"),
         ("svdquant", {"rank": 0}, "found rank = 0; wanted at least 1"),
@@ -317,3 +322,14 @@ def test_gptq_rounds_weights_alone_too() -> None:
         done.weight.read().codes, method_for("gptq", {}, "here").quantize(weights(), seen(), schemes)["q"].weight.read().codes
     )
     assert done.transform.identity
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_a_rotation_behind_attention_mixes_heads_unless_told(name: str) -> None:
+    scheme = Scheme(weight=W4_CHANNEL, activation=TOKEN)
+    method = method_for(name, {"rotation": True} if name == "qvgen" else {}, "here")
+    blocks = [method.quantize(weights(), seen(), dict.fromkeys(WEIGHTS, scheme), head)["q"].transform.rotation for head in (None, 32, 6)]
+    assert blocks == [96, 32, 2] and method.rotates_within_heads
+    assert not method_for(name, {"rotate_attention_output": "width"}, "here").rotates_within_heads
+    if name != "quarot":
+        assert not method_for(name, {"rotation": False}, "here").rotates_within_heads

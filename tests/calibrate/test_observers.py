@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.row_sample import row_keys
+from vditc.calibrate.shared_inputs import SharedInputs
 from vditc.errors import InputError, VditcError
 
 
@@ -113,3 +115,16 @@ def test_an_input_that_is_not_finite_is_named(value: float) -> None:
     observers.update("a", 0, channels(1, 1))
     with pytest.raises(InputError, match=r"layer a, step 1: found an input that is not finite, first in channel 1"):
         observers.update("a", 1, channels(1, value))
+
+
+def test_one_tensor_by_its_address_or_its_numbers() -> None:
+    x = torch.arange(1.0, 13).reshape(2, 3, 2)
+    again, other = torch.cat([x[:1], x[1:]]), x + 1
+    shared = SharedInputs()
+    reads = [("blocks.0.mlp", x), ("blocks.0.q", again), ("blocks.0.k", again), ("blocks.0.out", other), ("blocks.0.gate", again)]
+    assert [shared.reads_as(layer, y) for layer, y in reads] == [None, "blocks.0.mlp", "blocks.0.q", None, "blocks.0.q"]
+    # Not the same: other blocks, layers of none, numbers that are nothing but zeros, and equal numbers further apart.
+    assert shared.reads_as("blocks.1.q", again) is None and shared.reads_as("head", again) is None
+    zeros = [torch.zeros(2, 3, 2) for _ in range(2)]
+    assert [shared.reads_as(f"blocks.2.{i}", y) for i, y in enumerate((*zeros, x, other, x.clone()))] == [None] * 5
+    assert shared.reads_as("blocks.2.5", other.clone()[:, :1]) is None

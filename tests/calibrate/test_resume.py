@@ -118,9 +118,9 @@ def test_groups_that_are_done_are_not_computed_again(run: Callable[..., None], t
     done: list[str] = []
     quantize = Gptq.quantize
 
-    def counted(self: Gptq, weights: Any, statistics: Any, schemes: Any) -> Any:
+    def counted(self: Gptq, weights: Any, statistics: Any, schemes: Any, head: Any) -> Any:
         done.extend(weights)
-        return quantize(self, weights, statistics, schemes)
+        return quantize(self, weights, statistics, schemes, head)
 
     monkeypatch.setattr(Gptq, "quantize", counted)
     with pytest.raises(KeyboardInterrupt):

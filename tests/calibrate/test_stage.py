@@ -303,8 +303,8 @@ def test_a_layer_that_never_runs_is_named(run: Callable[..., Calibration], monke
 def test_a_layer_that_a_method_forgets_is_named(run: Callable[..., Calibration], monkeypatch: pytest.MonkeyPatch) -> None:
     quantize = RoundToNearest.quantize
 
-    def forgetful(self: RoundToNearest, weights: Any, statistics: Any, schemes: Any) -> Any:
-        done = quantize(self, weights, statistics, schemes)
+    def forgetful(self: RoundToNearest, weights: Any, statistics: Any, schemes: Any, head: Any) -> Any:
+        done = quantize(self, weights, statistics, schemes, head)
         return {layer: q for layer, q in done.items() if layer != "blocks.1.attn1.to_k"}
 
     monkeypatch.setattr(RoundToNearest, "quantize", forgetful)

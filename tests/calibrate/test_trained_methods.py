@@ -22,7 +22,9 @@ from vditc.calibrate.methods.qvdit import EstimatedLinear, QVDiT
 from vditc.calibrate.methods.qvgen import BranchedLinear
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.rank_decay import RankDecay
+from vditc.calibrate.ranks import Ranks
 from vditc.calibrate.stage import calibrate, uncalibrated
+from vditc.calibrate.student import results
 from vditc.calibrate.training import Now
 from vditc.calibration import Calibration, LayerCalibration
 from vditc.conditioning import Conditioning
@@ -39,7 +41,7 @@ from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel
 from vditc.sampling import sample
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
-from vditc.transform import Transform
+from vditc.transform import OutputTransform, Transform
 
 F32 = np.float32
 STEPS, GUIDANCE = 3, 2.0
@@ -169,8 +171,9 @@ def made(kind: str, order: FrameOrder | None = None) -> tuple[Any, LayerCalibrat
             parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
     chosen = W3A6 if kind == "qvdit" else W4A4
     balance = Transform(balance=np.linspace(0.5, 2, 32, dtype=F32), rotation=32) if kind == "qvdit" else Transform()
-    weight = quantize_weight(balance.weight(linear.weight.detach().numpy()), chosen.weight)
-    start = LayerCalibration(role="ffn.in", scheme=chosen, weight=weight, transform=balance)
+    output = OutputTransform(balance=np.linspace(0.8, 1.2, 8, dtype=F32), rotation=4, start=4)  # as of a v
+    weight = quantize_weight(balance.weight(output.weight(linear.weight.detach().numpy())), chosen.weight)
+    start = LayerCalibration(role="self_attn.v", scheme=chosen, weight=weight, transform=balance, output=output)
     now = Now(steps=torch.tensor([2, 0]))
     module: Any
     if kind == "qvdit":
@@ -185,7 +188,7 @@ def made(kind: str, order: FrameOrder | None = None) -> tuple[Any, LayerCalibrat
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=random) * 0.02)
-    done = LayerCalibration(role="ffn.in", scheme=chosen, **module.result()._asdict())
+    done = LayerCalibration(role="self_attn.v", scheme=chosen, **results({"v": module}, Ranks())["v"]._asdict())
     return module, done, linear
 
 
@@ -199,6 +202,9 @@ def test_the_reference_computes_what_was_learnt_by_qvdit(shape: tuple[int, ...],
     with torch.no_grad():
         np.testing.assert_allclose(reference(x).numpy(), module(x).numpy(), rtol=0, atol=3e-5)  # sums of 32 products in another order
         assert float((reference(x) - linear(x)).abs().max()) > 1e-2
+        alone = QuantizedLinear(done, linear.bias, alone=True)
+        alone.clips = 2
+        assert torch.dist(alone(x), linear(x)) < torch.dist(reference(x), linear(x)) / 2
 
 
 def test_the_reference_computes_what_was_learnt_by_qvgen() -> None:

@@ -21,7 +21,7 @@ from vditc.graph_passes.stage import lower
 from vditc.model_dir import ModelDir
 from vditc.progress import SILENT
 from vditc.runtimes.graph_inputs import graph_sizes
-from vditc.target import Target
+from vditc.target import Target, builtin_targets
 
 
 @pytest.fixture
@@ -113,20 +113,34 @@ LONG = "frames=32,height=128,width=128"  # 32 x 64 x 64 tokens
 
 
 def test_attention_over_more_tokens_than_float16_counts(model: Path, lowered: Path, tmp_path: Path) -> None:
-    """Before any work, with the target that computes it; a graph in bfloat16 is not refused for that."""
+    """Where nothing else is possible compile refuses before any work; build refuses the graph; one in bfloat16 is not refused for that."""
     words = "found attention over {} tokens in fp16; wanted at most 65504 on target {}:"
-    run = compile_refused(model, tmp_path, "--target", "h100", "--profile", LONG)
-    assert words.format(131072, "h100") in run.stderr and "--target h100-bf16" in run.stderr
-    run = compile_refused(model, tmp_path, "--target", "h100-bf16", "--profile", LONG, "--clips", "0")  # stopped by another error
-    assert "found 0 clips" in run.stderr
-    wide = tmp_path / "wide.onnx"
-    assert vditc("lower", str(lowered.with_name("model.onnx")), "--target", "h100-bf16", "-o", str(wide)).code == 0
-    for graph, target, code in ((lowered, "rtx-ada", 2), (lowered, "h100", 2), (lowered, "h100-bf16", 2), (wide, "h100-bf16", 0)):
+    narrow = tmp_path / "narrow.toml"  # no bfloat16 at all
+    narrow.write_text(builtin_targets()["h100"].read_text().replace('"h100"', '"narrow"').replace('["fp16", "bf16"]', '["fp16"]'))
+    run = compile_refused(model, tmp_path, "--target", str(narrow), "--profile", LONG)
+    assert words.format(131072, "narrow") in run.stderr and "--attention" not in run.stderr
+    for target in ("h100", "h100-bf16"):  # bfloat16 in attention, and everywhere
+        run = compile_refused(model, tmp_path, "--target", target, "--profile", LONG, "--clips", "0")  # stopped by another error
+        assert "found 0 clips" in run.stderr
+    canonical, wide, attention = str(lowered.with_name("model.onnx")), tmp_path / "wide.onnx", tmp_path / "attention.onnx"
+    assert vditc("lower", canonical, "--target", "h100-bf16", "-o", str(wide)).code == 0
+    assert vditc("lower", canonical, "--target", "h100", "--attention", "bf16", "-o", str(attention)).code == 0
+    cases = ((lowered, "rtx-ada", 2), (lowered, "h100", 2), (lowered, "h100-bf16", 2), (wide, "h100-bf16", 0), (attention, "h100", 0))
+    for graph, target, code in cases:
         options = ("--target", target, "--profile", f"batch=1,text_tokens=8,{LONG}", "-o", str(tmp_path / "engine"))
         run = vditc("build", str(graph), *options)  # where it is not refused, a script for the device
         assert run.code == code, run
         assert (words.format(131072, target) in run.stderr) == (code == 2)
+        assert ("lower with --attention bf16, or lower for --target" in run.stderr) == (code == 2)
         assert (tmp_path / "engine").exists() == (code == 0)
+        shutil.rmtree(tmp_path / "engine", ignore_errors=True)
+    for refused, why in (
+        (("--target", "h100", "--attention", "fp32"), "found attention in fp32; wanted fp16 or bf16"),
+        (("--target", "cpu", "--attention", "bf16"), "found attention in bf16; wanted fp32"),
+        (("--target", "h100", "--attention", "bf16", "--passes", "fold-constants"), "found --passes with --attention"),
+    ):
+        run = vditc("lower", canonical, *refused, "-o", str(tmp_path / "refused.onnx"))
+        assert run.code == 2 and why in run.stderr, run
 
 
 def test_build_takes_frames_and_pixels(lowered: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def attached(tmp_path: Path, weights: dict[str, Any]) -> tuple[ir.Model, dict[st
         graph.initializers[name] = value
         graph.append(ir.node("Identity", [value], name=f"{name}/n"))
     source = ModelDir(tmp_path, {}, weights, None, lambda: "")
-    attach_weights(graph, source, ())
+    attach_weights(graph, source, (), {})
     return ir.Model(graph, ir_version=10), weights
 
 

@@ -99,10 +99,11 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
         "convert-compute-type{to=fp16}",
         "fold-token-aware{rank_term=false}",
         "flatten-attention-outputs",
+        "join-norms-to-quantization",
         "legalize-for-target{blocks=128:64:32:16}",
         "eliminate-dead-nodes",
     ]
-    assert [p.modified for p in facts.passes] == [False, False, False, False, False, True, True, False, False, False, True]
+    assert [p.modified for p in facts.passes] == [False, False, False, False, False, True, True, False, False, True, False, True]
     assert facts.nodes_before == len(attention_model().graph)
     assert facts.nodes_after == len(ir.load(facts.files[0]).graph)
     assert all(p.seconds > 0 for p in facts.passes)

@@ -10,19 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from vditc.bundle import Bundle
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError, PrecisionError, QualityError
+from vditc.graph_passes.element_types import element_types
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import Job, compile_bundle, prepare
 from vditc.pipeline.use import sample_bundle
 from vditc.progress import SILENT
+from vditc.quirk import Quirk
 from vditc.recipe import Gate, Recipe
 from vditc.target import Target
 
@@ -102,8 +106,41 @@ def test_a_target_in_bfloat16(job: Job) -> None:
     assert "--target h100-bf16" in (job.out / "engines/h100-bf16/build.sh").read_text()
 
 
+class Notes:
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def task(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
+        return SILENT.task(title, total, done)
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("known", ["before", "after lowering"])
+def test_attention_in_bfloat16_where_float16_does_not_count(job: Job, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    """Of the profile's tokens, or of the lowered graph if that alone shows how many keys there are; both are said."""
+    h100 = Target.load("h100")
+    own = Quirk(name="own", says="nine keys", source="https://example.org", fp16_keys=9 if known == "before" else 60_000)
+    target = dataclasses.replace(h100, quirks=tuple(own if q.fp16_keys else q for q in h100.quirks))
+    if known != "before":
+        found = iter((70_000, 0))
+        monkeypatch.setattr(job_module, "float16_keys", lambda lowered, sizes: next(found, 0))
+    bundle = compile_bundle(dataclasses.replace(job, targets=(target, Target.load("cpu"))), notes := Notes())
+    about = bundle.manifest.targets["h100"]
+    assert (about["compute"], about["attention"]) == ("fp16", "bf16")
+    assert bundle.manifest.targets["cpu"]["attention"] == "fp32"
+    assert [n for n in notes.said if "attention" in n] == ["h100 computes attention in bf16: nine keys"]
+    graph = ir.load(job.out / about["lowered"]).graph
+    types = element_types(graph).of
+    assert {types[n.outputs[0]] for n in graph if n.op_type == "Softmax"} == {ir.DataType.BFLOAT16}
+    assert about["graph"]["error"] <= job_module.LOWERED_TOLERANCE
+
+
 def test_attention_that_has_more_keys_than_tokens(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known only of the lowered graph: the finished work stays."""
+    """Not even bfloat16 helps, which is known only of the lowered graph: the finished work stays."""
     monkeypatch.setattr(job_module, "float16_keys", lambda lowered, sizes: 70_000 if sizes["frames"] == 2 else 0)
     with pytest.raises(PrecisionError, match="found attention over 70000 tokens in fp16; wanted at most 65504 on target h100: "):
         compile_bundle(dataclasses.replace(job, targets=(Target.load("h100"),)), SILENT)

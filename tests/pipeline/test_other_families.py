@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import diffusers
 import numpy as np
 import pytest
 from family_case import cases, save
+from sampled_case import FLOW, sampled_case
 
-from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.export.adapters.registry import adapter_for
 from vditc.pipeline.compile import Job, compile_bundle
 from vditc.pipeline.use import sample_bundle
 from vditc.progress import SILENT
@@ -23,33 +21,6 @@ from vditc.safetensors_file import read_header
 from vditc.target import Target
 
 V_PREDICTION = {"beta_schedule": "scaled_linear", "clip_sample": False, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-SIZES = {"batch": 2, "frames": 3, "height": 8, "width": 8, "text_tokens": 7, "image_tokens": 5}
-
-
-def model(name: str, scheduler: Any, guidance: float, folder: Path, **more: Any) -> tuple[Path, Path]:
-    """A small model directory of a family's case that can be sampled, and conditionings for two clips."""
-    source = save(next(case for case in cases() if case.name == name), folder / "model")
-    scheduler.save_pretrained(source.path / "scheduler")
-    clip = {axis: SIZES[axis] for axis in ("frames", "height", "width")}
-    (source.path / "sampling.json").write_text(json.dumps({"steps": 2, "guidance_scale": guidance, **clip}))
-    adapter, random = adapter_for(source), np.random.default_rng(0)
-    specs, channels = adapter.inputs(source), adapter.latent_channels(source)
-    told = [s for s in specs[1:] if isinstance(s.fill, str) and s.fill != "timestep"]
-    seen = specs[0].dims[1]
-    assert isinstance(seen, int)
-    Conditioning(
-        prompts=("one", "two"),
-        seeds=(0, 1),
-        latent_shape=(channels, clip["frames"], clip["height"], clip["width"]),
-        inputs={s.name: s.example(SIZES, random) for s in told},
-        empty={
-            "encoder_hidden_states": np.zeros((1, *next(s for s in told if s.name == "encoder_hidden_states").shape(SIZES)[1:]), np.float32)
-        },
-        channels=None if seen == channels else random.standard_normal((2, seen - channels, *clip.values())).astype(np.float32),
-        **more,
-    ).save(folder / "conditioning.safetensors")
-    return source.path, folder / "conditioning.safetensors"
 
 
 @pytest.mark.demo
@@ -66,7 +37,7 @@ def test_from_conditionings_to_a_bundle_that_samples(name: str, scheduler: Any, 
     more: dict[str, Any] = {}
     if given:
         more = {"known": np.full((2, 8, 3, 8, 8), 0.25, np.float32), "known_frames": (0,)}
-    path, conditioning = model(name, scheduler, guidance, tmp_path, **more)
+    path, conditioning = sampled_case(name, scheduler, guidance, tmp_path, **more)
     recipe = dataclasses.replace(Recipe.load("w8a8"), gate=Gate())
     job = Job(model_dir=path, recipe=recipe, targets=(Target.load("cpu"),), out=tmp_path / "out.bundle", conditioning=conditioning, clips=1)
     bundle = compile_bundle(job, SILENT)

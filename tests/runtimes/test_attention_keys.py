@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import onnx
@@ -18,12 +19,26 @@ from vditc.progress import SILENT
 from vditc.runtimes.attention_keys import float16_keys
 from vditc.target import Target
 
+RTX = Target.load("rtx-ada")
+LATER = dataclasses.replace(RTX, opset=23)  # with operators Attention
 
-@pytest.mark.parametrize(("target", "half"), [("rtx-ada", True), ("rtx-ada-bf16", False), ("cpu", False)])
-def test_keys_of_a_model(tiny: ModelDir, tmp_path: Path, target: str, half: bool) -> None:
+
+@pytest.mark.parametrize(
+    ("target", "half"),
+    [
+        (RTX, True),
+        (Target.load("rtx-ada-bf16"), False),
+        (Target.load("cpu"), False),
+        (RTX.attending("bf16"), False),
+        (LATER, True),
+        (LATER.attending("bf16"), False),
+    ],
+    ids=["fp16", "bf16", "fp32", "bf16 attention", "fp16 operator", "bf16 operator"],
+)
+def test_keys_of_a_model(tiny: ModelDir, tmp_path: Path, target: Target, half: bool) -> None:
     """Video tokens of the self-attention; text is apart, in the cross-attention."""
     model = tiny_export.export(tiny, tiny_export.calibration(tiny, tiny_export.SCHEMES["w8a8"]), tmp_path / "model.onnx")
-    lowered = lower(model=model, target=Target.load(target), out=tmp_path / "lowered.onnx", progress=SILENT).files[0]
+    lowered = lower(model=model, target=target, out=tmp_path / "lowered.onnx", progress=SILENT).files[0]
     sizes = {"batch": 2, "frames": 21, "height": 60, "width": 64, "text_tokens": 512}
     assert float16_keys(lowered, sizes) == (21 * 30 * 32 if half else 0)
     assert attention_keys(Wan().layer_roles(tiny).values(), Wan().sizes(tiny), sizes) == 21 * 30 * 32

@@ -18,6 +18,7 @@ from vditc.progress import SILENT
 from vditc.quirk import Products
 from vditc.runtimes.backend import EngineFacts
 from vditc.runtimes.graph_inputs import input_specs
+from vditc.runtimes.plan_text import program, read_plan
 from vditc.runtimes.registry import backend
 from vditc.scheme import QuantSpec, Scheme
 from vditc.target import Target
@@ -41,7 +42,7 @@ def token(qtype: QType) -> QuantSpec:
     return spec(qtype, Granularity.PER_TOKEN)
 
 
-def built(tiny: ModelDir, scheme: Scheme, target: Target, folder: Path) -> EngineFacts:
+def built(tiny: ModelDir, scheme: Scheme | None, target: Target, folder: Path) -> EngineFacts:
     """The tiny model's engine, all linears of its blocks as `scheme` says."""
     model = tiny_export.export(tiny, tiny_export.calibration(tiny, scheme), folder / "model.onnx")
     lowered = lower(model=model, target=target, out=folder / "lowered" / "graph.onnx", progress=SILENT).files[0]
@@ -125,3 +126,22 @@ def test_another_version_of_the_runtime(tiny: ModelDir, tmp_path: Path) -> None:
     newer = dataclasses.replace(chosen, versions=dataclasses.replace(chosen.versions, least="1.8", greatest=None))
     with pytest.raises(VditcError, match=r"found tensorrt_rtx 1\.7\..*; wanted tensorrt_rtx 1\.8 or newer, the versions of the target"):
         built(tiny, Scheme(weight=INT8), newer, tmp_path)
+
+
+@pytest.mark.parametrize(("scheme", "casts"), [("fp16", 2), ("w8a8", 0)])
+def test_attention_in_another_type_or_form(tiny: ModelDir, tmp_path: Path, scheme: str, casts: int) -> None:
+    """bfloat16 in a graph of float16, and the operators of opset 23: the same products and fused attentions.
+
+    `casts`: kernels that bfloat16 adds, where no other one stands between a float16 product and attention.
+    """
+    plain, kernels, found = Target.load("rtx-ada"), {}, {}
+    for name, target in (("plain", plain), ("range", plain.attending("bf16")), ("later", dataclasses.replace(plain, opset=23))):
+        facts = built(tiny, tiny_export.SCHEMES[scheme], target, tmp_path / name)
+        engine = program(read_plan(tmp_path / name / "engine" / "model.plan"))
+        wanted = "bf16[" if name == "range" else "half["
+        assert len(engine.attentions) == 4 and all(o.startswith(wanted) for k in engine.attentions for o in k.outputs), engine.attentions
+        found[name] = (facts.gemms, facts.attentions, facts.activation_bytes)
+        kernels[name] = len(engine.kernels)
+    assert found["plain"] == found["range"] == found["later"]
+    assert kernels["range"] == kernels["plain"] + casts
+    assert kernels["later"] >= kernels["plain"]  # why no built-in target says opset = 23

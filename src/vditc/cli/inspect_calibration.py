@@ -24,6 +24,7 @@ def calibration_facts(path: Path) -> dict[str, Any]:
         "mean_bits": round(c.mean_bits, 4),
         "schemes": dict(Counter(str(layer.scheme) for layer in c.layers.values())),
         "kept": dict(Counter(k.reason for k in c.kept.values())),
+        "attention_output": _rotations(c.statistics.get("attention_output")),
         "training": c.statistics.get("training"),
         "attention": {name: {**found.to_json(), "scheme": str(found.scheme)} for name, found in c.attention.items()},
     }
@@ -39,6 +40,7 @@ def show_calibration(path: Path, facts: dict[str, Any]) -> None:
         "bits per weight": f"{facts['mean_bits']:.2f} on average",
         "quantized": "\n".join(f"{count} layers {escape(scheme)}" for scheme, count in facts["schemes"].items()) or "nothing",
         "kept": "\n".join(f"{count} layers: {reason}" for reason, count in facts["kept"].items()) or "nothing",
+        **({} if facts["attention_output"] is None else {"rotations behind attention": _told(facts["attention_output"])}),
         **({} if facts["training"] is None else {"trained": _loss(facts["training"]["loss"])}),
     }.items():
         summary.add_row(name, value)
@@ -60,3 +62,12 @@ def _loss(history: list[tuple[int, float]]) -> str:
     """The first and the last of the losses."""
     (_, first), (iterations, last) = history[0], history[-1]
     return f"{iterations} iterations, loss {first:.3g} at first, {last:.3g} at last"
+
+
+def _rotations(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How many layers behind attention read what v has rotated, and why others do not; None where that was not asked."""
+    return None if found is None else {"made_by_v": len(found["made_by_v"]), "explicit": dict(Counter(found["explicit"].values()))}
+
+
+def _told(found: dict[str, Any]) -> str:
+    return "\n".join([f"{found['made_by_v']} made by v", *(f"{count} when it runs: {why}" for why, count in found["explicit"].items())])

@@ -65,6 +65,7 @@ def target_facts(target: Target) -> dict[str, Any]:
         "builds": target.builds,
         "compute": [target.compute, *(c for c in target.computes if c != target.compute)],
         "opsets": list(target.opsets),
+        "opset": target.opset,
         "low_precision": target.low_precision,
         "products": [str(row) for row in target.products],
         "recipes": {r.name: "runs" if (best := instead_of(r, target)) is None else f"instead: {best}" for r in recipes},
@@ -85,7 +86,7 @@ def show_target(facts: dict[str, Any]) -> None:
     table = Table(title=f"{facts['target']}: {facts['description']}", show_header=False, title_justify="left")
     for key in ("arch", "backend", "runtime", "builds", "compute", "low_precision"):
         table.add_row(key.replace("_", " "), ", ".join(facts[key]) if isinstance(facts[key], list) else facts[key])
-    table.add_row("opsets", " to ".join(map(str, facts["opsets"])))
+    table.add_row("opsets", f"{' to '.join(map(str, facts['opsets']))}; lowering writes {facts['opset']}")
     table.add_row("products", "\n".join(escape(row) for row in facts["products"]))
     table.add_row("recipes", "\n".join(f"{name}: {what}" for name, what in facts["recipes"].items()))
     console.print(table)

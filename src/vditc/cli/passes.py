@@ -31,12 +31,21 @@ def lower_command(
     ] = False,
     print_after: Annotated[str, typer.Option(help="print the graph after this pass, or after `all`")] = "",
     keep_time_path: KeepTimePathOption = False,
+    attention: Annotated[
+        str, typer.Option(help="bf16: attention alone in bfloat16 in a graph of float16, which counts no more than 65,504 keys")
+    ] = "",
     plugins: Annotated[bool, typer.Option("--plugins", help="hand layers with weights of few bits to the plugin library")] = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass that changed it")] = None,
     force: ForceOption = False,
 ) -> None:
     """Run a target's graph passes on a portable graph."""
     chosen, path = Target.load(target), fresh(out, force)
+    if attention:
+        if passes:
+            raise InputError(
+                found="--passes with --attention", wanted="one of them", where="lower", fix="name keep-attention-in-range in --passes"
+            )
+        chosen = chosen.attending(attention)
     folder = fresh(dump, force, folder=True, option="--dump") if dump is not None else None
     names = _split(passes) if passes else None
 

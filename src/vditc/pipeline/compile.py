@@ -21,7 +21,7 @@ from vditc.conditioning import Conditioning
 from vditc.errors import InputError, PrecisionError
 from vditc.export.stage import export_model
 from vditc.files import data_digest, write_text
-from vditc.graph_passes.stage import lower
+from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import Memory, attention_keys, model_memory
 from vditc.pipeline.opened import OpenedModel
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
@@ -127,7 +127,8 @@ def prepare(job: Job) -> Plan:
     profile = Profile.parse(job.profile, default, sizes)
     if not adapter.linear_attention:
         keys = attention_keys(adapter.layer_roles(source).values(), sizes, profile.largest)
-        for target in (t for t in job.targets if t.compute == "fp16"):
+        job = dataclasses.replace(job, targets=tuple(t.for_keys(keys) for t in job.targets))
+        for target in (t for t in job.targets if (t.attention or t.compute) == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
     return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set))
@@ -245,9 +246,15 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
     job, root, lowered = plan.job, space.path, f"lowered/{target.name}.onnx"
 
     def run_lower() -> dict[str, Any]:
-        facts = lower(model=root / "model.onnx", target=target, out=root / lowered, keep_time_path=job.keep_time_path, progress=progress)
-        _check_keys(plan, target, root / lowered)
-        error = _lowered_error(plan, root / "model.onnx", _runnable(plan.job, root, lowered, target, space.scratch))
+        def lower_for(chosen: Target) -> LowerFacts:
+            return lower(model=root / "model.onnx", target=chosen, out=root / lowered, keep_time_path=job.keep_time_path, progress=progress)
+
+        facts = lower_for(chosen := target)
+        # `prepare` has counted tokens; a model may give attention more than those.
+        if (wider := target.for_keys(float16_keys(root / lowered, plan.profile.largest))) != target:
+            facts = lower_for(chosen := wider)
+        _check_keys(plan, chosen, root / lowered)
+        error = _lowered_error(plan, root / "model.onnx", _runnable(plan.job, root, lowered, chosen, space.scratch))
         if not error <= LOWERED_TOLERANCE:
             raise PrecisionError(
                 found=f"a relative error of {error:.3g} in one step",
@@ -256,9 +263,12 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
                 fix="run `vditc lower --verify` on model.onnx to see which pass changed the numbers",
             )
         passes = [dataclasses.asdict(p) for p in facts.passes]
-        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6)}
+        attention = chosen.attention or chosen.compute
+        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6), "attention": attention}
 
     facts = space.stage(f"lower {target.name}", run_lower, (lowered, f"{lowered}.data", "lowered/model.onnx.data"))
+    if facts["attention"] != target.compute and target.fp16_keys is not None:
+        progress.note(f"{target.name} computes attention in {facts['attention']}: {target.fp16_keys.says}")
     maker, folder = backend(target.backend), root / "engines" / target.name
 
     def run_build() -> dict[str, Any]:
@@ -279,6 +289,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "arch": list(target.arch),
         "runtime": target.runtime,
         "compute": target.compute,
+        "attention": facts["attention"],
         "lowered": lowered,
         "inputs": _inputs(root / lowered),
         "memory": plan.memory[target.name].to_json(),  # estimated, bytes at the profile's largest sizes
@@ -288,7 +299,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
 
 
 def _check_keys(plan: Plan, target: Target, lowered: Path) -> None:
-    """`prepare` has counted tokens; a model may give attention more than those, and its work is worth keeping then."""
+    """The work so far is worth keeping where attention has too many keys after all."""
     try:
         target.check_attention(float16_keys(lowered, plan.profile.largest), str(lowered))
     except InputError as error:
@@ -296,11 +307,15 @@ def _check_keys(plan: Plan, target: Target, lowered: Path) -> None:
 
 
 def _runnable(job: Job, root: Path, lowered: str, target: Target, scratch: Path) -> Path:
-    """The lowered graph, or where ONNX Runtime has no kernels on a CPU (bfloat16) what the same passes make in float32."""
-    if target.compute != "bf16":
+    """The lowered graph, or the nearest that ONNX Runtime runs on a CPU.
+
+    It has no kernels for bfloat16, and no masks that hold for all queries in the operator Attention: then what the same passes make in
+    float32, or with attention in the type of the rest and in opset 21.
+    """
+    if target.compute != "bf16" and target.attention is None and target.opset <= 21:
         return root / lowered
-    wide = dataclasses.replace(target, compute="fp32")
-    out = scratch / target.name / "fp32.onnx"
+    wide = dataclasses.replace(target, compute="fp32" if target.compute == "bf16" else target.compute, attention=None, opset=21)
+    out = scratch / target.name / f"{wide.compute}.onnx"
     return lower(model=root / "model.onnx", target=wide, out=out, keep_time_path=job.keep_time_path, progress=SILENT).files[0]
 
 

@@ -128,7 +128,7 @@ def _quantized(model: ReferenceModel, calibration: Calibration, layers: Sequence
     exact = {name: linear_of(model.model, name) for name in layers}
     try:
         for name, module in exact.items():
-            quantized = QuantizedLinear(calibration.layers[name], module.bias).to(model.device)
+            quantized = QuantizedLinear(calibration.layers[name], module.bias, alone=True).to(model.device)
             quantized.step, quantized.clips = step, len(next(iter(feeds.values())))
             model.model.set_submodule(name, quantized)
         yield

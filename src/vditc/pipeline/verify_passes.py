@@ -15,6 +15,7 @@ from vditc.errors import PrecisionError, VditcError
 from vditc.graph_passes.core import Observer, Pass, PassFacts
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.tolerances import ADVERSARIAL, activation_codes, tolerance
+from vditc.pipeline.runnable import runnable
 from vditc.pipeline.verify_inputs import Case, cases
 from vditc.plugins.catalogue import attach_functions
 from vditc.runtimes.graph_slices import run_slices
@@ -98,7 +99,7 @@ class VerifyPasses(Observer):
             if unknown := [name for name in names if name not in known]:
                 raise VditcError(found=f"an input {unknown[0]}", wanted=f"only {', '.join(known)}", where=where, fix="report the pass")
             feeds = [{name: case.feeds[name] for name in names} for case in self._cases]
-            return run_slices(graph, self.path.parent, feeds)
+            return run_slices(runnable(graph, f"--verify, {where}"), self.path.parent, feeds)
         except ERRORS as error:
             raise VditcError(
                 found=error_text(error),
