@@ -209,6 +209,18 @@ def _upstream(value: ir.Value | None, op_types: tuple[str, ...]) -> set[ir.Node]
     return found
 
 
+def angles(graph: ir.Graph) -> set[ir.Node]:
+    """Every sine and cosine, and what computes its argument, up to a product, a norm or an input of the graph."""
+    found = {node for node in graph if node.op_type in ("Sin", "Cos")}
+    todo = list(found)
+    while todo:
+        before = {node for v in todo.pop().inputs if v is not None and (node := v.producer()) is not None} - found
+        new = {node for node in before if node.op_type not in ("MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax")}
+        found |= new
+        todo += new
+    return found
+
+
 def rms_norms(graph: ir.Graph) -> Iterator[tuple[ir.Node, ...]]:
     """x * 1 / sqrt(mean(x^2) + eps): its nodes from the square to the product, without the learnt weight."""
     for mean in graph:
