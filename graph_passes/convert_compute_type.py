@@ -10,7 +10,8 @@ What stays in float32, and why:
 2. 1 / sqrt(mean(x^2) + eps) of an RMSNorm: x^2 exceeds float16 from |x| = 256;
 3. what depends on time, shapes and constants only (timestep embedding, modulation, rotary tables), until it meets data:
    small, and a rounded timestep is another timestep;
-4. a node with a constant that the compute type cannot hold (a refusal).
+4. the argument of a sine or cosine, whatever it is of: float16 has steps of 4 at 6000, where HunyuanVideo embeds its guidance;
+5. a node with a constant that the compute type cannot hold (a refusal).
 
 Attention is never split: QK^T, softmax and PV are all of the compute type, or TensorRT has no fused kernel for it.
 Graph inputs and outputs stay float32.
@@ -29,6 +30,7 @@ from vditc.errors import InputError
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.patterns import (
+    angles,
     gathered_row,
     independent_of_data,
     producer,
@@ -88,7 +90,7 @@ class _Conversion:
         self.copies: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.refusals: list[Refusal] = []
         self.quantization = quantization_arithmetic(graph)
-        self.wide = self.quantization | independent_of_data(graph)
+        self.wide = self.quantization | independent_of_data(graph) | angles(graph)
         for nodes in rms_norms(graph):
             self.wide |= set(nodes)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from vditc.graph_passes.patterns import QuantizedMatMul, by_step, producer, small_constant
+from vditc.graph_passes.patterns import QuantizedMatMul, by_step, of_quantizer, producer, small_constant
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +89,8 @@ def _vector(value: ir.Value) -> bool:
 
 def of_token(value: ir.Value | None) -> bool:
     """Whether a value is one number for each token, [..., 1]: a sum over channels, scaled, and maybe written in another order and back."""
+    if of_quantizer(value):
+        return True
     node = producer(value, "ReduceSum", "Mul", "Reshape")
     if node is None:
         return False

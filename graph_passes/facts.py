@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from vditc.graph_passes.spec import Spec
+from vditc.graph_passes.spec import IR_VERSIONS, Spec
 from vditc.graph_passes.stage import load
+from vditc.graph_passes.target_spec import lowered_for
+from vditc.target import Target
 
 
 def graph_facts(path: Path) -> dict[str, Any]:
@@ -38,9 +42,22 @@ def graph_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def check_graph(path: Path, compute: str | None = None) -> None:
-    """DialectError unless the graph is canonical, or lowered to `compute` ("fp16", …) when that is given."""
-    spec = Spec.canonical() if compute is None else Spec.lowered(compute)
+def check_canonical(path: Path) -> None:
+    """DialectError unless the graph is what an export may write."""
+    Spec.canonical().verify(load(path), where=str(path))
+
+
+def check_lowered(path: Path, about: Mapping[str, Any]) -> None:
+    """DialectError unless the graph is what `about`, a target in a bundle's manifest, may have.
+
+    What a built-in target's file and quirks say is checked as well; of a user's own file the manifest has the types alone.
+    """
+    attention = None if (said := about.get("attention")) == about["compute"] else said
+    if about.get("built_in") is None:
+        opsets = tuple(IR_VERSIONS)
+        spec = dataclasses.replace(Spec.lowered(about["compute"]), opsets=opsets, attention=attention)
+    else:
+        spec = lowered_for(dataclasses.replace(Target.load(about["built_in"]), attention=attention))
     spec.verify(load(path), where=str(path))
 
 

@@ -137,7 +137,7 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
     k, n = codes.const_value.shape.numpy()
     weight_scale, one = constant(layer.weight.inputs[1]), small_constant(layer.activation.inputs[1])
     if quantize is None or one is None or one.size != 1:
-        raise _UnfitError("its codes are not made by QuantizeLinear with one constant scale")
+        raise _UnfitError("its codes are not made by QuantizeLinear or QuantizeToken with one constant scale")
     by_output = layer.weight.attributes.get_int("axis", 1) in (1, -1)
     if blocked(layer.weight) or weight_scale is None or not (weight_scale.size == 1 or (by_output and weight_scale.size == n)):
         raise _UnfitError("its weight has no scale per output channel")
@@ -166,7 +166,12 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
         return made
 
     scales = ir.tensor(np.ascontiguousarray(np.broadcast_to(weight_scale.astype(np.float32).reshape(-1), (n,))))
-    inputs = [quantize.outputs[0], scale, stored("weight.packed", _packed(codes.const_value, op)), stored("weight_scale.packed", scales)]
+    inputs = [
+        layer.activation.inputs[0],
+        scale,
+        stored("weight.packed", _packed(codes.const_value, op)),
+        stored("weight_scale.packed", scales),
+    ]
     inputs += [value for value in (found.left, found.right) if value is not None]
     inputs += [stored("bias.packed", ir.tensor(found.bias.astype(np.float32)))] if found.bias is not None else []
     inputs += [value for value in (found.gate, found.residual) if value is not None]

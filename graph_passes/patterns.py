@@ -59,8 +59,23 @@ def blocked(dequantize: ir.Node) -> bool:
     return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0
 
 
+def quantizer(codes: ir.Value | None) -> ir.Node | None:
+    """The node that makes codes: QuantizeLinear, or QuantizeToken of the plugin library, maybe with a Reshape of tokens behind it."""
+    reshape = producer(codes, "Reshape")
+    return producer(codes, "QuantizeLinear", "QuantizeToken") if reshape is None else producer(reshape.inputs[0], "QuantizeToken")
+
+
+def of_quantizer(value: ir.Value | None) -> bool:
+    """Whether a value is a number that QuantizeToken gives for every token: its scale or a sum of its codes."""
+    reshape = producer(value, "Reshape")
+    value = value if reshape is None else reshape.inputs[0]
+    return producer(value, "QuantizeToken") is not None and value is not None and value.index() != 0
+
+
 def activation_bits(quantize: ir.Node) -> int:
-    """Bits of the codes that an integer QuantizeLinear makes: those that a Clip in front of it leaves, in a container of 8."""
+    """Bits of the codes that an integer QuantizeLinear or a QuantizeToken makes, in a container of 8: those that a Clip leaves."""
+    if quantize.op_type == "QuantizeToken":
+        return quantize.attributes["bits"].as_int()
     clip = producer(quantize.inputs[0], "Clip")
     high = small_constant(clip.inputs[2]) if clip is not None else None
     return 8 if high is None else int(high).bit_length() + 1
@@ -71,6 +86,7 @@ class QuantizedMatMul:
     """A MatMul of two dequantized operands, with what belongs to it.
 
     x -> [Div by s] -> [Clip] -> QuantizeLinear -> DequantizeLinear -> MatMul <- DequantizeLinear <- constant codes
+    x -> QuantizeToken -> ...
     """
 
     matmul: ir.Node
@@ -79,13 +95,13 @@ class QuantizedMatMul:
 
     @property
     def quantize(self) -> ir.Node | None:
-        """The QuantizeLinear of the activation."""
-        return producer(self.activation.inputs[0], "QuantizeLinear")
+        """The QuantizeLinear or QuantizeToken of the activation."""
+        return quantizer(self.activation.inputs[0])
 
     @property
     def divide(self) -> ir.Node | None:
         """The Div by a scale that is computed at run time; None for a constant scale."""
-        if (quantize := self.quantize) is None:
+        if (quantize := self.quantize) is None or quantize.op_type == "QuantizeToken":
             return None
         clip = producer(quantize.inputs[0], "Clip")
         return producer(clip.inputs[0] if clip is not None else quantize.inputs[0], "Div")
@@ -93,13 +109,37 @@ class QuantizedMatMul:
     @property
     def rescale(self) -> ir.Node | None:
         """The Mul that brings the scale of `divide` back after the MatMul, or the scale of a step by which something in front divided."""
-        divide = self.divide
         for mul in consumers(self.matmul.outputs[0], "Mul"):
             for value in mul.inputs:
                 scale = self._undivided(value)
-                if scale is not None and (by_step(scale) if divide is None else scale is divide.inputs[1]):
+                if scale is not None and self._scales(scale):
                     return mul
         return None
+
+    @property
+    def run_time_scale(self) -> ir.Value | None:
+        """The scale of the token or of the step that the input was divided by in front of its codes; None for a constant one."""
+        if (divide := self.divide) is not None:
+            return divide.inputs[1]
+        if (quantize := self.quantize) is None or quantize.op_type != "QuantizeToken":
+            return None
+        given = self._given
+        return quantize.outputs[1] if given is None else given if by_step(given) else None
+
+    @property
+    def _given(self) -> ir.Value | None:
+        """The scale that a QuantizeToken reads."""
+        quantize = self.quantize
+        if quantize is None or quantize.op_type != "QuantizeToken" or quantize.attributes["scaled"].as_string() != "given":
+            return None
+        return quantize.inputs[-2 if quantize.attributes["shares"].as_int() else -1]
+
+    def _scales(self, value: ir.Value) -> bool:
+        """Whether a value is the scale of the activation, or of the step by which something in front divided."""
+        if (scale := self.run_time_scale) is None:
+            return by_step(value) or value is self._given
+        reshape = producer(value, "Reshape")
+        return value is scale or (reshape is not None and reshape.inputs[0] is scale)
 
     @staticmethod
     def _undivided(value: ir.Value | None) -> ir.Value | None:
@@ -127,8 +167,9 @@ def quantization_arithmetic(graph: ir.Graph) -> set[ir.Node]:
     """Everything that decides a code or multiplies codes: it stays in float32, as the reference computes it."""
     found: set[ir.Node] = set()
     for node in graph:
-        if node.op_type == "QuantizeLinear":
+        if node.op_type in ("QuantizeLinear", "QuantizeToken"):
             found |= {node, *consumers(node.outputs[0], "DequantizeLinear")}
+        if node.op_type == "QuantizeLinear":
             found |= _upstream(node.inputs[0], ("Clip", "Div"))
     for q in quantized_matmuls(graph):
         found |= {q.matmul, q.activation, q.weight, *(n for n in (q.rescale, q.bias) if n is not None)}
@@ -165,6 +206,18 @@ def _upstream(value: ir.Value | None, op_types: tuple[str, ...]) -> set[ir.Node]
     while (node := producer(value, *op_types)) is not None and node not in found:
         found.add(node)
         value = None if node.op_type == "Abs" else node.inputs[0]
+    return found
+
+
+def angles(graph: ir.Graph) -> set[ir.Node]:
+    """Every sine and cosine, and what computes its argument, up to a product, a norm or an input of the graph."""
+    found = {node for node in graph if node.op_type in ("Sin", "Cos")}
+    todo = list(found)
+    while todo:
+        before = {node for v in todo.pop().inputs if v is not None and (node := v.producer()) is not None} - found
+        new = {node for node in before if node.op_type not in ("MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax")}
+        found |= new
+        todo += new
     return found
 
 

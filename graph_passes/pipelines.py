@@ -17,6 +17,7 @@ from vditc.graph_passes.fold_temporal_scales import FoldTemporalScales
 from vditc.graph_passes.fold_token_aware import FoldTokenAware
 from vditc.graph_passes.form_attention import FormAttention
 from vditc.graph_passes.form_rms_normalization import FormRmsNormalization
+from vditc.graph_passes.fuse_quantize_token import FuseQuantizeToken
 from vditc.graph_passes.join_norms_to_quantization import JoinNormsToQuantization
 from vditc.graph_passes.keep_attention_in_range import KeepAttentionInRange
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
@@ -80,7 +81,7 @@ def tensorrt(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
 
 def _handed_over(plugins: bool, target: Target) -> tuple[Pass, ...]:
     """To the plugin library."""
-    return (LowerSubbyteLinear(), *(() if target.functions else (StripFunctions(),))) if plugins else ()
+    return (FuseQuantizeToken(), LowerSubbyteLinear(), *(() if target.functions else (StripFunctions(),))) if plugins else ()
 
 
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}

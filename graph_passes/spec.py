@@ -23,8 +23,8 @@ from vditc.graph_passes.patterns import (
     blocked,
     gathered_row,
     independent_of_data,
-    producer,
     quantized_matmuls,
+    quantizer,
     small_constant,
     weight_like,
 )
@@ -183,11 +183,11 @@ def float32_scales(c: Checked) -> Iterator[Violation]:
 
 
 def constant_weights(c: Checked) -> Iterator[Violation]:
-    """Codes are stored or come straight from QuantizeLinear: TensorRT fuses nothing else."""
+    """Codes are stored or come straight from QuantizeLinear, or the plugin library: TensorRT fuses nothing else."""
     for node in _of(c, "DequantizeLinear"):
         codes = node.inputs[0]
-        if producer(codes, "QuantizeLinear") is None and (codes is None or codes.const_value is None):
-            yield Violation(_name(node), "codes computed by the graph", "an initialiser or the output of QuantizeLinear")
+        if quantizer(codes) is None and (codes is None or codes.const_value is None):
+            yield Violation(_name(node), "codes computed by the graph", "an initialiser or the output of QuantizeLinear or QuantizeToken")
         elif c.dtype(codes) not in _CODES:
             yield Violation(_name(node), f"codes of {c.type_of(codes)}", "int8, int4 or float8e4m3fn")
         if node.inputs[1] is None or node.inputs[1].const_value is None:
@@ -209,8 +209,8 @@ def quantize_by_division(c: Checked) -> Iterator[Violation]:
         if scale is None or scale.const_value is None or scale.const_value.size != 1 or "axis" in node.attributes:
             yield Violation(_name(node), "QuantizeLinear with a scale that is no constant scalar", "Div(x, s), then QuantizeLinear(., 1)")
     for q in c.quantized:
-        if q.divide is not None and q.rescale is None:
-            yield Violation(_name(q.matmul), f"no Mul by {_value(q.divide.inputs[1])} after the MatMul", "the scale that divided before")
+        if q.run_time_scale is not None and q.rescale is None:
+            yield Violation(_name(q.matmul), f"no Mul by {_value(q.run_time_scale)} after the MatMul", "the scale that divided before")
 
 
 def step_gathers_tables(c: Checked) -> Iterator[Violation]:

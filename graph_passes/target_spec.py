@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from vditc.errors import InputError
 from vditc.graph_passes.patterns import blocked, producer, weight_like
-from vditc.graph_passes.spec import COMMON, IR_VERSIONS, OPSET, Checked, Rule, Spec, Violation
+from vditc.graph_passes.spec import COMMON, IR_VERSIONS, OPSET, Checked, Rule, Spec, Violation, plugin_operators
 from vditc.numerics import QType
 from vditc.quirk import FLOAT, Products, Quirk
 from vditc.target import Target
@@ -30,7 +30,7 @@ def lowered_for(target: Target) -> Spec:
                 where=f"quirk {quirk.name}",
                 fix="correct the names",
             )
-    rules = [_because(rule, target) for rule in COMMON] + [_opset(target), _products(target)]
+    rules = [plugin_operators, *(_because(rule, target) for rule in COMMON), _opset(target), _products(target)]
     rules += [_operators(quirk) for quirk in target.quirks if quirk.operators]
     rules += [_types(quirk) for quirk in target.quirks if quirk.types]
     least, greatest = target.opsets

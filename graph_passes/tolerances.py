@@ -70,6 +70,7 @@ def tolerance(kind: str, compute: str, codes: str | None) -> float | None:
 def activation_codes(graph: ir.Graph) -> str | None:
     """The coarsest codes that activations are rounded to, as a key of `TOLERANCES`; None where none is quantized."""
     found = {_codes(node) for node in graph if node.op_type == "QuantizeLinear" and not weight_like(node.inputs[0])}
+    found |= {f"int{activation_bits(node)}" for node in graph if node.op_type == "QuantizeToken"}
     if any(node.op_type == "Round" and "_nvfp4" in (node.name or "") for node in graph):
         found.add("fp4_e2m1")
     order = ("int3", "fp4_e2m1", "int4", "fp8_e4m3", "int6", "int8")

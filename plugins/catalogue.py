@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from vditc.plugins.plugin_op import DOMAIN, DOMAIN_VERSION, PluginOp
 from vditc.plugins.qlinear.op import QLinear
+from vditc.plugins.quantize_token.op import QuantizeToken
 
-OPERATORS: dict[str, type[PluginOp]] = {op.op_type: op for op in (QLinear,)}
+OPERATORS: dict[str, type[PluginOp]] = {op.op_type: op for op in (QLinear, QuantizeToken)}
 
 
 def operator_of(node: ir.Node) -> PluginOp:

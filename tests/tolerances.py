@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.graph_passes.tolerances import TOLERANCES
+from vditc.plugins.quantize_token import reference
 
 # (type that the rest computes in, type of the activations' codes or None where none is quantized)
 LOWERED: dict[tuple[str, str | None], float] = {
@@ -39,3 +40,9 @@ def relative_l2(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 # The body of an operator of the plugin library, in ONNX Runtime, against the oracle: a sum of up to four float32 products in another order
 # and another GELU (1e-6 of the greatest element); a float16 output may round to the other side (2^-11).
 PLUGIN_BODY = {"fp32": 2e-6, "fp16": 5e-4}
+
+# Where `vditc.QuantizeToken` sums (a norm, a rotation) or has GELU: a kernel, ONNX Runtime and the oracle add float32 numbers in orders of
+# their own, and values next to a tie of the rounding get the neighbouring code. Of codes the share that may be off by one; of a scale the
+# relative error, which is some roundings of 2^-24; also of a weighed sum of codes, relative to the sum of its magnitudes.
+CODES_OFF = reference.CODES_OFF
+SCALE_OFF = reference.SCALE_OFF

@@ -29,10 +29,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from vditc.plugins.gelu import APPROXIMATE
 from vditc.plugins.packing import BITS, LAYOUT
 from vditc.plugins.plugin_op import FLOATS, PluginOp
 
-ACTIVATIONS = {"none": None, "gelu": "none", "gelu_tanh": "tanh"}  # -> `approximate` of the operator Gelu
+ACTIVATIONS = {"none": None, **APPROXIMATE}  # -> `approximate` of the operator Gelu
 MAX_RANK = 4  # outer products that a kernel's epilogue adds
 
 

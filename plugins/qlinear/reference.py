@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from vditc.plugins.gelu import gelu
 from vditc.plugins.packing import unpack
 from vditc.plugins.qlinear.op import QLinear
 
 Array = npt.NDArray[Any]
 _TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
-_ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def accumulators(op: QLinear, x: Array, weight: Array) -> npt.NDArray[np.int64]:
@@ -37,13 +36,7 @@ def qlinear(op: QLinear, *inputs: Array) -> Array:
     if op.bias:
         y = y + given["b"]
     if op.activation != "none":
-        y = _gelu(y.astype(np.float64), tanh=op.activation == "gelu_tanh").astype(np.float32)
+        y = gelu(y, tanh=op.activation == "gelu_tanh").astype(np.float32)
     if op.gated:
         y = given["residual"].astype(np.float32) + given["gate"].astype(np.float32) * y
     return y.astype(_TYPES[op.output])
-
-
-def _gelu(y: Array, *, tanh: bool) -> Array:
-    """In float64; a kernel's is within its tolerance."""
-    inner = np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)) if tanh else _ERF(y / math.sqrt(2))
-    return np.asarray(0.5 * y * (1 + inner))

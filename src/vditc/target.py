@@ -73,6 +73,11 @@ class Target:
         return tuple(b for b in lists[0] if all(b in other for other in lists)) if lists else ()
 
     @property
+    def built_in(self) -> bool:
+        """Whether it is what the built-in target of its name says."""
+        return self._base in builtin_targets() and self == Target.load(self.name)
+
+    @property
     def functions(self) -> bool:
         """Whether a graph may hold the bodies of the plugin library's operators."""
         return all(q.functions for q in self.quirks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -11,6 +12,8 @@ from attention_graph import TEXT_FORM, attention_model
 
 from vditc.errors import DialectError, InputError
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
+from vditc.graph_passes.facts import check_lowered
+from vditc.graph_passes.pipelines import parse_pass
 from vditc.graph_passes.target_spec import lowered_for
 from vditc.quirk import Quirk
 from vditc.target import Target, builtin_targets
@@ -101,3 +104,45 @@ def test_a_quirk_that_names_no_rule(tmp_path: Path) -> None:
     odd = dataclasses.replace(RTX, quirks=(Quirk.load("odd.toml", tmp_path),))
     with pytest.raises(InputError, match=r"quirk odd: found rules no-such-rule; wanted some of computes-in-one-type, .*float32-scales"):
         lowered_for(odd)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """An INT8 graph of two layers, lowered for rtx-ada."""
+    ir.save(lowered(), tmp_path / "l.onnx")
+    return tmp_path / "l.onnx"
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"built_in": "rtx-ada"}, ""),
+        ({"built_in": "b300"}, "rule products-of-target of the lowered to fp16 for b300 dialect"),
+        ({"built_in": None}, ""),  # nobody has the file of a user's own target
+        ({}, ""),
+        ({"compute": "bf16"}, "rule computes-in-one-type of the lowered to bf16 dialect"),
+    ],
+)
+def test_a_graph_of_a_bundle_is_checked_against_its_target(saved: Path, about: dict[str, Any], said: str) -> None:
+    about = {"compute": "fp16", "attention": "fp16"} | about
+    if not said:
+        check_lowered(saved, about)
+        return
+    with pytest.raises(DialectError, match=said):
+        check_lowered(saved, about)
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_attention_of_a_bundle_may_have_a_type_of_its_own(tmp_path: Path, built_in: bool) -> None:
+    model = lowered()
+    parse_pass("keep-attention-in-range")(model)
+    ir.save(model, tmp_path / "l.onnx")
+    about = {"compute": "fp16", "attention": "bf16", "built_in": "rtx-ada" if built_in else None}
+    check_lowered(tmp_path / "l.onnx", about)
+    with pytest.raises(DialectError, match="rule computes-in-one-type"):
+        check_lowered(tmp_path / "l.onnx", about | {"attention": "fp16"})
+
+
+def test_a_target_is_built_in_while_it_says_what_the_built_in_one_does() -> None:
+    assert RTX.built_in and RTX.computing("bf16").built_in
+    assert not dataclasses.replace(RTX, opset=23).built_in and not dataclasses.replace(RTX, name="mine").built_in

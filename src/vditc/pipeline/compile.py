@@ -286,6 +286,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
     engine = space.stage(f"build {target.name}", run_build, (f"engines/{target.name}/*",))
     return {
         "backend": target.backend,
+        "built_in": target.name if target.built_in else None,
         "arch": list(target.arch),
         "runtime": target.runtime,
         "compute": target.compute,

@@ -15,7 +15,7 @@ from vditc.clips import write_clip
 from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.export.check import check_codes
-from vditc.graph_passes.facts import check_graph
+from vditc.graph_passes.facts import check_canonical, check_lowered
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir, SamplingDefaults
 from vditc.pipeline.components import Components, conditioning_for, load_conditioning
@@ -102,9 +102,9 @@ def check_bundle(bundle: Bundle) -> dict[str, Any]:
     (`Bundle.open` has checked the hashes.) DialectError, PrecisionError or QualityError for what is wrong.
     """
     calibration = Calibration.load(bundle.file("calibration.safetensors"))
-    check_graph(bundle.file("model.onnx"))
+    check_canonical(bundle.file("model.onnx"))
     for target in bundle.manifest.targets.values():
-        check_graph(bundle.file(target["lowered"]), target["compute"])
+        check_lowered(bundle.file(target["lowered"]), target)
     check_codes(bundle.file("model.onnx"), calibration)
     refuse(dict(bundle.manifest.gate), str(bundle.path), "use a recipe that keeps more precision")
     return {"files": len(bundle.manifest.files), "layers": len(calibration.layers), "gate": bundle.manifest.gate}

@@ -1,0 +1,204 @@
+"""The body of `vditc.QuantizeToken`, run by ONNX Runtime, computes what its oracle does; a model names it and reads it back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import tolerances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vditc.hadamard import rotate
+from vditc.plugins.catalogue import attach_functions, operator_of
+from vditc.plugins.plugin_op import FLOATS
+from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
+from vditc.plugins.quantize_token.reference import exact, quantize_token
+
+Array = npt.NDArray[Any]
+TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def model(op: QuantizeToken, inputs: list[Array]) -> ir.Model:
+    """One node, float32 at the border and x cast to its own type, as ONNX Runtime takes no bfloat16 from numpy."""
+    values = [ir.val(f"in.{name}", dtype=ir.DataType.FLOAT, shape=ir.Shape(a.shape)) for name, a in zip(op.inputs, inputs, strict=True)]
+    cast = ir.node("Cast", values[:1], {"to": int(ir.DataType.from_numpy(inputs[0].dtype))}, name="cast")
+    cast.outputs[0].name = "x"
+    node = op.node([cast.outputs[0], *values[1:]], "q")
+    for value, dtype in zip(node.outputs, op.types([FLOATS["fp32"]] * len(values)), strict=True):
+        value.dtype = dtype
+        value.shape = ir.Shape([*inputs[0].shape[:-1], inputs[0].shape[-1] if value is node.outputs[0] else 1])
+    graph = ir.Graph(values, node.outputs, nodes=[cast, node], opset_imports={"": 21}, name="quantize")
+    made = ir.Model(graph, ir_version=10)
+    attach_functions(made)
+    return made
+
+
+def run(op: QuantizeToken, inputs: list[Array]) -> dict[str, Array]:
+    """The outputs by name."""
+    made = ir.to_proto(model(op, inputs))
+    onnx.checker.check_model(made, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {f"in.{name}": a.astype(np.float32) for name, a in zip(op.inputs, inputs, strict=True)}
+    return dict(zip(op.outputs, session.run(None, feeds), strict=True))
+
+
+def check(op: QuantizeToken, inputs: list[Array]) -> None:
+    """Equal to the oracle, as exactly as it must be."""
+    found, wanted = run(op, inputs), quantize_token(op, *inputs)
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+    if exact(op):
+        for name in {"codes", "scale", "total"} & wanted.keys():
+            assert np.array_equal(found[name], wanted[name]), name
+    else:
+        off = np.abs(found["codes"].astype(int) - wanted["codes"])
+        assert off.max(initial=0) <= 1
+        assert off.sum() <= max(tolerances.CODES_OFF * off.size, 3)  # a few where there are few
+        if "scale" in wanted:
+            assert np.all(np.abs(found["scale"] - wanted["scale"]) <= tolerances.SCALE_OFF * wanted["scale"])
+    scale = np.asarray(found.get("scale", dict(zip(op.inputs, inputs, strict=True)).get("given")), np.float64)
+    codes = found["codes"].astype(np.float64)
+    if op.total:  # of the very codes that came out
+        assert np.array_equal(found["total"], codes.sum(-1, keepdims=True).astype(np.float32) * scale.astype(np.float32))
+    for r in range(op.shares):
+        weighed = codes * inputs[-1][r]
+        most = scale * np.abs(weighed).sum(-1, keepdims=True)
+        assert np.all(np.abs(found[f"share{r}"] - scale * weighed.sum(-1, keepdims=True)) <= tolerances.SCALE_OFF * most)
+
+
+@st.composite
+def case(draw: st.DrawFn, plain: bool = False) -> tuple[QuantizeToken, list[Array]]:
+    """An operator and inputs; some tokens are zeros, so that their scale is the least. `plain`: without sums."""
+    flags = {name: draw(st.booleans()) for name in ("gain", "shift", "center", "balance", "total")}
+    norm = "none" if plain else draw(st.sampled_from(["none", "layer", "rms"]))
+    if norm != "none":
+        flags |= {"weight": draw(st.booleans()), "bias": draw(st.booleans())}
+    scaled = draw(st.sampled_from(["token", "given"]))
+    options: dict[str, Any] = {
+        "bits": draw(st.sampled_from([8, 6, 4, 3])),
+        "norm": norm,
+        "epsilon": 1e-5 if norm != "none" else 0.0,
+        "activation": "none" if plain or norm != "none" else draw(st.sampled_from(["none", "none", "gelu", "gelu_tanh"])),
+        "scaled": scaled,
+        "clip": scaled == "token" and draw(st.booleans()),
+        "rotation": 0 if plain else draw(st.sampled_from([0, 0, 256])),
+        "shares": draw(st.integers(0, MAX_SHARES)),
+    }
+    op = QuantizeToken(**(options | flags))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    # Of few channels a norm or GELU may leave nothing but the rounding of what cancelled.
+    k = 256 * draw(st.integers(1, 3)) if op.rotation else draw(st.integers(1 if exact(op) else 16, 70))
+    leading = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    return op, arrays(op, random, leading, k, TYPES[draw(st.sampled_from(list(TYPES)))])
+
+
+def arrays(op: QuantizeToken, random: np.random.Generator, leading: tuple[int, ...], k: int, dtype: np.dtype[Any]) -> list[Array]:
+    """Random inputs for x [*leading, k]."""
+    x = random.standard_normal((*leading, k)).astype(np.float32)
+    x[random.random(leading) < 0.2] = 0
+    spread = (*leading[:1], *(1 for _ in leading[1:]), k)
+    shapes: dict[str, tuple[int, ...]] = {"gain": spread, "shift": spread, "clip": (1,), "given": (), "alpha": (op.shares, k)}
+    made = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in op.inputs}
+    made |= {"x": x.astype(dtype), "clip": np.asarray([0.7], np.float32), "given": np.asarray(0.03, np.float32)}
+    return [made[name] for name in op.inputs]
+
+
+@settings(max_examples=120, deadline=None)
+@given(case())
+def test_body_is_the_oracle(made: tuple[QuantizeToken, list[Array]]) -> None:
+    check(*made)
+
+
+@settings(max_examples=40, deadline=None)
+@given(case(plain=True))
+def test_codes_are_exact_without_sums(made: tuple[QuantizeToken, list[Array]]) -> None:
+    assert exact(made[0])
+    check(*made)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 3])
+def test_ties_go_to_even_and_codes_end_at_the_range(bits: int) -> None:
+    high = (1 << bits - 1) - 1
+    x = np.asarray([[0.5, 1.5, -0.5, -1.5, 2.5, high + 9, -high - 9]], np.float32)
+    one = np.ones(1, np.float32)
+    out = quantize_token(QuantizeToken(bits=bits, scaled="given"), x, one)
+    assert out["codes"].tolist() == [[0, 2, 0, -2, 2, high, -high - 1]]
+    check(QuantizeToken(bits=bits, scaled="given"), [x, one])
+
+
+def test_the_oracle_rotates_as_the_calibration_does() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
+    plain = quantize_token(QuantizeToken(), rotate(x, 256))
+    rotated = quantize_token(QuantizeToken(rotation=256), x)
+    assert np.abs(plain["codes"].astype(int) - rotated["codes"]).max() <= 1
+    assert np.allclose(plain["scale"], rotated["scale"], rtol=tolerances.SCALE_OFF)
+
+
+def test_a_wide_token() -> None:
+    """Where float32 sums of a norm are long: no more codes are off than may be."""
+    op = QuantizeToken(norm="layer", epsilon=1e-6, gain=True, shift=True, total=True)
+    check(op, arrays(op, np.random.default_rng(1), (2, 40), 5120, TYPES["fp16"]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(case())
+def test_node_says_what_it_is(made: tuple[QuantizeToken, list[Array]]) -> None:
+    op, inputs = made
+    proto = ir.from_proto(ir.to_proto(model(op, inputs)))
+    read = operator_of(next(n for n in proto.graph if n.op_type == "QuantizeToken"))
+    assert isinstance(read, QuantizeToken)
+    assert dataclasses.replace(read, epsilon=op.epsilon) == op
+    assert read.epsilon == np.float32(op.epsilon)
+
+
+def test_two_bodies_have_two_overloads() -> None:
+    """Every attribute that changes the body, or the inputs and outputs, changes the overload."""
+    base: dict[str, Any] = {"norm": "layer", "epsilon": 1e-6}
+    changes: list[dict[str, Any]] = [
+        {"bits": 4}, {"scaled": "given"}, {"clip": True}, {"norm": "rms"}, {"norm": "none", "epsilon": 0.0, "activation": "gelu"},
+        {"norm": "none", "epsilon": 0.0, "activation": "gelu_tanh"}, {"rotation": 256}, {"total": True}, {"shares": 1}, {"shares": 2},
+        *({name: True} for name in ("weight", "bias", "gain", "shift", "center", "balance")),
+    ]  # fmt: skip
+    ops = [QuantizeToken(**base), *(QuantizeToken(**(base | change)) for change in changes)]
+    bodies = {(op.inputs, op.outputs, tuple(op.body())) for op in ops}
+    assert len({op.overload for op in ops}) == len(bodies) == len(ops)
+    assert QuantizeToken(norm="layer", epsilon=1e-5).overload == ops[0].overload  # an attribute of the node
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bits": 5}, "bits 5"),
+        ({"rotation": 128}, "rotation 128"),
+        ({"shares": 5}, "shares 5"),
+        ({"norm": "layer"}, "positive epsilon"),
+        ({"epsilon": 1e-6}, "positive epsilon"),
+        ({"weight": True}, "without a norm"),
+        ({"norm": "rms", "epsilon": 1e-6, "activation": "gelu"}, "in front of norm"),
+        ({"scaled": "given", "clip": True}, "clip of a given scale"),
+        ({"scaled": "tensor"}, "scaled 'tensor'"),
+    ],
+)
+def test_what_there_is_not(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        QuantizeToken(**options)
+
+
+def test_types() -> None:
+    op = QuantizeToken(balance=True, total=True)
+    assert op.types([ir.DataType.BFLOAT16, ir.DataType.FLOAT]) == (ir.DataType.INT8, ir.DataType.FLOAT, ir.DataType.FLOAT)
+    with pytest.raises(ValueError, match="balance is float16; wanted float"):
+        op.types([ir.DataType.FLOAT16, ir.DataType.FLOAT16])
+    with pytest.raises(ValueError, match="x is int8; wanted float or float16 or bfloat16"):
+        op.types([ir.DataType.INT8, ir.DataType.FLOAT])
