@@ -42,22 +42,24 @@ class Epilogue:
         start = (layer.rescale or layer.matmul).outputs[0]
         terms: list[Term] = []
         end = start
-        while (add := only_reader(end)) is not None and add.op_type == "Add" and (term := _term(add, end)) is not None:
+        codes = layer.weight.inputs[0]
+        n = None if codes is None or codes.const_value is None else codes.const_value.shape.numpy()[-1]
+        while (add := only_reader(end)) is not None and add.op_type == "Add" and (term := _term(add, end, n)) is not None:
             terms.append(term)
             end = add.outputs[0]
         return cls(start, tuple(terms))
 
 
-def _term(add: ir.Node, to: ir.Value) -> Term | None:
-    """What `add` adds to the value `to`."""
+def _term(add: ir.Node, to: ir.Value, n: int | None) -> Term | None:
+    """What `add` adds to the value `to`, which has `n` channels."""
     value = add.inputs[1] if add.inputs[0] is to else add.inputs[0]
     if value is None:
         return None
-    if _vector(value):
+    if _vector(value, n):
         return Term(add, value)
     if only_reader(value) is None:
         return None
-    if (node := producer(value, "Mul")) is not None and (parts := _outer(node)) is not None:
+    if (node := producer(value, "Mul")) is not None and (parts := _outer(node, n)) is not None:
         return Term(add, value, outer=parts)
     if (node := producer(value, "MatMul")) is not None:
         left, right = node.inputs
@@ -72,19 +74,19 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _outer(product: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+def _outer(product: ir.Node, n: int | None) -> tuple[ir.Value, ir.Value] | None:
     """(u, v) of u [..., 1] times v [N]."""
     for u, v in (product.inputs, reversed(product.inputs)):
-        if u is not None and v is not None and _vector(v) and of_token(u):
+        if u is not None and v is not None and _vector(v, n) and of_token(u):
             return u, v
     return None
 
 
-def _vector(value: ir.Value) -> bool:
+def _vector(value: ir.Value, n: int | None) -> bool:
     """Whether it is a constant [N], as it is stored or cast."""
     while (cast := producer(value, "Cast")) is not None and cast.inputs[0] is not None:
         value = cast.inputs[0]
-    return value.const_value is not None and len(value.const_value.shape) == 1
+    return value.const_value is not None and n is not None and value.const_value.shape.numpy() == (n,)
 
 
 def of_token(value: ir.Value | None) -> bool:

@@ -16,6 +16,7 @@ stays behind the layer. Packed weights are made when the graph is written, one l
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from vditc.graph_passes.channel_change import constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.epilogue import Epilogue, only_reader
 from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, quantized_matmuls, small_constant
+from vditc.graph_passes.ranks import ranks
 from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.plugins.catalogue import attach_functions
 from vditc.plugins.packing import code_range, pack, packed_bytes
@@ -55,12 +57,13 @@ class LowerSubbyteLinear(Pass):
         """See the module's docstring."""
         refusals: list[Refusal] = []
         figures = {"layers handed over": 0, "bytes of their weights": 0}
+        known = ranks(model.graph)
         for layer in list(quantized_matmuls(model.graph)):
             codes = layer.weight.inputs[0]
             if codes is None or codes.dtype not in ((ir.DataType.INT4, ir.DataType.INT8) if self.eight else (ir.DataType.INT4,)):
                 continue
             try:
-                op = _lower(model.graph, layer)
+                op = _lower(model.graph, layer, known)
             except _UnfitError as reason:
                 refusals.append(Refusal(label(layer.matmul), str(reason)))
                 continue
@@ -87,8 +90,8 @@ class _Absorbed:
     output: str = "fp32"
 
     @classmethod
-    def behind(cls, layer: QuantizedMatMul) -> _Absorbed:
-        """As many as fit, in the operator's order: the sums, the cast, then GELU or gate and residual."""
+    def behind(cls, layer: QuantizedMatMul, known: Mapping[ir.Value, int]) -> _Absorbed:
+        """As many as fit, in the operator's order: the sums, the cast, then GELU or gate and residual. `known`: axes of values."""
         found = Epilogue.of(layer)
         made = cls(found.start, [n for n in (layer.matmul, layer.rescale) if n is not None])
         for term in found.terms:
@@ -109,8 +112,11 @@ class _Absorbed:
         elif (mul := only_reader(made.end)) is not None and mul.op_type == "Mul":
             add = only_reader(mul.outputs[0])
             if add is not None and add.op_type == "Add":
-                made.gate, made.residual = _other(mul, made.end), _other(add, mul.outputs[0])
-                made.take(mul, add)
+                gate, residual = _other(mul, made.end), _other(add, mul.outputs[0])
+                axes = known.get(made.end)
+                if axes is not None and all(v is not None and known.get(v, axes + 1) <= axes for v in (gate, residual)):
+                    made.gate, made.residual = gate, residual
+                    made.take(mul, add)
         return made
 
     def take(self, *nodes: ir.Node | None) -> None:
@@ -130,8 +136,8 @@ def _rank(right: ir.Value) -> int:
     return rank
 
 
-def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
-    """Put the operator in the place of a layer; _UnfitError, and nothing changed, when it cannot be."""
+def _lower(graph: ir.Graph, layer: QuantizedMatMul, known: dict[ir.Value, int]) -> QLinear:
+    """Put the operator in the place of a layer; _UnfitError, and nothing changed, when it cannot be. `known`: axes of values."""
     quantize, codes = layer.quantize, layer.weight.inputs[0]
     assert codes is not None and codes.const_value is not None
     k, n = codes.const_value.shape.numpy()
@@ -145,8 +151,10 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
     if layer.rescale is not None:
         if float(one) != 1:
             raise _UnfitError(f"its input has two scales, {float(one)} and {layer.rescale.name}'s")
+        if only_reader(layer.matmul.outputs[0]) is None:
+            raise _UnfitError("its product is read before it is scaled")
         scale = _other(layer.rescale, layer.matmul.outputs[0])
-    found, name = _Absorbed.behind(layer), label(layer.matmul).removesuffix("/MatMul")
+    found, name = _Absorbed.behind(layer, known), label(layer.matmul).removesuffix("/MatMul")
     op = QLinear(
         n=n,
         k=k,
@@ -179,6 +187,7 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul) -> QLinear:
     graph.insert_before(found.nodes[-1], node)
     made, end = node.outputs[0], found.end
     made.dtype, made.shape = FLOATS[op.output], end.shape
+    known |= {made: known[end]} if end in known else {}
     end_name = end.name
     end.replace_all_uses_with(made, replace_graph_outputs=True)
     read = dict.fromkeys(v for gone in (*found.nodes, layer.activation, layer.weight) for v in gone.inputs)

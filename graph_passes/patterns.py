@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from vditc.plugins.packing import code_range
+
 TIME_INPUTS = ("timestep", "r_timestep", "sigma", "step", "frame_rate", "first_frames", "fps")  # graph inputs that say when, not what
+HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "Gelu")  # what is always computed in the target's type
 SMALL = 1024  # elements: constants that may be read, compared and copied without thinking of memory
 
 
@@ -73,12 +76,20 @@ def of_quantizer(value: ir.Value | None) -> bool:
 
 
 def activation_bits(quantize: ir.Node) -> int:
-    """Bits of the codes that an integer QuantizeLinear or a QuantizeToken makes, in a container of 8: those that a Clip leaves."""
+    """Bits of the codes that an integer QuantizeLinear or a QuantizeToken makes, in a container of 8.
+
+    Fewer than 8 where a Clip in front of a scale of 1 leaves the codes of so many bits; any other Clip is the model's own.
+    """
     if quantize.op_type == "QuantizeToken":
         return quantize.attributes["bits"].as_int()
-    clip = producer(quantize.inputs[0], "Clip")
-    high = small_constant(clip.inputs[2]) if clip is not None else None
-    return 8 if high is None else int(high).bit_length() + 1
+    clip, unit = producer(quantize.inputs[0], "Clip"), small_constant(quantize.inputs[1])
+    if clip is None or len(clip.inputs) != 3 or unit is None or unit.size != 1 or float(unit) != 1:
+        return 8
+    bounds = [small_constant(value) for value in clip.inputs[1:]]
+    if any(bound is None or bound.size != 1 for bound in bounds):
+        return 8
+    low, high = (float(bound) for bound in bounds if bound is not None)
+    return next((bits for bits in (6, 4, 3) if (low, high) == code_range(bits)), 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +221,15 @@ def _upstream(value: ir.Value | None, op_types: tuple[str, ...]) -> set[ir.Node]
 
 
 def angles(graph: ir.Graph) -> set[ir.Node]:
-    """Every sine and cosine, and what computes its argument, up to a product, a norm or an input of the graph."""
+    """Every sine and cosine, and what computes its argument, up to a product, a norm, GELU or an input of the graph."""
     found = {node for node in graph if node.op_type in ("Sin", "Cos")}
+    if not found:
+        return found
+    norms = {node for nodes in rms_norms(graph) for node in nodes}
     todo = list(found)
     while todo:
         before = {node for v in todo.pop().inputs if v is not None and (node := v.producer()) is not None} - found
-        new = {node for node in before if node.op_type not in ("MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax")}
+        new = {node for node in before - norms if node.op_type not in HEAVY}
         found |= new
         todo += new
     return found

@@ -40,8 +40,10 @@ def onnxruntime(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
         FoldTemporalScales(),
         PrecomputeTimePath(),  # after the folds: what they put on modulation vectors is computed beforehand as well
         ConvertComputeType(to=target.compute),
+        *((KeepAttentionInRange(),) if target.attention == "bf16" else ()),
         FoldTokenAware(rank_term=plugins),
         *_handed_over(plugins, target),
+        *_forms(target),
         EliminateDeadNodes(),
     )
 

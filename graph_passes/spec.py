@@ -19,6 +19,7 @@ from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attent
 from vditc.graph_passes.element_types import ElementTypes, element_types
 from vditc.graph_passes.epilogue import Epilogue
 from vditc.graph_passes.patterns import (
+    HEAVY,
     QuantizedMatMul,
     blocked,
     gathered_row,
@@ -36,7 +37,6 @@ IR_VERSIONS = {OPSET: 10, 23: 11}  # opset -> version of the format that came wi
 AXES = ("batch", "frames", "height", "width", "text_tokens")  # of every family; a graph's metadata names the axes that it adds
 COMPUTE_TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _CODES = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN)
-_HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "Gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ def computes_in_one_type(c: Checked) -> Iterator[Violation]:
     codes = set[ir.Node | None]()
     for q in c.quantized:  # with the sums of outer products behind them, which are of their float sums
         codes |= {q.matmul, *(term.value.producer() for term in Epilogue.of(q).terms if term.product is not None)}
-    for node in _of(c, *_HEAVY):
+    for node in _of(c, *HEAVY):
         if node not in aside | codes and c.dtype(node.outputs[0]) is not c.compute:
             yield Violation(_name(node), f"{node.op_type} computes in {c.type_of(node.outputs[0])}", c.compute.name.lower())
 

@@ -124,7 +124,7 @@ def save(model: ir.Model, out: Path) -> tuple[Path, ...]:
     little = _little_used(model)
     kept = sorted({Path(str(t.path)) for t in _external(model)} - little)
     new = [v for v in model.graph.initializers.values() if is_new(v) or _path(v.const_value) in little]
-    if clash := [p for p in kept if p.name in (own.name, out.name)]:
+    if clash := [p for p in sorted({*kept, *little}) if p.name in (own.name, out.name)]:
         raise InputError(found=f"data file {clash[0]}", wanted="another name", where=str(out), fix="choose another output name")
     out.unlink(missing_ok=True)
     for path in kept:

@@ -74,8 +74,8 @@ class Target:
 
     @property
     def built_in(self) -> bool:
-        """Whether it is what the built-in target of its name says."""
-        return self._base in builtin_targets() and self == Target.load(self.name)
+        """Whether it is what the built-in target of its name says; attention may be computed in a type of its own."""
+        return self._base in builtin_targets() and dataclasses.replace(self, attention=None) == Target.load(self.name)
 
     @property
     def functions(self) -> bool:

@@ -16,7 +16,7 @@ import tolerances
 
 from vditc.calibration import Calibration
 from vditc.errors import DialectError, InputError
-from vditc.graph_passes.claims import CheckClaims
+from vditc.graph_passes.claims import CheckClaims, structure
 from vditc.graph_passes.core import PassFacts, run_passes
 from vditc.graph_passes.lower_subbyte_linear import LowerSubbyteLinear
 from vditc.graph_passes.pipelines import parse_pass
@@ -24,7 +24,7 @@ from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import load, lower
 from vditc.graph_passes.tolerances import TOLERANCES
 from vditc.model_dir import ModelDir
-from vditc.pipeline.verify_passes import VerifyPasses
+from vditc.pipeline.verify_passes import VerifyPasses, _snapshot
 from vditc.plugins.catalogue import operator_of, plugin_nodes
 from vditc.plugins.packing import unpack
 from vditc.plugins.qlinear.op import QLinear
@@ -137,23 +137,26 @@ def test_no_engine_is_built_without_the_library(tiny: ModelDir, tmp_path: Path) 
         expected_precision(path)
 
 
-def layer(scale: float = 1.0, axis: int = 1) -> ir.Model:
-    """One layer whose input and output have four channels."""
+def layer(scale: float = 1.0, axis: int = 1, clip: str = "", rest: str = "y = Mul(p, s)", more: str = "") -> ir.Model:
+    """One layer whose input and output have four channels. `more`: inputs and outputs of the graph; `clip`: bounds of the ratio."""
+    low, _, top = (clip or "0,1").partition(",")
+    inputs, _, outputs = more.partition("=>")
     text = f"""<ir_version: 10, opset_import: ["" : 21]>
-g (float[batch,4] x) => (float[batch,4] y)
-  <float one = {{{scale}}}, float eps = {{0.00000001}}, float high = {{127}}, int64[1] last = {{-1}},
+g (float[batch,4] x{inputs}) => (float[batch,4] y{outputs})
+  <float low = {{{low}}}, float top = {{{top}}}, float[1] wide = {{1}}, float one = {{{scale}}}, float eps = {{0.00000001}}, float high = {{127}}, int64[1] last = {{-1}},
    int4[4,4] w = {{1,2,3,4,5,6,7,-8,1,2,3,4,5,6,7,-8}}, float[4] ws = {{1,2,3,4}}>
 {{
   magnitudes = Abs(x)
-  top = ReduceMax<keepdims=1>(magnitudes, last)
-  share = Div(top, high)
+  greatest = ReduceMax<keepdims=1>(magnitudes, last)
+  share = Div(greatest, high)
   s = Max(share, eps)
-  divided = Div(x, s)
+  ratio = Div(x, s)
+  divided = {"Clip(ratio, low, top)" if clip else "Div(x, s)"}
   c = QuantizeLinear<output_dtype=3>(divided, one)
   f = DequantizeLinear(c, one)
   wd = DequantizeLinear<axis={axis}>(w, ws)
   ["l/MatMul"] p = MatMul(f, wd)
-  y = Mul(p, s)
+  {rest}
 }}"""
     return ir.from_onnx_text(text)
 
@@ -168,6 +171,44 @@ def test_what_the_operator_does_not_take_is_said() -> None:
     for said, wrong in cases.items():
         facts = handed_over(wrong)
         assert not facts.modified and said in facts.refusals[0].reason and facts.refusals[0].node == "l/MatMul"
+
+
+@pytest.mark.parametrize(("clip", "bits"), [("", 8), ("-32,31", 6), ("-8,7", 4), ("0,6", 8), ("0,1", 8)])
+def test_a_clip_of_the_models_own_is_no_width(clip: str, bits: int) -> None:
+    model = layer(clip=clip)
+    assert handed_over(model).modified
+    assert [op.activation_bits for op in operators(model).values()] == [bits]
+
+
+def test_a_product_that_others_read_stays() -> None:
+    text = "y = Mul(p, s)\n  z = Relu(p)"
+    facts = handed_over(layer(rest=text, more="=>, float[batch,4] z"))
+    assert not facts.modified and facts.refusals[0].reason == "its product is read before it is scaled"
+
+
+@pytest.mark.parametrize(("residual", "gated"), [("batch,4", True), ("4", True), ("frames,batch,4", False)])
+def test_a_residual_has_no_more_axes_than_the_layer(residual: str, gated: bool) -> None:
+    model = layer(rest="r = Mul(p, s)\n  t = Mul(r, x)\n  y = Add(t, z)", more=f", float[{residual}] z=>")
+    model.graph.outputs[0].shape = None
+    model.graph.outputs[0].shape = ir.Shape(["frames", "batch", 4] if not gated else ["batch", 4])
+    handed_over(model)
+    assert [op.gated for op in operators(model).values()] == [gated]
+
+
+def test_what_is_added_to_every_channel_alike_stays() -> None:
+    model = layer(rest="r = Mul(p, s)\n  y = Add(r, wide)")
+    handed_over(model)
+    assert [op.bias for op in operators(model).values()] == [False]
+
+
+def test_verifying_leaves_the_graph_as_it_is() -> None:
+    model = layer()
+    passes = ("convert-compute-type", "lower-subbyte-linear", "raise-opset")
+    run_passes(model, [parse_pass(p) for p in passes], Spec.canonical())
+    before = structure(model)
+    assert _snapshot(model).functions[0].opset_import[0].version == 23 and structure(model) == before
+    model.functions.clear()
+    assert len(_snapshot(model).functions) == 1 and not model.functions
 
 
 def broken(model: ir.Model, what: str) -> ir.Model:

@@ -109,6 +109,18 @@ def test_facts_tell_what_each_pass_did(canonical: Path) -> None:
     assert all(p.seconds > 0 for p in facts.passes)
 
 
+def test_data_that_is_hardly_used_is_not_written_over(canonical: Path, tmp_path: Path) -> None:
+    """Other graphs of the folder may point into it."""
+    with canonical.with_name(f"{canonical.name}.data").open("ab") as f:
+        f.write(bytes(1 << 20))
+    before = canonical.with_name(f"{canonical.name}.data").read_bytes()
+    with pytest.raises(InputError, match=f"found data file .*{canonical.name}.data; wanted another name"):
+        lower(model=canonical, target=Target.load("cpu"), out=canonical, progress=SILENT)
+    assert canonical.with_name(f"{canonical.name}.data").read_bytes() == before
+    facts = lower(model=canonical, target=Target.load("cpu"), out=tmp_path / "own" / "x.onnx", progress=SILENT)
+    assert {p.name for p in facts.files} == {"x.onnx", "x.onnx.data"}
+
+
 def test_passes_can_be_chosen_and_watched(canonical: Path) -> None:
     seen: list[str] = []
 

@@ -144,5 +144,5 @@ def test_attention_of_a_bundle_may_have_a_type_of_its_own(tmp_path: Path, built_
 
 
 def test_a_target_is_built_in_while_it_says_what_the_built_in_one_does() -> None:
-    assert RTX.built_in and RTX.computing("bf16").built_in
+    assert RTX.built_in and RTX.computing("bf16").built_in and RTX.attending("bf16").built_in
     assert not dataclasses.replace(RTX, opset=23).built_in and not dataclasses.replace(RTX, name="mine").built_in

@@ -17,7 +17,7 @@ from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.tolerances import ADVERSARIAL, activation_codes, tolerance
 from vditc.pipeline.runnable import runnable
 from vditc.pipeline.verify_inputs import Case, cases
-from vditc.plugins.catalogue import attach_functions
+from vditc.plugins.catalogue import operator_of, plugin_nodes
 from vditc.runtimes.graph_slices import run_slices
 from vditc.runtimes.onnxruntime import ERRORS, error_text
 
@@ -130,10 +130,11 @@ def _relative(found: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -
 
 def _snapshot(model: ir.Model) -> onnx.ModelProto:
     """The graph as it is now, with the bodies of the plugin library's operators; weights on disk stay there."""
-    stripped = not model.functions
-    attach_functions(model)
     proto = onnx.ModelProto()
     proto.CopyFrom(ir.to_proto(model))
-    if stripped:
-        model.functions.clear()
+    if not model.functions:
+        bodies = {node.op_identifier(): operator_of(node).function() for node in plugin_nodes(model)}
+        for body in bodies.values():
+            body.opset_imports[""] = model.graph.opset_imports[""]
+        proto.functions.extend(ir.to_proto(body) for body in bodies.values())
     return proto
