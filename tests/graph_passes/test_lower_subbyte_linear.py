@@ -143,7 +143,8 @@ def layer(scale: float = 1.0, axis: int = 1, clip: str = "", rest: str = "y = Mu
     inputs, _, outputs = more.partition("=>")
     text = f"""<ir_version: 10, opset_import: ["" : 21]>
 g (float[batch,4] x{inputs}) => (float[batch,4] y{outputs})
-  <float low = {{{low}}}, float top = {{{top}}}, float[1] wide = {{1}}, float one = {{{scale}}}, float eps = {{0.00000001}}, float high = {{127}}, int64[1] last = {{-1}},
+  <float low = {{{low}}}, float top = {{{top}}}, float[1] wide = {{1}}, float one = {{{scale}}},
+   float eps = {{0.00000001}}, float high = {{127}}, int64[1] last = {{-1}},
    int4[4,4] w = {{1,2,3,4,5,6,7,-8,1,2,3,4,5,6,7,-8}}, float[4] ws = {{1,2,3,4}}>
 {{
   magnitudes = Abs(x)
