@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,23 +27,38 @@ class Observers:
     def __init__(self, widths: Mapping[str, int], steps: int, rows: int = 0, *, bounds: bool = False) -> None:
         """`widths`: layer name -> input channels K. `rows`: how many to keep of each input. `bounds`: whether `update` is given them."""
         self.widths, self.steps, self.rows, self.with_bounds = dict(widths), steps, rows, bounds
-        self.leader: dict[str, str] = {}  # layer -> first layer that reads the same tensor
+        self.leader: dict[str, str] = {}  # layer -> first layer that has always read the same tensor
         self.seen: dict[str, npt.NDArray[np.float32]] = {}  # leader -> [steps, K]
         self.bounds: dict[str, npt.NDArray[np.float32]] = {}  # leader -> [2, steps, K]: lowest, highest
         self.samples: dict[str, RowSample] = {}
 
-    def leads(self, layer: str, reads_as: str | None) -> bool:
-        """Tell that `layer` runs and reads the tensor that `reads_as` has just read; whether `layer` is to be watched itself."""
-        leader = layer if reads_as is None else self.leader[reads_as]
-        before = self.leader.setdefault(layer, leader)
-        if before != leader:
-            raise VditcError(
-                found=f"{layer} and {before}, which share an input at some steps only",
-                wanted="the same sharing at every step",
-                where="sampling",
-                fix="report the model's config.json",
-            )
-        return leader == layer
+    def reads(self, layers: Sequence[str]) -> list[str]:
+        """Tell that one tensor is read by these layers and no others; returns those whose entries are to be given it.
+
+        Whoever shared an entry so far and does not now has had the same history: it goes on with a copy.
+        """
+        now = set(layers)
+        known = dict.fromkeys(self.leader[layer] for layer in layers if layer in self.leader)
+        fresh = [layer for layer in dict.fromkeys(layers) if layer not in self.leader]
+        for leader in known:
+            for part in (self._of(leader, now, there=True), self._of(leader, now, there=False)):
+                if part and part[0] != leader:
+                    self._copy(leader, part[0])
+                    self.leader |= dict.fromkeys(part, part[0])
+        self.leader |= dict.fromkeys(fresh, next(iter(fresh), ""))
+        return list(dict.fromkeys(self.leader[layer] for layer in layers))
+
+    def _of(self, leader: str, layers: Container[str], *, there: bool) -> list[str]:
+        return [layer for layer, other in self.leader.items() if other == leader and (layer in layers) == there]
+
+    def _copy(self, old: str, new: str) -> None:
+        """`new` has an entry of its own, as `old` has it."""
+        if old in self.seen:
+            self.seen[new] = self.seen[old].copy()
+        if old in self.bounds:
+            self.bounds[new] = self.bounds[old].copy()
+        if old in self.samples:
+            self.samples[new] = RowSample.restored(self.rows, self.samples[old].state())
 
     def update(self, layer: str, step: int, channel_absmax: Array, bounds: Array | None = None) -> None:
         """Take in one input of `layer` at `step`, already reduced over batch rows and tokens to absolute maxima [K].
@@ -76,14 +91,21 @@ class Observers:
 
     def merge(self, other: Observers) -> None:
         """Take in all that `other`, of the same layers and steps, has seen of other clips."""
-        for layer, leader in other.leader.items():
-            if self.leader.setdefault(layer, leader) != leader:
-                raise ValueError(f"{layer} reads the tensor of {leader} in one part and of {self.leader[layer]} in the other")
-        for layer, theirs in other.seen.items():
-            for step, row in enumerate(theirs):
-                self.update(layer, step, row, other.bounds[layer][:, step] if self.with_bounds else None)
-        for layer, sample in other.samples.items():
-            self.sample(layer).merge(sample)
+        both = {layer: (self.leader.get(layer), other.leader.get(layer)) for layer in self.leader | other.leader}
+        first: dict[tuple[str | None, str | None], str] = {}  # of those that share in both
+        for layer, key in both.items():
+            first.setdefault(key, layer)
+        for (own, _), layer in first.items():
+            if own is not None and own != layer:
+                self._copy(own, layer)
+        self.leader = {layer: first[key] for layer, key in both.items()}
+        for (_, leader), layer in first.items():
+            if leader is None:
+                continue
+            for step, row in enumerate(other.seen[leader]):
+                self.update(layer, step, row, other.bounds[leader][:, step] if self.with_bounds else None)
+            if leader in other.samples:
+                self.sample(layer).merge(other.samples[leader])
 
     def groups(self) -> list[tuple[str, ...]]:
         """Layers that read one tensor, in the order in which they ran."""

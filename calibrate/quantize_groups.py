@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vditc.calibrate.attention_outputs import AttentionOutput, attention_outputs, joined_statistics, parts_of
@@ -51,10 +51,12 @@ def quantize_groups(
         pairs, refused = attention_outputs(load, feeds, how.schemes, how.roles)
     elif how.method.rotates_within_heads:
         progress.note("the model is not run, so rotations behind attention are not looked for in v: they are computed when it runs")
-    joint, pairs, others = _joint(groups, pairs)
+    joint, pairs, others = _joint(groups, pairs, statistics)
     refused |= others
     how = dataclasses.replace(how, heads={one.outs[0]: one.head for one in pairs})
-    pooled = {**statistics, **{one.outs[0]: joined_statistics([statistics[out] for out in one.outs]) for one in pairs if statistics}}
+    # Of a layer that is quantized in weights only nothing was observed, nor is it asked for.
+    seen = {one.outs[0]: [statistics[out] for out in one.outs] for one in pairs if one.outs[0] in statistics}
+    pooled = {**statistics, **{out: joined_statistics(all_of) for out, all_of in seen.items()}}
     behind, outputs, parts = {one.outs: one for one in pairs}, dict[str, OutputTransform](), parts_of(how.roles)
     with progress.task(f"choose by {how.method.name}", len(how.schemes)) as advance:
         for group in sorted(joint, key=lambda group: group not in behind):
@@ -83,13 +85,19 @@ def quantize_groups(
     return Found({layer: layers[layer] for layer in how.schemes}, report)
 
 
-def _joint(groups: Sequence[Group], pairs: Sequence[AttentionOutput]) -> tuple[list[Group], list[AttentionOutput], dict[str, str]]:
-    """Streams that attend together make one group; also the pairs that are left, and why others are not."""
+def _joint(
+    groups: Sequence[Group], pairs: Sequence[AttentionOutput], observed: Container[str]
+) -> tuple[list[Group], list[AttentionOutput], dict[str, str]]:
+    """Streams that attend together make one group; also the pairs that are left, and why others are not. All or none are `observed`."""
     left, kept, refused = list(groups), list[AttentionOutput](), dict[str, str]()
     for one in pairs:
         own = [group for group in left if set(group) & set(one.outs)]
         if strangers := [layer for group in own for layer in group if layer not in one.outs]:
             refused |= dict.fromkeys(one.outs, f"{strangers[0]} reads its input too")
+            continue
+        unseen = [out for out in one.outs if out not in observed]
+        if unseen and len(unseen) < len(one.outs):
+            refused |= dict.fromkeys(one.outs, f"{unseen[0]} is quantized in weights only, other streams that attend with it are not")
             continue
         left = [one.outs if group == own[0] else group for group in left if group not in own[1:]]
         kept.append(one)

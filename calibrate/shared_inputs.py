@@ -1,4 +1,4 @@
-"""Which layers of a block read the very same tensor, as a forward pass shows."""
+"""Which layers of a block read the very same tensor, as a forward pass shows; `Observers` joins what all passes show."""
 
 from __future__ import annotations
 

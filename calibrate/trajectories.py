@@ -26,7 +26,7 @@ from vditc.calibrate.attention_watch import AttentionWatch
 from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.ranks import Ranks
-from vditc.calibrate.row_sample import row_keys
+from vditc.calibrate.row_sample import RowSample, row_keys
 from vditc.calibrate.shared_inputs import SharedInputs
 from vditc.errors import InputError
 from vditc.files import data_digest
@@ -237,38 +237,83 @@ def watched(model: FullPrecision, seen: Seen) -> Iterator[_Watch]:
         yield watch
 
 
+@dataclasses.dataclass
+class _Input:
+    """A tensor that layers of the block that runs read, reduced where it lives: K numbers and a few rows cross to the host."""
+
+    absmax: Array
+    bounds: Array | None
+    rows: dict[str, tuple[Array, Array, Array] | None]  # keys, rows and scale that the sample of each of these layers wants
+    readers: list[tuple[str, str]]  # layer, and which of these layers' rows are for its sample
+
+
 class _Watch:
+    """What a block's layers read is told to the observers when the block is done: only then is it known who shares a tensor."""
+
     def __init__(self, model: FullPrecision, seen: Seen) -> None:
         self.model, self.step, self.clip = model, 0, 0
         self.observers, self.attention = seen
-        self.shared = SharedInputs()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.shared, self.block = SharedInputs(), ""
+        self.read: list[_Input] = []
+        self.at: dict[str, _Input] = {}  # what each layer has read last
 
     def hook(self, layer: str) -> Any:
         def watch(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0]
-            if not self.observers.leads(layer, self.shared.reads_as(layer, x)):
-                return
-            # Reduced where the tensor lives: K numbers and a few rows, not the activation, cross to the host.
-            rows = x.flatten(0, -2)
-            # Two passes that only read are a third of abs(), which writes as much as the activation.
-            low, high = rows.amin(0), rows.amax(0)
-            absmax = torch.maximum(high, -low).abs().float().cpu().numpy()
-            self.observers.update(
-                layer, self.step, absmax, torch.stack([low, high]).float().cpu().numpy() if self.observers.with_bounds else None
-            )
-            if self.observers.rows:
-                sample = self.observers.sample(layer)
-                keys = row_keys((self.clip, self.step), len(rows))
-                chosen = sample.chosen(keys)
-                few = rows[torch.from_numpy(chosen).to(rows.device)].float()
-                # numpy rounds to float16 six times slower; the divisor is what RowSample.offer divides by.
-                scale = torch.maximum(few.amax(-1), -few.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
-                sample.put(keys[chosen], (few / scale[:, None]).half().cpu().numpy(), scale.cpu().numpy())
+            before = self.shared.reads_as(layer, inputs[0])
+            if self.shared.block != self.block or not self.block:
+                self._tell()
+                self.block = self.shared.block
+            if before is None:
+                found = _reduced(inputs[0], bounds=self.observers.with_bounds)
+                self.read.append(found)
+            else:
+                found = self.at[before]
+            self.at[layer] = found
+            leader = self.observers.leader.get(layer)
+            same = next((first for first in found.rows if self.observers.leader.get(first) == leader), None)
+            if same is None:
+                found.rows[layer] = self._rows(layer, leader, inputs[0])
+            found.readers.append((layer, same or layer))
 
         return watch
 
+    def _rows(self, layer: str, leader: str | None, x: torch.Tensor) -> tuple[Array, Array, Array] | None:
+        if not self.observers.rows:
+            return None
+        rows = x.flatten(0, -2)
+        keys = row_keys((self.clip, self.step), len(rows))
+        sample = self.observers.samples.get(leader or layer) or RowSample(self.observers.rows, rows.shape[1])
+        chosen = sample.chosen(keys)
+        few = rows[torch.from_numpy(chosen).to(rows.device)].float()
+        # numpy rounds to float16 six times slower; the divisor is what RowSample.offer divides by.
+        scale = torch.maximum(few.amax(-1), -few.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
+        return keys[chosen], (few / scale[:, None]).half().cpu().numpy(), scale.cpu().numpy()
+
+    def _tell(self) -> None:
+        read, self.read, self.at = self.read, [], {}
+        for found in read:
+            rows = dict(found.readers)
+            for leader in self.observers.reads(list(rows)):
+                self.observers.update(leader, self.step, found.absmax, found.bounds)
+                if (few := found.rows[rows[leader]]) is not None:
+                    self.observers.sample(leader).put(*few)
+
     def __call__(self, feeds: Any, step: int) -> Array:
-        self.step, self.shared = step, SharedInputs()
+        self.step = step
+        self._begin()
         if self.attention is not None:
             self.attention.begin(self.clip, step)
-        return self.model(feeds, step)
+        said = self.model(feeds, step)
+        self._tell()
+        return said
+
+
+def _reduced(x: torch.Tensor, *, bounds: bool) -> _Input:
+    rows = x.flatten(0, -2)
+    # Two passes that only read are a third of abs(), which writes as much as the activation.
+    low, high = rows.amin(0), rows.amax(0)
+    absmax = torch.maximum(high, -low).abs().float().cpu().numpy()
+    return _Input(absmax, torch.stack([low, high]).float().cpu().numpy() if bounds else None, {}, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from vditc.calibration import Calibration, Kept, LayerCalibration
 from vditc.errors import InputError
 from vditc.files import sha256
 from vditc.numerics import Granularity, QType
-from vditc.safetensors_file import read_header
+from vditc.safetensors_file import read_header, write_tensors
 from vditc.schedule import Schedule
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
+from vditc.transform import IDENTITY, OutputTransform, Transform
 
 INT8 = QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL)
 INT4 = QuantSpec(qtype=QType.INT4, granularity=Granularity.PER_GROUP, group_size=16)
@@ -145,3 +147,51 @@ def test_activation_scales_must_fit_the_scheme(activation: QuantSpec | None, sca
     weight = quantize_weight(np.ones((2, 16)), INT8)
     with pytest.raises(ValueError, match=message):
         LayerCalibration(role="head", scheme=Scheme(weight=INT8, activation=activation), weight=weight, activation_scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"rotation": 2, "start": 3}, "outputs 3 to 7 of 6"),
+        ({"rotation": 2, "start": -2}, "outputs from -2 on"),
+        ({"rotation": 0, "start": 2}, "blocks of 0 of 4 channels"),
+        ({"rotation": 2.0, "start": 2}, '"rotation": 2.0'),
+        ({"rotation": 2}, "output_balance with"),
+        (None, "output_balance with null"),
+    ],
+)
+def test_a_transform_of_the_output_that_cannot_be_is_refused(calibration: Calibration, tmp_path: Path, about: Any, words: str) -> None:
+    output = OutputTransform(balance=np.ones(4, np.float32), rotation=2, start=2)
+    whole = dataclasses.replace(calibration, layers={"v": dataclasses.replace(calibration.layers["int8"], output=output)})
+    whole.save(tmp_path / "c")
+    good = Calibration.load(tmp_path / "c").layers["v"].output
+    assert good is not None and (good.rotation, good.start) == (2, 2)
+    tensors, metadata = read_header(tmp_path / "c")
+    data = json.loads(metadata["vditc"])
+    data["layers"]["v"] |= {"output": about}
+    write_tensors(tmp_path / "bad", {n: np.array(t.read()) for n, t in tensors.items()}, {"vditc": json.dumps(data)})
+    with pytest.raises(InputError, match=f"bad, layer v: found a transform of the output that cannot be: .*{words}"):
+        Calibration.load(tmp_path / "bad")
+    data["layers"]["v"] |= {"output": {"rotation": 2, "start": 2}}
+    others = {n: np.array(t.read()) for n, t in tensors.items() if n != "v.output_balance"}
+    write_tensors(tmp_path / "bad", others, {"vditc": json.dumps(data)})
+    with pytest.raises(InputError, match="no output_balance with"):
+        Calibration.load(tmp_path / "bad")
+
+
+def test_outputs_are_transformed_where_v_is(calibration: Calibration) -> None:
+    """v is the last 32 of 64 outputs."""
+    codes = quantize_weight(np.random.default_rng(0).standard_normal((64, 32)), INT8)
+    balance = np.linspace(1, 2, 32, dtype=np.float32)
+    out = dataclasses.replace(calibration.layers["int8"], transform=Transform(balance=balance, rotation=8, made_by=("v",)))
+
+    def check(start: int) -> None:
+        v = dataclasses.replace(out, weight=codes, transform=IDENTITY, output=OutputTransform(balance=balance, rotation=8, start=start))
+        dataclasses.replace(calibration, layers={"v": v, "out": out}).check_outputs()
+
+    check(32)
+    for start in (0, 16):
+        with pytest.raises(InputError, match="found layer v, whose output is not transformed"):
+            check(start)
+    with pytest.raises(ValueError, match="outputs 40 to 72 of 64"):
+        check(40)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -73,8 +75,11 @@ def test_a_layer_gives_out_what_the_one_behind_reads() -> None:
     before, after = X @ W.T + bias, X @ output.weight(W).T + output.bias(bias)
     np.testing.assert_allclose(after[:, 2:6], wanted.input(before[:, 2:6]), atol=1e-5)
     np.testing.assert_array_equal(after[:, [0, 1, 6]], before[:, [0, 1, 6]])
-    assert output.makes(wanted) and OutputTransform(balance=np.ones(4, F32), rotation=2).makes(Transform(rotation=2))
-    assert not any(output.makes(t) for t in (Transform(balance=balance, rotation=4), Transform(balance=-balance, rotation=2)))
+    assert output.makes(wanted, 4, 6) and OutputTransform(balance=np.ones(4, F32), rotation=2).makes(Transform(rotation=2), 4, 4)
+    assert not any(output.makes(t, 4, 6) for t in (Transform(balance=balance, rotation=4), Transform(balance=-balance, rotation=2)))
+    assert not output.makes(wanted, 4, 7)  # v is last
+    assert not OutputTransform(balance=np.ones(4, F32), rotation=2).makes(Transform(rotation=2), 8, 8)
+    assert not dataclasses.replace(output, start=0).makes(wanted, 4, 6)
     plain = FloatWeight(ArrayTensor(W), "here")
     np.testing.assert_array_equal(with_outputs(plain, output).read(), output.weight(W))
     assert with_outputs(plain, None) is plain
@@ -89,8 +94,13 @@ def test_what_others_have_made_is_not_left_to_do() -> None:
 
 
 def test_what_cannot_be_an_output_transform() -> None:
-    with pytest.raises(ValueError, match="blocks of 3 of 4 channels"):
-        OutputTransform(balance=np.ones(4, F32), rotation=3)
+    for rotation in (3, 0, -2):
+        with pytest.raises(ValueError, match=f"blocks of {rotation} of 4 channels"):
+            OutputTransform(balance=np.ones(4, F32), rotation=rotation)
+    with pytest.raises(ValueError, match="outputs from -4 on"):
+        OutputTransform(balance=np.ones(4, F32), rotation=4, start=-4)
+    with pytest.raises(ValueError, match="outputs 4 to 8 of 7"):
+        OutputTransform(balance=np.ones(4, F32), rotation=4, start=4).weight(np.ones((7, 2), F32))
     with pytest.raises(ValueError, match="zero or not finite"):
         OutputTransform(balance=np.zeros(4, F32), rotation=4)
     with pytest.raises(ValueError, match="shifted or not rotated"):

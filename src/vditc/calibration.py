@@ -86,7 +86,14 @@ class LayerCalibration:
         """Whether something of it depends on the sampling step."""
         return self.activation_clip is not None or (self.activation_scale is not None and self.activation_scale.ndim == 1)
 
+    def makes(self, behind: LayerCalibration) -> bool:
+        """Whether its output is transformed as that layer takes its input."""
+        channels, outputs = behind.weight.shape[1], self.weight.shape[0]
+        return self.output is not None and self.output.makes(behind.transform, channels, outputs)
+
     def __post_init__(self) -> None:
+        if self.output is not None:
+            self.output.check(self.weight.shape[0])
         act = self.scheme.activation
         static = act is not None and act.ranged
         if static != (self.activation_scale is not None):
@@ -145,8 +152,8 @@ class Calibration:
 
     def check_outputs(self) -> None:
         """InputError unless inputs that layers take as transformed are what others give out, and nothing else is given out so."""
-        made = {(v, layer.transform) for layer in self.layers.values() for v in layer.transform.made_by}
-        wrong = [v for v, wanted in made if (o := self.layers[v].output if v in self.layers else None) is None or not o.makes(wanted)]
+        made = [(v, behind) for behind in self.layers.values() for v in behind.transform.made_by]
+        wrong = [v for v, behind in made if v not in self.layers or not self.layers[v].makes(behind)]
         wrong += [name for name, layer in self.layers.items() if layer.output is not None and name not in {v for v, _ in made}]
         if wrong:
             raise InputError(
@@ -239,7 +246,7 @@ class Calibration:
                     up=found.get(UP),
                     made_by=tuple(info.get("made_by", ())),
                 ),
-                output=None if OUTPUT_BALANCE not in found else OutputTransform(balance=found[OUTPUT_BALANCE], **info["output"]),
+                output=_output(found.get(OUTPUT_BALANCE), info.get("output"), shape[0], f"{path}, layer {name}"),
                 correction=Correction(
                     bias=found.get(BIAS),
                     alpha=found.get(ALPHA),
@@ -271,6 +278,27 @@ def _needed(entries: Mapping[str, TensorEntry], name: str, path: Path) -> Tensor
     if name not in entries:
         raise InputError(found=f"no tensor {name}", wanted="all tensors of the calibration", where=str(path), fix="calibrate again")
     return entries[name]
+
+
+def _output(balance: Array | None, about: Any, outputs: int, where: str) -> OutputTransform | None:
+    """What a file says of the transform of a layer's N `outputs`."""
+    if balance is None and about is None:
+        return None
+    try:
+        if balance is None or not isinstance(about, dict) or about.keys() != {"rotation", "start"}:
+            raise ValueError(f"{'no ' if balance is None else ''}{OUTPUT_BALANCE} with {json.dumps(about)}")
+        if any(type(number) is not int for number in about.values()):
+            raise ValueError(json.dumps(about))
+        output = OutputTransform(balance=balance, **about)
+        output.check(outputs)
+    except ValueError as error:
+        raise InputError(
+            found=f"a transform of the output that cannot be: {error}",
+            wanted=f"{OUTPUT_BALANCE} [n], and a rotation that divides n, of n of {outputs} outputs",
+            where=where,
+            fix="calibrate again",
+        ) from error
+    return output
 
 
 def _about(layer: LayerCalibration) -> dict[str, Any]:

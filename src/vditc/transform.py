@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.float_weight import FloatWeight
-from vditc.hadamard import rotate
+from vditc.hadamard import factors, rotate
 
 Array = npt.NDArray[Any]
 SHIFT, BALANCE, DOWN, UP = "shift", "balance", "low_rank.down", "low_rank.up"  # names of a layer's tensors
@@ -117,21 +117,33 @@ class OutputTransform:
     start: int = 0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.balance).all() and self.balance.all()):
-            raise ValueError("a balance that is zero or not finite")
-        if len(self.balance) % self.rotation:
-            raise ValueError(f"blocks of {self.rotation} of {len(self.balance)} channels")
+        if self.balance.ndim != 1 or not self.balance.size or not (np.isfinite(self.balance).all() and self.balance.all()):
+            raise ValueError("a balance that is zero or not finite, or not [n]")
+        if self.rotation < 1 or len(self.balance) % self.rotation or factors(self.rotation) is None:
+            raise ValueError(f"no rotation of blocks of {self.rotation} of {len(self.balance)} channels")
+        if self.start < 0:
+            raise ValueError(f"outputs from {self.start} on")
+
+    def check(self, outputs: int) -> None:
+        """ValueError when a layer of so many outputs N has not all that are changed."""
+        if (end := self.start + len(self.balance)) > outputs:
+            raise ValueError(f"outputs {self.start} to {end} of {outputs}")
 
     def __str__(self) -> str:
         return f"outputs {self.start} to {self.start + len(self.balance)} balanced and rotated in blocks of {self.rotation}"
 
-    def makes(self, wanted: Transform) -> bool:
-        """Whether behind it inputs are what `wanted` makes of those of the checkpoint."""
-        balance = np.ones_like(self.balance) if wanted.balance is None else wanted.balance
-        return self.rotation == wanted.rotation and np.array_equal(self.balance, balance)
+    def makes(self, wanted: Transform, channels: int, outputs: int) -> bool:
+        """Whether behind it inputs [..., channels] are what `wanted` makes of those of the checkpoint.
+
+        A layer that has more in its N `outputs` than v has v last.
+        """
+        balance = np.ones(channels, np.float32) if wanted.balance is None else wanted.balance
+        last = self.start == outputs - channels
+        return last and self.rotation == wanted.rotation and np.array_equal(self.balance, balance)
 
     def weight(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """W [N, K] -> W', float32."""
+        self.check(len(weight))
         changed = np.array(weight, np.float32)
         rows = slice(self.start, self.start + len(self.balance))
         changed[rows] = rotate(np.ascontiguousarray(changed[rows].T) * self.balance, self.rotation).T

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from vditc.calibrate.methods.base import InputStatistics
 from vditc.calibrate.observers import Observers
 from vditc.calibrate.row_sample import row_keys
 from vditc.calibrate.shared_inputs import SharedInputs
+from vditc.calibrate.trajectories import Seen, watched
 from vditc.errors import InputError, VditcError
 
 
@@ -19,7 +23,7 @@ def channels(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 def watching(*layers: str, width: int = 3, steps: int = 2, rows: int = 0) -> Observers:
     """Observers of layers with inputs of their own."""
     observers = Observers(dict.fromkeys(layers, width), steps, rows)
-    assert all(observers.leads(layer, None) for layer in layers)
+    assert all(observers.reads([layer]) == [layer] for layer in layers)
     return observers
 
 
@@ -37,16 +41,77 @@ def test_update_keeps_maxima_per_step_and_channel() -> None:
 def test_layers_that_read_one_tensor_share_what_was_seen() -> None:
     observers = Observers({"q": 3, "k": 3, "v": 3, "out": 3}, 1)
     for _ in range(2):
-        assert observers.leads("q", None)
+        assert observers.reads(["q", "k", "v"]) == ["q"] and observers.reads(["out"]) == ["out"]
         observers.update("q", 0, channels(1, 2, 3))
-        assert not observers.leads("k", "q") and not observers.leads("v", "k")
-        assert observers.leads("out", None)
         observers.update("out", 0, channels(9, 9, 9))
     assert observers.groups() == [("q", "k", "v"), ("out",)]
     assert observers.statistics("v").channel_absmax is observers.statistics("q").channel_absmax
     observers.check()
-    with pytest.raises(VditcError, match="found k and q, which share an input at some steps only"):
-        observers.leads("k", None)
+
+
+LAYERS = [f"blocks.0.{name}" for name in ("q", "k", "v")]
+# Which numbers q, k and v read, one row for each clip and step; None: it does not run.
+PASSES = [(1, 1, 1), (2, 2, 2), (3, 4, 4), (5, 5, None), (6, 6, 6), (7, 8, 9)]
+
+
+def passes(chosen: list[int], rows: int = 5, into: Observers | None = None) -> Observers:
+    """What is seen by watching a block with these passes of `PASSES`."""
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.ModuleDict({n[9:]: torch.nn.Linear(4, 2) for n in LAYERS})])})
+    observers = into or Observers(dict.fromkeys(LAYERS, 4), 2, rows, bounds=True)
+
+    class Denoiser:
+        def __init__(self) -> None:
+            self.model = model
+
+        def __call__(self, feeds: Any, _step: int) -> Any:
+            for layer, seed in zip(LAYERS, feeds["seeds"], strict=True):
+                if seed is not None:
+                    model.get_submodule(layer)(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)))
+
+    with watched(Denoiser(), Seen(observers, None)) as watch:  # type: ignore[arg-type]
+        for number in chosen:
+            watch.clip = number // 2
+            watch({"seeds": PASSES[number]}, number % 2)
+    return observers
+
+
+def seen_alone(layer: str, chosen: list[int]) -> InputStatistics:
+    """Of a layer that shares nothing."""
+    place, alone = LAYERS.index(layer), Observers({layer: 4}, 2, 5, bounds=True)
+    for number in chosen:
+        if (seed := PASSES[number][place]) is None:
+            continue
+        x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)).numpy().reshape(-1, 4)
+        assert alone.reads([layer]) == [layer]
+        alone.update(layer, number % 2, np.abs(x).max(0), np.stack([x.min(0), x.max(0)]))
+        alone.sample(layer).offer(row_keys((number // 2, number % 2), 6), x)
+    return alone.statistics(layer)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "groups"),
+    [
+        ([0, 1, 4], [("q", "k", "v")]),
+        ([0, 1, 2], [("q",), ("k", "v")]),
+        ([2, 0, 1], [("q",), ("k", "v")]),
+        ([0, 3], [("q", "k"), ("v",)]),
+        ([0, 1, 3, 2], [("q",), ("k",), ("v",)]),
+        ([0, 5, 4], [("q",), ("k",), ("v",)]),
+    ],
+)
+def test_who_shares_at_some_steps_only_shares_nothing(chosen: list[int], groups: list[tuple[str, ...]]) -> None:
+    """Each layer has what it read, all of it and nothing else; however passes are shared out, or a run is taken up again."""
+    wanted = [tuple(f"blocks.0.{n}" for n in group) for group in groups]
+    whole, first, resumed = passes(chosen), passes(chosen[:2]), Observers(dict.fromkeys(LAYERS, 4), 2, 5, bounds=True)
+    resumed.restore(*first.state())
+    first.merge(passes(chosen[2:]))
+    for observers in (whole, first, passes(chosen[2:], into=resumed)):
+        assert observers.groups() == wanted
+        for layer in LAYERS:
+            found, alone = observers.statistics(layer), seen_alone(layer, chosen)
+            np.testing.assert_array_equal(found.channel_absmax, alone.channel_absmax)
+            np.testing.assert_array_equal(found.bounds, alone.bounds)
+            np.testing.assert_array_equal(found.rows, alone.rows)
 
 
 def test_merging_halves_equals_one_pass(rng: np.random.Generator) -> None:
@@ -68,7 +133,7 @@ def test_signed_bounds_merge_and_come_back(rng: np.random.Generator) -> None:
     rows = rng.standard_normal((6, 3)).astype(np.float32)
     whole, first, second = (Observers({"a": 3, "b": 3}, 2, bounds=True) for _ in range(3))
     for observers, chosen in ((whole, rows), (first, rows[:3]), (second, rows[3:])):
-        assert observers.leads("a", None) and not observers.leads("b", "a")
+        assert observers.reads(["a", "b"]) == ["a"]
         for row in chosen:
             for step in range(2):
                 observers.update("a", step, np.abs(row), np.stack([row - step, row + step]))

@@ -36,10 +36,13 @@ F32 = np.float32
 BEHIND = {f"blocks.{i}.{a}.to_out.0": f"blocks.{i}.{a}.to_v" for i in range(2) for a in ("attn1", "attn2")}
 
 
-def recipe(method: str = "viditq", bits: str = "int8", *, keep: tuple[str, ...] = (), **settings: Any) -> Recipe:
+def recipe(
+    method: str = "viditq", bits: str = "int8", *, keep: tuple[str, ...] = (), weight_only: tuple[str, ...] = (), **settings: Any
+) -> Recipe:
     kept = [{"match": ["*"], "layers": list(keep), "keep": "a test"}] if keep else []
     activation = {"qtype": "int8", "granularity": "per_token", "dynamic": True}
     weight = {"qtype": bits, "granularity": "per_channel", "symmetric": False}
+    kept += [{"match": ["*"], "layers": list(weight_only), "weight": weight}] if weight_only else []
     rules = [*kept, {"match": ["*_attn.*", "*ffn.*"], "weight": weight, "activation": activation}, {"match": ["*"], "keep": "the rest"}]
     data = {"schema": 1, "name": "test", "description": "", "method": method, "settings": settings, "rules": rules}
     return Recipe.parse(Table(data, "test"), digest=repr(data))
@@ -129,6 +132,18 @@ def test_what_is_not_done_is_told(run: Callable[..., Calibration], tmp_path: Pat
     assert facts == {"made_by_v": 2, "explicit": {"blocks.0.attn1.to_v is not quantized": 1, "blocks.1.attn1.to_v is not quantized": 1}}
 
 
+@pytest.mark.parametrize("method", ["quarot", "viditq"])
+def test_weights_alone_behind_attention_need_no_statistics(run: Callable[..., Calibration], method: str) -> None:
+    known = run(recipe(method, weight_only=("*.to_out.0",)))
+    said = known.statistics["attention_output"]
+    assert known.layers.keys() >= BEHIND.keys() and known.statistics["layers"].keys().isdisjoint(BEHIND)
+    if method == "quarot":  # its signs are drawn
+        assert said == {"made_by_v": {out: [v] for out, v in BEHIND.items()}, "explicit": {}}
+    else:
+        assert said == {"made_by_v": {}, "explicit": dict.fromkeys(BEHIND, "its input is not rotated")}
+    known.check_outputs()
+
+
 def test_the_whole_width_if_the_recipe_says_so(run: Callable[..., Calibration], eight: Calibration) -> None:
     known = run(recipe(rotate_attention_output="width"))
     assert "attention_output" not in known.statistics
@@ -144,6 +159,21 @@ def test_a_model_that_does_not_run_has_explicit_rotations(tiny: ModelDir, method
         return
     with pytest.raises(InputError, match="need calibration data"):
         uncalibrated(source=tiny, adapter=Wan(), recipe=recipe(method))
+
+
+@pytest.mark.parametrize("unseen", ["to_out.0", "to_add_out"])
+def test_streams_of_which_one_is_quantized_in_weights_only_stay_apart(tmp_path: Path, unseen: str) -> None:
+    path, conditioning = sampled_case("hunyuan-video", FLOW, 1.0, tmp_path)
+    sampled = OpenedModel.open(path).sampled(Conditioning.load(conditioning))
+    chosen = recipe(weight_only=(f"transformer_blocks.*.attn.{unseen}",))
+    known = calibrate(sampled, recipe=chosen, out=tmp_path / "c", work=tmp_path / "w", progress=SILENT)
+    assert known is not None
+    said = known.statistics["attention_output"]["explicit"]
+    for block in (f"transformer_blocks.{i}.attn" for i in range(2)):
+        for out in ("to_out.0", "to_add_out"):
+            assert said[f"{block}.{out}"] == f"{block}.{unseen} is quantized in weights only, other streams that attend with it are not"
+            assert not known.layers[f"{block}.{out}"].transform.made_by
+    known.check_outputs()
 
 
 def test_two_streams_have_one_balance(tmp_path: Path) -> None:
