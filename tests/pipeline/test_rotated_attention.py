@@ -39,10 +39,10 @@ BEHIND = {f"blocks.{i}.{a}.to_out.0": f"blocks.{i}.{a}.to_v" for i in range(2) f
 def recipe(
     method: str = "viditq", bits: str = "int8", *, keep: tuple[str, ...] = (), weight_only: tuple[str, ...] = (), **settings: Any
 ) -> Recipe:
-    kept = [{"match": ["*"], "layers": list(keep), "keep": "a test"}] if keep else []
+    kept: list[dict[str, Any]] = [{"match": ["*"], "layers": list(keep), "keep": "a test"}] if keep else []
     activation = {"qtype": "int8", "granularity": "per_token", "dynamic": True}
     weight = {"qtype": bits, "granularity": "per_channel", "symmetric": False}
-    kept += [{"match": ["*"], "layers": list(weight_only), "weight": weight}] if weight_only else []
+    kept += [{"match": ["*"], "layers": list(weight_only), "weight": {**weight, "symmetric": True}}] if weight_only else []
     rules = [*kept, {"match": ["*_attn.*", "*ffn.*"], "weight": weight, "activation": activation}, {"match": ["*"], "keep": "the rest"}]
     data = {"schema": 1, "name": "test", "description": "", "method": method, "settings": settings, "rules": rules}
     return Recipe.parse(Table(data, "test"), digest=repr(data))
