@@ -111,11 +111,12 @@ def run_passes(
     """Run `passes` in order, in place; returns the dialect that the result conforms to and what each pass did.
 
     InputError, before anything is changed, for an order that `check_order` refuses and for a graph that is not of the dialect
-    `spec`. The graph is verified after every pass: DialectError names the pass, the rule and the node.
+    `spec`. The graph is verified after every pass: DialectError names the pass, the rule and the node, or the node that stands in
+    front of what it reads.
     """
     check_order(passes, model, spec)
     try:
-        spec.verify(model, where="before the first pass")
+        _verify(model, spec, where="before the first pass")
     except DialectError as error:
         raise InputError(found=error.found, wanted=error.wanted, where=error.where, fix=error.fix) from error
     for observer in observers:
@@ -128,13 +129,29 @@ def run_passes(
             if not isinstance(result, Result):
                 raise TypeError(f"pass {one.name!r} returned {type(result).__name__}; wanted core.Result")
             spec = one.spec_after(spec)
-            spec.verify(model, where=f"after pass {one}")
+            _verify(model, spec, where=f"after pass {one}")
             took = time.perf_counter() - start
             facts.append(PassFacts(str(one), result.modified, result.refusals, took, nodes, len(model.graph), result.figures))
             for observer in observers:
                 observer.after(one, facts[-1], model)
             advance()
     return spec, tuple(facts)
+
+
+def _verify(model: ir.Model, spec: Spec, *, where: str) -> None:
+    """DialectError for the first node that reads what is not computed yet, else for the first rule that is broken."""
+    computed: set[ir.Value] = set()
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is not None and value not in computed:
+                raise DialectError(
+                    found=f"{value.name} read before it is computed",
+                    wanted="every node behind those that compute what it reads",
+                    where=f"{where}: node {node.name or node.op_type}",
+                    fix="topologically sort the nodes",
+                )
+        computed.update(node.outputs)
+    spec.verify(model, where=where)
 
 
 def check_order(passes: Sequence[Pass], model: ir.Model, spec: Spec) -> None:

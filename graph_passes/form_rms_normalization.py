@@ -88,7 +88,9 @@ class _Norms:
 
     def put(self, nodes: tuple[ir.Node, ...], scaling: ir.Node, x: ir.Value, gain: ir.Value, epsilon: float) -> None:
         """The operator in the place of `scaling`, rounded to what that gave."""
-        made = ir.node("RMSNormalization", [x, gain], {"axis": -1, "epsilon": epsilon, "stash_type": 1}, name=str(nodes[-1].name))
+        made = ir.node(
+            "RMSNormalization", [x, gain], {"axis": -1, "epsilon": epsilon, "stash_type": 1}, name=f"{nodes[-1].name}/RMSNormalization"
+        )
         self.graph.insert_before(scaling, made)
         old, new = scaling.outputs[0], made.outputs[0]
         wanted, given = self.types[old], self.types[gain]

@@ -12,8 +12,8 @@ go into a product, and cannot flatten what is modulated by clip: it cuts the ker
 centred tokens once more as float32. Tokens behind a leading 1 are not flattened, nor are tokens of four axes (Latte, LTX-Video). Static
 scales and unquantized products are not cut.
 
-A Reshape that keeps the channels, between modulation and quantization, goes behind the products. In float32 outputs
-are equal bit for bit; in float16 ONNX Runtime leaves out other pairs of its own casts.
+RMS norms likewise, spelt out or as RMSNormalization. A Reshape that keeps the channels, between modulation and quantization, goes behind
+the products. In float32 outputs are equal bit for bit; in float16 ONNX Runtime leaves out other pairs of its own casts.
 
 Refused: modulated tokens that are joined with others, or otherwise changed, before they are quantized.
 """
@@ -32,7 +32,8 @@ from vditc.graph_passes.inferred_shapes import Shape, inferred_shapes
 from vditc.graph_passes.patterns import producer, rms_norms, small_constant, weight_like
 
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow")
-_ALONE = ("Abs", "Cast", "Clip", "Neg", "Reciprocal", "Sqrt", "LayerNormalization")
+_NORMS = ("LayerNormalization", "RMSNormalization")
+_ALONE = ("Abs", "Cast", "Clip", "Neg", "Reciprocal", "Sqrt", *_NORMS)
 _REDUCE = ("ReduceMax", "ReduceMean", "ReduceSum")
 _CODES = ("QuantizeLinear", "DequantizeLinear")
 _FLATTENED = 3  # axes of tokens that TensorRT-RTX flattens
@@ -48,12 +49,14 @@ class JoinNormsToQuantization(Pass):
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
         graph, refusals = model.graph, list[Refusal]()
-        dynamic = {n for n in graph if n.op_type == "QuantizeLinear" and producer(n.inputs[0], "Div", "Clip") is not None}
+        dynamic = {n for n in graph if n.op_type == "QuantizeLinear" and _per_token(n)}
         dynamic -= {n for n in dynamic if any(u.node.domain for u in n.outputs[0].uses())}  # a plugin's product has no axis to spare
         if not dynamic:
             return Result(model, False)
         dims, order, lifted = dict(inferred_shapes(graph)), {n: i for i, n in enumerate(graph)}, False
-        for norm in [*((n,) for n in graph if n.op_type == "LayerNormalization"), *rms_norms(graph)]:
+        norms = [*((n,) for n in graph if n.op_type in _NORMS), *rms_norms(graph)]
+        norms.sort(key=lambda nodes: order[nodes[-1]])
+        for norm in norms:
             region = _Region(graph, norm, dims, order)
             codes = dynamic.intersection(region.nodes)
             if region.modulated and codes:
@@ -63,6 +66,17 @@ class JoinNormsToQuantization(Pass):
             elif region.modulated and region.stop is not None and dynamic.intersection(_behind(region.stop)):
                 refusals.append(Refusal(str(norm[-1].name), f"{region.stop.name} ({region.stop.op_type}) stands before the quantization"))
         return Result(model, lifted, tuple(refusals))
+
+
+def _per_token(quantize: ir.Node) -> bool:
+    """Whether the codes are of x / max(max|x| [* clip] / high, eps), for each token."""
+    clip = producer(quantize.inputs[0], "Clip")
+    divide = producer(quantize.inputs[0] if clip is None else clip.inputs[0], "Div")
+    node = None if divide is None else producer(divide.inputs[1], "Max")
+    while node is not None and node.op_type != "ReduceMax":
+        node = producer(node.inputs[0], "Div", "Mul", "ReduceMax")
+    axes = small_constant(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
+    return axes is not None and axes.tolist() == [-1]
 
 
 def _behind(node: ir.Node) -> set[ir.Node]:
@@ -95,6 +109,7 @@ class _Region:
         self.states: dict[ir.Value, _State] = {}
         self.nodes: dict[ir.Node, None] = {}
         self.modulated = False
+        self.made: list[ir.Node] = []  # not in the graph yet
         self.stop: ir.Node | None = None  # the first that the tokens meet before any product and that does not keep the axis
         led = producer(self.x, "Unsqueeze")
         if self.dims.get(str(self.x.name)) and (led is None or (at := small_constant(led.inputs[1])) is None or at.tolist() != [0]):
@@ -169,7 +184,8 @@ class _Region:
         lifted = [n for n in self.nodes if n in kept]
         if len(self.dims[str(self.x.name)]) <= _FLATTENED:
             self.axis = self.integers("join_norms.axis", [0])
-            led = self.node("Unsqueeze", [self.x, self.axis], f"{self.norm[-1].outputs[0].name}_led", before=lifted[0])
+            led = self.node("Unsqueeze", [self.x, self.axis], f"{self.norm[-1].outputs[0].name}_led")
+            self.graph.insert_before(lifted[0], self.taken())
             for use in list(self.x.uses()):
                 if use.node in kept and use.node in self.norm:
                     use.node.replace_input_with(use.idx, led)
@@ -179,9 +195,9 @@ class _Region:
             self.leave(node, kept)
         return lifted
 
-    def without_axis(self, value: ir.Value | None, name: str, before: ir.Node) -> ir.Value:
+    def without_axis(self, value: ir.Value | None, name: str) -> ir.Value:
         assert value is not None
-        return value if self.axis is None else self.node("Squeeze", [value, self.axis], name, before=before)
+        return value if self.axis is None else self.node("Squeeze", [value, self.axis], name)
 
     def leave(self, node: ir.Node, kept: set[ir.Node]) -> None:
         """Others read what a lifted node gives as it was before."""
@@ -191,20 +207,22 @@ class _Region:
             for use in [u for u in out.uses() if u.node in kept]:
                 use.node.replace_input_with(use.idx, node.inputs[0])
             if outside:
-                node.replace_input_with(0, self.without_axis(node.inputs[0], f"{out.name}_tokens", node))
+                node.replace_input_with(0, self.without_axis(node.inputs[0], f"{out.name}_tokens"))
+                self.graph.insert_before(node, self.taken())
             return
         out.shape = None if self.axis is not None else out.shape
         if not outside or (self.axis is None and reshape is None):
             return
-        before = min((u.node for u in outside), key=lambda n: self.order.get(n, len(self.order)))
-        whole = self.without_axis(out, f"{out.name}_tokens", before)
+        whole = self.without_axis(out, f"{out.name}_tokens")
         if reshape is not None:
-            whole = self.reshaped(whole, reshape, self.dims[str(out.name)][-1], before)
+            whole = self.reshaped(whole, reshape, self.dims[str(out.name)][-1])
+        # In front of all that read it. The shape that `reshape` reads is there: the node is behind the place where `reshape` was.
+        self.graph.insert_after(node, self.taken())
         self.dims[str(whole.name)] = self.dims[str(out.name)]
         for use in outside:
             use.node.replace_input_with(use.idx, whole)
 
-    def reshaped(self, value: ir.Value, reshape: ir.Node, channels: int | None, before: ir.Node) -> ir.Value:
+    def reshaped(self, value: ir.Value, reshape: ir.Node, channels: int | None) -> ir.Value:
         """`value` as `reshape` has it, but for the number of channels."""
         assert isinstance(channels, int) and value.name is not None
         shape, name = reshape.inputs[1], value.name
@@ -212,17 +230,22 @@ class _Region:
             wanted = self.integers(f"{name}.shape", [*known.tolist()[:-1], channels])
         else:
             ends = [self.integers(f"join_norms.{n}", [i]) for n, i in (("axis", 0), ("last", -1))]
-            leading = self.node("Slice", [shape, *ends], f"{name}_leading", before=before)
-            wanted = self.node("Concat", [leading, self.integers(f"{name}.channels", [channels])], f"{name}_shape", before=before, axis=0)
-        return self.node("Reshape", [value, wanted], f"{name}_reshaped", before=before)
+            leading = self.node("Slice", [shape, *ends], f"{name}_leading")
+            wanted = self.node("Concat", [leading, self.integers(f"{name}.channels", [channels])], f"{name}_shape", axis=0)
+        return self.node("Reshape", [value, wanted], f"{name}_reshaped")
 
     def integers(self, name: str, values: list[int]) -> ir.Value:
         if name not in self.graph.initializers:
             self.graph.initializers.add(ir.val(name, const_value=ir.tensor(np.array(values, np.int64), name=name)))
         return self.graph.initializers[name]
 
-    def node(self, kind: str, inputs: Sequence[ir.Value | None], name: str, *, before: ir.Node, **attributes: int) -> ir.Value:
+    def node(self, kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Value:
         made = ir.node(kind, inputs, attributes, name=name)
         made.outputs[0].name = name
-        self.graph.insert_before(before, made)
+        self.made.append(made)
         return made.outputs[0]
+
+    def taken(self) -> list[ir.Node]:
+        """What was made since the last call, to be put into the graph."""
+        made, self.made = self.made, []
+        return made

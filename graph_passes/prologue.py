@@ -75,6 +75,16 @@ class Surroundings:
         node = producer(value, "Mul", "Add", "Cast")
         return self.is_norm(value) or (node is not None and steps > 0 and any(self.behind_norm(v, steps - 1) for v in node.inputs[:2]))
 
+    def ahead(self, value: ir.Value | None) -> bool:
+        """Whether a norm, GELU or rotation stands in front of a value, maybe with a balance, a shift and an order of tokens behind it."""
+        while (node := producer(value, "Mul", "Sub", "Cast", "Reshape")) is not None and node not in self.rotations:
+            assert value is not None
+            others = [v for v in node.inputs if not self.of_channels(v, value)] if node.op_type in ("Mul", "Sub") else node.inputs[:1]
+            if len(others) != 1:
+                break
+            value = others[0]
+        return node in self.rotations or producer(value, "Gelu") is not None or self.behind_norm(value)
+
     def is_norm(self, value: ir.Value | None) -> bool:
         """Whether a norm computes a value."""
         node = producer(value, "Cast")
@@ -146,6 +156,8 @@ class Prologue:
         if made._rotate(around):
             made._explicit(around)
             made._compute(around)
+        if not made.left and made.norm == made.activation == "none" and around.ahead(made.x):
+            made.left = made.walk.shared()
         made.walk = made.walk.unwidened(around.types)
         return made
 

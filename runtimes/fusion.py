@@ -15,8 +15,8 @@ _ELEMENTWISE = (
     *("Concat", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
 )
 # What codes are made of. A norm may be one node or the mean of squares and what is around it.
-_SOURCES = {"LayerNormalization": "norm", "ReduceMean": "norm", "Gelu": "gelu", "Sigmoid": "silu"}
-_NAMED = ("Softmax", "LayerNormalization", "ReduceMean", "Gelu", "Sigmoid", "Concat", "ReduceMax", "QuantizeLinear")
+_SOURCES = {"LayerNormalization": "norm", "RMSNormalization": "norm", "ReduceMean": "norm", "Gelu": "gelu", "Sigmoid": "silu"}
+_NAMED = ("Softmax", "LayerNormalization", "RMSNormalization", "ReduceMean", "Gelu", "Sigmoid", "Concat", "ReduceMax", "QuantizeLinear")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,6 +97,25 @@ def test_a_pass_that_breaks_the_dialect_is_named(registry: None) -> None:
         run_passes(attention_model(), (Break(),), Spec.canonical())
 
 
+def test_a_pass_that_puts_a_node_in_front_of_what_it_reads_is_named(registry: None) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Unsort(Pass):
+        name: ClassVar[str] = "unsort"
+
+        def call(self, model: ir.Model) -> Result:
+            softmax = next(n for n in model.graph if n.op_type == "Softmax")
+            model.graph.remove(softmax)
+            model.graph.insert_before(model.graph[0], softmax)
+            return Result(model, modified=True)
+
+    with pytest.raises(DialectError, match=r"^after pass unsort: node softmax: found \S+ read before it is computed; wanted every node"):
+        run_passes(attention_model(), (FoldConstants(), Unsort()), Spec.canonical())
+    model = attention_model()
+    Unsort().call(model)
+    with pytest.raises(InputError, match=r"^before the first pass: node softmax: found"):
+        run_passes(model, (FoldConstants(),), Spec.canonical())
+
+
 def test_a_bad_graph_is_refused_before_the_first_pass() -> None:
     model = attention_model()
     model.ir_version = 11

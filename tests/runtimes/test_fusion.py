@@ -20,8 +20,8 @@ QUANTIZE = """
             {0}p = MatMul({0}f, w)
             {0}y = Mul({0}p, {0}s)
 """
-GRAPH = f"""<ir_version: 10, opset_import: ["" : 21]>
-        g (float[n, 4] x, float[n, 4] scale) => (float[n, 4] gy, float[n, 4] ry, float[n, 4] sy)
+GRAPH = f"""<ir_version: 10, opset_import: ["" : 23]>
+        g (float[n, 4] x, float[n, 4] scale) => (float[n, 4] gy, float[n, 4] ry, float[n, 4] sy, float[n, 4] ky)
           <float[4, 4] w, float one = {{1}}, float two = {{2}}, int64[1] last = {{-1}}, float[4] ones> {{
             [norm] n = LayerNormalization(x, ones)
             [modulate] m = Mul(n, scale)
@@ -35,6 +35,8 @@ GRAPH = f"""<ir_version: 10, opset_import: ["" : 21]>
             {QUANTIZE.format("r")}
             [sum] s = Add(x, my)
             {QUANTIZE.format("s")}
+            ["k/RMSNormalization"] k = RMSNormalization(x, ones)
+            {QUANTIZE.format("k")}
         }}"""
 NORM = ("norm", "modulate", "m_max", "m_div", "m_q")
 
@@ -45,9 +47,10 @@ def engine(*kernels: tuple[str, ...]) -> EngineProgram:
 
 def test_what_is_before_codes() -> None:
     found = {i.node: i for i in quantized_inputs(ir.from_onnx_text(GRAPH).graph)}
-    assert {name: i.behind for name, i in found.items()} == {"m_q": "norm", "g_q": "gelu", "r_q": "norm", "s_q": "rest"}
+    assert {name: i.behind for name, i in found.items()} == {"m_q": "norm", "g_q": "gelu", "r_q": "norm", "s_q": "rest", "k_q": "norm"}
     assert set(NORM) <= set(found["m_q"].nodes)
     assert {"square", "mean", "root", "rms", "r_q"} <= set(found["r_q"].nodes)
+    assert {"k/RMSNormalization", "k_q"} <= set(found["k_q"].nodes)
     assert {"gelu", "g_q"} <= set(found["g_q"].nodes) and "m_max" not in found["g_q"].nodes
     assert found["s_q"].nodes == ("s_q",)  # from an addition of many readers nobody knows which kernel it belongs to
 
@@ -72,3 +75,11 @@ def test_an_attention_may_quantize() -> None:
     found = dataclasses.replace(engine(), attentions=(inside,))
     assert fusion(quantized_inputs(ir.from_onnx_text(GRAPH).graph), found).fused == {"rest": 1}
     assert summary(found)["kernels_that_write_codes"] == {"Softmax": 1}
+
+
+def test_kernels_that_write_codes() -> None:
+    kernels = engine(("a/LayerNormalization", "a/QuantizeLinear_1"), ("norm/Mul_2/RMSNormalization", "b/ReduceMax", "b/QuantizeLinear"))
+    assert summary(kernels)["kernels_that_write_codes"] == {
+        "LayerNormalization + QuantizeLinear": 1,
+        "RMSNormalization + ReduceMax + QuantizeLinear": 1,
+    }

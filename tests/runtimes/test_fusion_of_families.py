@@ -60,7 +60,7 @@ RECIPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fused:
     """`products`: of quantized layers, by recipe; fewer than layers where those of the same codes are one. INT4 weights are not merged.
 
@@ -86,15 +86,22 @@ def each(w8a8: int, static: int, w4a8: int | None = None) -> dict[str, int]:
 # one product without. W8A8 quantizes a text once for each block where balances differ.
 FUSED = {
     # Per block three norms, fc2, two outputs of attention; the text.
-    "wan": Fused(40, each(28, 25, 40), 8, each(12, 12), 4, each(12, 9)),
+    "wan": Fused(
+        layers=40,
+        products=each(w8a8=28, static=25, w4a8=40),
+        attentions=8,
+        norm=each(w8a8=12, static=12),
+        gelu=4,
+        rest=each(w8a8=12, static=9),
+    ),
     # Tokens of text and video are normed apart and joined before they are quantized: means of either in a kernel of their own.
     "cogvideox-2b": Fused(
-        30,
-        each(20, 20, 30),
-        5,
-        each(0, 0),
-        5,
-        each(5, 5),
+        layers=30,
+        products=each(w8a8=20, static=20, w4a8=30),
+        attentions=5,
+        norm=each(w8a8=0, static=0),
+        gelu=5,
+        rest=each(w8a8=5, static=5),
         cut=lambda _: tuple(
             f"transformer_blocks.{n}.{layer}/QuantizeLinear" for n in range(5) for layer in ("attn1.to_q", "ff.net.0.proj")
         ),
@@ -102,27 +109,41 @@ FUSED = {
     # Two streams a block, four blocks of one stream, two of the refiner, whose feed-forward has SiLU; q/k/v and proj_mlp of single blocks
     # are balanced apart. The first norm of the text has more readers than the kernel takes.
     "hunyuan-video": Fused(
-        80,
-        each(52, 48, 80),
-        10,
-        each(28, 23),
-        12,
-        each(10, 10),
+        layers=80,
+        products=each(w8a8=52, static=48, w4a8=80),
+        attentions=10,
+        norm=each(w8a8=28, static=23),
+        gelu=12,
+        rest=each(w8a8=10, static=10),
         silu=2,
         cut=lambda recipe: ("transformer_blocks.0.attn.add_q_proj/QuantizeLinear",) if recipe == "w8a8-static" else (),
     ),
     # No norm before cross-attention: its q is of the residual stream.
-    "ltx-0.9.0": Fused(40, each(28, 25, 40), 8, each(8, 8), 4, each(16, 13)),
+    "ltx-0.9.0": Fused(
+        layers=40,
+        products=each(w8a8=28, static=25, w4a8=40),
+        attentions=8,
+        norm=each(w8a8=8, static=8),
+        gelu=4,
+        rest=each(w8a8=16, static=13),
+    ),
     # Eight blocks, spatial and temporal by turns; cross-attention in spatial ones.
-    "latte": Fused(64, each(44, 41, 64), 12, each(16, 16), 8, each(20, 17)),
+    "latte": Fused(
+        layers=64,
+        products=each(w8a8=44, static=41, w4a8=64),
+        attentions=12,
+        norm=each(w8a8=16, static=16),
+        gelu=8,
+        rest=each(w8a8=20, static=17),
+    ),
     # As LTX-Video; the first norm is in the kernel of the patches' positions, and quantized by another.
     "pixart-alpha-1024": Fused(
-        40,
-        each(28, 25, 40),
-        8,
-        each(7, 7),
-        4,
-        each(16, 13),
+        layers=40,
+        products=each(w8a8=28, static=25, w4a8=40),
+        attentions=8,
+        norm=each(w8a8=7, static=7),
+        gelu=4,
+        rest=each(w8a8=16, static=13),
         cut=lambda _: ("transformer_blocks.0.attn1.to_q/QuantizeLinear",),
     ),
 }
