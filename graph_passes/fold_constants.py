@@ -31,8 +31,8 @@ class FoldConstants(Pass):
     size_limit: int = 1024  # elements
 
     def numerics(self) -> str:
-        """The reference evaluator computes shapes and small tables, in float32 as a runtime would."""
-        return "exact"
+        """The reference evaluator computes shapes and small tables, whose sines and roots a runtime may round otherwise (Helios: 5e-7)."""
+        return "rounding"
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""

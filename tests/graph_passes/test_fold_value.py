@@ -61,7 +61,7 @@ def random_calibration(source: ModelDir, form: str) -> Calibration:
 # Tracing takes seconds; HunyuanVideo has streams that attend together, and single blocks.
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=() if c.name == "hunyuan-video" else pytest.mark.slow) for c in cases() if c.name in fold_value.CASES],
+    [pytest.param(c, marks=() if c.name == "wan" else pytest.mark.slow) for c in cases() if c.name in fold_value.CASES],
     ids=str,
 )
 def test_transforms_are_where_calibration_has_them(case: Case, tmp_path: Path) -> None:
