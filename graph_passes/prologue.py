@@ -182,6 +182,8 @@ class Prologue:
             at = None if node is None else next((i for i in (1, 0) if around.of_channels(node.inputs[i], self.x)), None)
             if node is None or at is None or (kind == "Sub" and at == 0) or self.walk.shared():
                 continue
+            if around.last_axis(node.inputs[1 - at]) == 1:  # one number of a token becomes its channels: x has others than its codes
+                continue
             self.vectors[name] = _there(node.inputs[at])
             self.walk = self.walk.up(node.inputs[1 - at], node)
 
