@@ -110,9 +110,9 @@ FUSED = {
     # are balanced apart. The first norm of the text has more readers than the kernel takes.
     "hunyuan-video": Fused(
         layers=80,
-        products=each(w8a8=52, static=48, w4a8=80),
+        products=each(w8a8=48, static=48, w4a8=80),
         attentions=10,
-        norm=each(w8a8=28, static=23),
+        norm=each(w8a8=24, static=23),
         gelu=12,
         rest=each(w8a8=10, static=10),
         silu=2,
