@@ -39,7 +39,7 @@ from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.recipe import Recipe
 from vditc.schedule import Schedule
-from vditc.scheme import QTensor, QuantSpec, QWeight, Scheme, Stored, scale_shape
+from vditc.scheme import QTensor, QuantSpec, QWeight, Scheme, Stored, scale_shape, unpack_int4
 from vditc.transform import OutputTransform, Transform
 
 Array = npt.NDArray[Any]
@@ -247,8 +247,10 @@ class RandomWeight(QWeight):
         return Stored(codes, scale.T if transposed else scale, zero, None)
 
     def read(self) -> QTensor:
-        """Nobody asks a published size for it."""
-        raise NotImplementedError
+        """The whole tensor."""
+        codes, scale, zero_point, _ = self.stored()
+        whole = unpack_int4(codes, self.size) if self.spec.qtype.bits <= 4 else codes
+        return QTensor(whole, scale, self.spec, zero_point)
 
 
 def _kind(layer: str) -> str:
