@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from vditc.graph_passes.patterns import producer, small_constant
+from vditc.graph_passes.patterns import only_reader, producer, small_constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DecomposedAttention:
     def shared(self) -> str | None:
         """Why it cannot be changed as one: something else reads what is within it."""
         for node in self.inner:
-            if len(node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output():
+            if only_reader(node.outputs[0]) is None:
                 return f"the output of {node.name} has another reader"
         return None
 

@@ -124,7 +124,7 @@ def forget(graph: ir.Graph | ir.Function | None, value: ir.Value | None) -> None
         return
     if value.is_initializer():
         del graph.initializers[str(value.name)]
-    elif (cast := producer(value, "Cast")) is not None and not value.is_graph_output():
+    elif (cast := producer(value, "Cast")) is not None and cast.graph is graph and not value.is_graph_output():
         source = cast.inputs[0]
         graph.remove(cast, safe=True)
         forget(graph, source)

@@ -28,6 +28,7 @@ import onnx_ir as ir
 
 from vditc.errors import InputError
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.edits import cast_behind
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.patterns import (
     angles,
@@ -162,15 +163,9 @@ class _Conversion:
         source = producer(value, "Cast")
         if source is not None and self.types.get(source.inputs[0] or value) in FLOATS and weight_like(value):
             value = source.inputs[0] or value  # from the stored type in one step
-        node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{value.name}/{wanted.name.lower()}")
-        node.outputs[0].name = f"{value.name}.{wanted.name.lower()}"
-        node.outputs[0].dtype = wanted
-        if (before := value.producer()) is not None:
-            self.graph.insert_after(before, node)
-        else:
-            self.graph.insert_before(self.graph[0], node)
-        self.types[node.outputs[0]] = wanted
-        return node.outputs[0]
+        made = cast_behind(self.graph, value, wanted)
+        self.types[made] = wanted
+        return made
 
     def widen_output(self, value: ir.Value) -> ir.Value:
         """float32 at the border, under the output's own name."""

@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from vditc.graph_passes.patterns import QuantizedMatMul, by_step, of_quantizer, producer, small_constant
+from vditc.graph_passes.patterns import QuantizedMatMul, by_step, of_quantizer, only_reader, producer, small_constant
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,12 +66,6 @@ def _term(add: ir.Node, to: ir.Value, n: int | None) -> Term | None:
         if left is not None and right is not None and right.const_value is not None and len(right.const_value.shape) == 2:
             return Term(add, value, product=(left, right))
     return None
-
-
-def only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that reads a value, if it is the only one, reads it once, and the value is no output of the graph."""
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _outer(product: ir.Node, n: int | None) -> tuple[ir.Value, ir.Value] | None:

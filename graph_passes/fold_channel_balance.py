@@ -23,7 +23,7 @@ from vditc.errors import InputError
 from vditc.graph_passes.absorption import Absorption
 from vditc.graph_passes.channel_change import AbsorptionError, Array, Change, Plan, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
-from vditc.graph_passes.patterns import consumers, producer
+from vditc.graph_passes.patterns import consumers, only_reader, producer
 
 _NAME = re.compile(r"(.+)/(Mul_balance|Sub_shift)(_\d+)?")
 
@@ -111,7 +111,7 @@ def transformed_inputs(graph: ir.Graph) -> list[Transformed]:
             )
         if is_balance:
             before = producer(x, "Sub")
-            if before is not None and _NAME.fullmatch(before.name or "") and len(tuple(x.uses())) == 1 and not x.is_graph_output():
+            if before is not None and _NAME.fullmatch(before.name or "") and only_reader(x) is not None:
                 assert before.inputs[0] is not None
                 found.append(Transformed(match[1], before.inputs[0], (before, node), constant(before.inputs[1]), array))
             else:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from vditc.graph_passes.channel_change import Array, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.edits import inserted
 from vditc.graph_passes.epilogue import Epilogue, Term
 from vditc.graph_passes.patterns import quantized_matmuls
 from vditc.plugins.qlinear.op import MAX_RANK
@@ -58,10 +59,7 @@ def _rewrite(graph: ir.Graph, found: Epilogue, layer: str, constants: list[Term]
     total = found.start
 
     def op(kind: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
-        node = ir.node(kind, inputs, attributes, name=name)
-        node.outputs[0].name = node.name
-        graph.insert_before(last, node)
-        return node.outputs[0]
+        return inserted(graph, last, kind, inputs, name, **attributes)
 
     if constants:
         bias = _stored(graph, f"{layer}.bias.folded", sum(_wide(t.value) for t in constants))

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attentions
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.edits import remove_unread
 from vditc.graph_passes.element_types import element_types
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -76,6 +77,4 @@ def _replace(graph: ir.Graph, a: DecomposedAttention) -> None:
     for node in (a.product, a.softmax, a.masking, a.scores):
         if node is not None:
             graph.remove(node, safe=True)
-    for node in (a.scaling, a.transpose):
-        if node is not None and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-            graph.remove(node, safe=True)
+    remove_unread(graph, (a.scaling, a.transpose))

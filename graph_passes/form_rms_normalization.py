@@ -21,8 +21,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.edits import inserted, remove_unread
 from vditc.graph_passes.element_types import element_types
-from vditc.graph_passes.patterns import producer, rms_norms, small_constant, weight_like
+from vditc.graph_passes.patterns import only_reader, producer, rms_norms, small_constant, weight_like
 from vditc.graph_passes.ranks import ranks
 
 _FLOAT = ir.DataType.FLOAT
@@ -81,9 +82,7 @@ class _Norms:
             self.put(nodes, scaling, x, gain, epsilon)
         else:
             self.put(nodes, scaling, x, self.cast(gain, _FLOAT, scaling, f"{scaling.outputs[0].name}.gain"), epsilon)
-        for node in (rounding, *reversed(nodes), widened):
-            if node is not None and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-                self.graph.remove(node, safe=True)
+        remove_unread(self.graph, (rounding, *reversed(nodes), widened))
         return None
 
     def put(self, nodes: tuple[ir.Node, ...], scaling: ir.Node, x: ir.Value, gain: ir.Value, epsilon: float) -> None:
@@ -104,18 +103,14 @@ class _Norms:
 
     def cast(self, value: ir.Value, to: ir.DataType, before: ir.Node, name: str) -> ir.Value:
         """`value` as `to`."""
-        node = ir.node("Cast", [value], {"to": int(to)}, name=name)
-        node.outputs[0].name = name
-        self.graph.insert_before(before, node)
-        self.types[node.outputs[0]] = to
-        return node.outputs[0]
+        made = inserted(self.graph, before, "Cast", [value], name, to=int(to))
+        self.types[made] = to
+        return made
 
 
 def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:
     """The one node that reads what `node` gives, if it is of that type."""
-    value = node.outputs[0]
-    uses = tuple(value.uses())
-    reader = uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    reader = only_reader(node.outputs[0])
     return reader if reader is not None and reader.op_type == op_type else None
 
 

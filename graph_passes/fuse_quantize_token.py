@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from vditc.graph_passes.channel_change import Array, array_of, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.edits import inserted, remove_unread
 from vditc.graph_passes.patterns import blocked, consumers, producer, small_constant, weight_like
 from vditc.graph_passes.prologue import Prologue, Surroundings, UnfitError, of_channels
 from vditc.plugins.catalogue import attach_functions
@@ -128,10 +129,9 @@ class _Fusion:
             return value if value.dtype is ir.DataType.FLOAT and array.ndim == 1 and value.is_initializer() else self.stored(name, wide)
         if self.around.types.get(value) is ir.DataType.FLOAT:
             return value
-        node = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=name)
-        node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT
-        self.graph.insert_before(before, node)
-        return node.outputs[0]
+        made = inserted(self.graph, before, "Cast", [value], name, to=int(ir.DataType.FLOAT))
+        made.dtype = ir.DataType.FLOAT
+        return made
 
     def stored(self, name: str, array: Array) -> ir.Value:
         """A new initialiser."""
@@ -171,20 +171,10 @@ class _Fusion:
     def remove(self, nodes: list[ir.Node]) -> None:
         """Those of the nodes that nobody reads any more, and what fed them alone."""
         read = dict.fromkeys(v for node in nodes for v in node.inputs)
-        again = True
-        while again:
-            idle = [
-                n
-                for n in dict.fromkeys(nodes)
-                if n.graph is self.graph and not any(o.is_graph_output() or any(True for _ in o.uses()) for o in n.outputs)
-            ]
-            self.graph.remove(idle, safe=True)
-            again = bool(idle)
+        while remove_unread(self.graph, [n for n in dict.fromkeys(nodes) if n.graph is self.graph]):
+            pass
         for value in read:
-            if value is not None and (value.is_initializer() or ((before := value.producer()) is not None and before.graph is self.graph)):
-                forget(self.graph, value)
-                if (cast := producer(value, "Cast")) is not None and cast.graph is self.graph and not any(True for _ in value.uses()):
-                    self.graph.remove(cast, safe=True)
+            forget(self.graph, value)
 
 
 @dataclasses.dataclass(eq=False)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attentions
 from vditc.graph_passes.core import Pass, Refusal, Result
+from vditc.graph_passes.edits import cast_behind, remove_unread
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.spec import Spec
 
@@ -86,19 +87,11 @@ class _Casts:
         self.graph.insert_after(a.product, back)
         for value in (out, *(n.outputs[0] for n in a.inner)):
             value.type = ir.TensorType(_WIDE)
-        if not a.transpose.outputs[0].uses() and not a.transpose.outputs[0].is_graph_output():
-            self.graph.remove(a.transpose, safe=True)
+        remove_unread(self.graph, [a.transpose])
 
     def wide(self, value: ir.Value | None) -> ir.Value:
         """`value` in bfloat16, made once, right behind what computes it."""
         assert value is not None
         if value not in self.made:
-            node = ir.node("Cast", [value], {"to": int(_WIDE)}, name=f"{value.name}/bfloat16")
-            node.outputs[0].name = f"{value.name}.bfloat16"
-            node.outputs[0].type = ir.TensorType(_WIDE)
-            if (before := value.producer()) is not None:
-                self.graph.insert_after(before, node)
-            else:
-                self.graph.insert_before(self.graph[0], node)
-            self.made[value] = node.outputs[0]
+            self.made[value] = cast_behind(self.graph, value, _WIDE)
         return self.made[value]

@@ -25,8 +25,9 @@ import onnx_ir as ir
 
 from vditc.graph_passes.channel_change import constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
-from vditc.graph_passes.epilogue import Epilogue, only_reader
-from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, quantized_matmuls, small_constant
+from vditc.graph_passes.edits import remove_unread
+from vditc.graph_passes.epilogue import Epilogue
+from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, only_reader, quantized_matmuls, small_constant
 from vditc.graph_passes.ranks import ranks
 from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.plugins.catalogue import attach_functions
@@ -192,10 +193,9 @@ def _lower(graph: ir.Graph, layer: QuantizedMatMul, known: dict[ir.Value, int]) 
     end.replace_all_uses_with(made, replace_graph_outputs=True)
     read = dict.fromkeys(v for gone in (*found.nodes, layer.activation, layer.weight) for v in gone.inputs)
     graph.remove(found.nodes, safe=True)
-    graph.remove([n for n in (layer.activation, layer.weight) if not any(True for _ in n.outputs[0].uses())], safe=True)
+    remove_unread(graph, (layer.activation, layer.weight))
     for value in read:
-        if value is not None and (value.is_initializer() or (before := value.producer()) is None or before.graph is graph):
-            forget(graph, value)
+        forget(graph, value)
     made.name = end_name
     return op
 

@@ -27,6 +27,12 @@ def consumers(value: ir.Value, *op_types: str) -> list[ir.Node]:
     return list(dict.fromkeys(use.node for use in value.uses() if use.node.op_type in op_types))
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value, if it is the only one, reads it once, and the value is no output of the graph."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
 def small_constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     """The elements of a small initialiser."""
     if value is None or value.const_value is None or value.const_value.size > SMALL:

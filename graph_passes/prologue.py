@@ -12,7 +12,7 @@ from vditc.graph_passes.absorption import Absorption
 from vditc.graph_passes.channel_change import AbsorptionError, constant, label
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.fold_rotation import Rotation
-from vditc.graph_passes.patterns import activation_bits, by_step, producer, rms_norms, small_constant
+from vditc.graph_passes.patterns import activation_bits, by_step, only_reader, producer, rms_norms, small_constant
 from vditc.hadamard import factors
 from vditc.numerics import EPS
 from vditc.plugins.gelu import APPROXIMATE
@@ -354,7 +354,7 @@ def no_sylvester(rotation: Rotation) -> str:
     left, right = rotation.left, rotation.right
     if left is None or right is None or not (np.array_equal(left, wanted[0].T) and np.array_equal(right, wanted[1])):
         return f"it is rotated in blocks of {rotation.block}; QuantizeToken rotates blocks of {ROTATION} by Sylvester's matrix"
-    if any(len(tuple(n.outputs[0].uses())) != 1 or n.outputs[0].is_graph_output() for n in rotation.nodes[:-1]):
+    if any(only_reader(n.outputs[0]) is None for n in rotation.nodes[:-1]):
         return f"a part of the rotation {label(rotation.nodes[0])} is also read by others"
     return ""
 
