@@ -1,0 +1,108 @@
+// Runs a kernel's own source on the CPU: one fibre for each thread of a block, blocks one after another.
+//
+// Fibres change hands where threads of a warp or block meet (barriers, shuffles, ldmatrix, mma), so everything that such a meeting
+// hands over is computed as PTX ISA says. What it does not model: the order of asynchronous copies, conflicts of banks, memory
+// models and time. A block whose threads do not all come to a meeting ends in an error that says where they wait.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define VDITC_DEVICE inline
+#define VDITC_BOTH inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct uint2 {
+  uint32_t x, y;
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+using cudaStream_t = void*;
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fibre that runs
+
+namespace vditc {
+namespace emulator {
+
+// Runs `thread` once for every thread of every block; `shared` bytes of shared memory. Throws std::runtime_error where threads are stuck.
+void run(dim3 grid, int threads, size_t shared, const std::function<void(unsigned char*)>& thread);
+// The block's threads, or the warp's, wait for each other. `what` names the meeting in errors.
+void meet_block(const char* what);
+void meet_warp(const char* what);
+// A buffer of the warp for this meeting, where lane l owns 32 bytes at 32 l; what others read there is complete after `meet_warp`. Buffers of two
+// meetings in a row are different ones, so that a fast lane does not write over what a slow one has still to read.
+unsigned char* exchange();
+int lane();
+
+}  // namespace emulator
+
+inline void barrier() { emulator::meet_block("barrier"); }
+inline void warp_barrier() { emulator::meet_warp("warp_barrier"); }
+float shuffle_xor(float value, int mask);
+int shuffle_xor(int value, int mask);
+inline void copy_async(void* to, const void* from, bool valid) {
+  if (valid)
+    std::memcpy(to, from, 16);
+  else
+    std::memset(to, 0, 16);
+}
+inline void copy_commit() {}
+template <int newest>
+inline void copy_wait() {}
+void load_matrices(uint32_t (&out)[4], const void* row);
+void load_matrices_transposed(uint32_t (&out)[4], const void* row);
+void mma_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_s8_u8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_s4(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_s4_u4(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_fp16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+// Compiled with -ffp-contract=off.
+inline float multiply(float a, float b) { return a * b; }
+inline float add(float a, float b) { return a + b; }
+inline float subtract(float a, float b) { return a - b; }
+inline float divide(float a, float b) { return a / b; }
+inline float square_root(float a) { return std::sqrt(a); }
+inline float round_even(float a) { return std::nearbyint(a); }
+inline float from_int(int a) { return static_cast<float>(a); }
+inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
+inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
+
+inline float from_fp16(uint16_t bits) {
+  _Float16 half;
+  std::memcpy(&half, &bits, 2);
+  return static_cast<float>(half);
+}
+inline uint16_t to_fp16(float a) {
+  const auto half = static_cast<_Float16>(a);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+inline float from_bf16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float a;
+  std::memcpy(&a, &wide, 4);
+  return a;
+}
+inline uint16_t to_bf16(float a) {
+  uint32_t wide;
+  std::memcpy(&wide, &a, 4);
+  if (a != a) return static_cast<uint16_t>(wide >> 16 | 64);  // a NaN stays one
+  return static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
+}
+
+}  // namespace vditc
