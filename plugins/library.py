@@ -18,7 +18,7 @@ class KernelError(RuntimeError):
 class Rows(ctypes.Structure):
     """`vditc_rows`: row r reads row (r / inner) % count."""
 
-    _fields_ = [("inner", ctypes.c_int64), ("count", ctypes.c_int64)]  # noqa: RUF012 - ctypes
+    _fields_ = [("inner", ctypes.c_int64), ("count", ctypes.c_int64)]
 
 
 class Library:
@@ -54,5 +54,5 @@ class Library:
 def zeroed(structure: type[ctypes.Structure]) -> Any:
     """A struct whose first field, struct_bytes, is its size."""
     made = structure()
-    made.struct_bytes = ctypes.sizeof(structure)  # type: ignore[attr-defined]
+    made.struct_bytes = ctypes.sizeof(structure)
     return made
