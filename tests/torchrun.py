@@ -12,7 +12,7 @@ from command import Run
 
 import vditc
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vditc.__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(Path(vditc.__file__).parents[1])}
 
 
 def run(ranks: int, *arguments: str, launch: Sequence[str] = ()) -> Run:
