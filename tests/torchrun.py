@@ -35,7 +35,7 @@ def _start(ranks: int) -> list[str]:
 
 
 def _run(*command: str) -> Run:
-    """Once more where a process aborted: gloo's threads may let go of a tensor while Python does (pytorch/pytorch#190489), once in many runs."""
+    """Once more where a process aborted: rarely, threads of gloo let go of a tensor just when Python does (pytorch/pytorch#190489)."""
     for left in (1, 0):
         done = subprocess.run([sys.executable, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
         if not (left and "SIGABRT" in done.stderr):
