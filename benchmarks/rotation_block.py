@@ -3,9 +3,9 @@
     python benchmarks/rotation_block.py [--case CASE] [--tokens N] [--seeds N] [--out FILE] [--list]
 
 x [tokens, K] is Gaussian; a share of its channels is greater by a factor each has of its own (log-normal around `FACTOR`), and every token
-has a size of its own. The weights [256, K] are Gaussian. Both are rotated behind random signs as method quarot does it; weights are rounded per
-output channel, activations per token. `relative_error` is |y' - y| / |y| of the product in float64, the mean over the seeds. Cases
-are widths of Wan 2.1. Each line is one row, as JSON.
+has a size of its own. The weights [256, K] are Gaussian. Both are rotated behind random signs as method quarot does it; weights are
+rounded per output channel, activations per token. `relative_error` is |y' - y| / |y| of the product in float64, the mean over the seeds.
+Cases are widths of Wan 2.1. Each line is one row, as JSON.
 """
 
 from __future__ import annotations
