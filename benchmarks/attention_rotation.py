@@ -1,10 +1,10 @@
 """What a rotation within heads behind attention costs in quality, next to one of the whole width that is computed when the model runs.
 
-    python benchmarks/attention_rotation.py digits_latte viditq int4 int8 [--seed 1]
+    python benchmarks/attention_rotation.py digits_latte viditq int4 int8 [--seed 1] [--blocks]
 
 Mean squared error of the bundled model's outputs on the inputs of full-precision trajectories, every third step of 2 clips of 2 seeds, for
-`rotate_attention_output` "width" and "head", a line of JSON each. Weights are per output channel, with zero points; activations per
-token.
+`rotate_attention_output` "width" and "head", or with --blocks for `rotation_block` 0 and 256, a line of JSON each. Weights are per output
+channel, with zero points; activations per token.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main() -> None:
     for name in ("model", "method", "weight", "activation"):
         ask.add_argument(name)
     ask.add_argument("--seed", type=int, default=0, help="of the rotations' signs")
+    ask.add_argument("--blocks", action="store_true", help="rotations of the whole width and of 256 channels instead")
     args = ask.parse_args()
     opened = OpenedModel.open(ASSETS / args.model)
     exact = ReferenceModel(opened.adapter, opened.source, None)
@@ -63,8 +64,9 @@ def main() -> None:
                 return said
 
             sampled.sample(denoise, clip)
-    for mixes in (WIDTH, HEAD):
-        chosen = recipe(args.method, args.weight, args.activation, {"rotate_attention_output": mixes, "seed": args.seed})
+    varied = {"rotation_block": (0, 256)} if args.blocks else {"rotate_attention_output": (WIDTH, HEAD)}
+    for mixes in (m for values in varied.values() for m in values):
+        chosen = recipe(args.method, args.weight, args.activation, {next(iter(varied)): mixes, "seed": args.seed})
         with tempfile.TemporaryDirectory() as folder:
             out, work = Path(folder) / "calibration.safetensors", Path(folder) / "work"
             known = calibrate(opened.sampled(opened.prompted(PROMPTS, 0)), recipe=chosen, out=out, work=work, progress=SILENT)
