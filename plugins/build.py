@@ -180,8 +180,10 @@ def _settings(wanted: Wanted, cache: Path, sources: Path) -> tuple[dict[str, Any
     options = [
         f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}",
         f"-DCMAKE_CUDA_HOST_COMPILER={toolkit.cxx}",
-        f"-DCMAKE_CUDA_FLAGS=-L{toolkit.cudart}",  # nvcc of the wheels looks in lib64, which they have not
+        # nvcc of the wheels looks for libraries in lib64, which they have not; for another machine it looks in targets/.
+        f"-DCMAKE_CUDA_FLAGS={' '.join([f'-L{toolkit.cudart}', *(f'-isystem {folder}' for folder in toolkit.include)])}",
         f"-DVDITC_CUDART_DIR={toolkit.cudart}",
+        f"-DVDITC_CUDA_INCLUDE={';'.join(map(str, toolkit.include))}",
         f"-DVDITC_ARCHITECTURES={';'.join(wanted.architectures)}",
         f"-DCUTLASS_ROOT={cutlass or ''}",
         *cmake_host(wanted, toolkit),
@@ -264,10 +266,15 @@ def _run(command: list[str], log: Path, progress: Progress | None) -> None:
             if progress is not None and (step := re.match(r"\[\d+/\d+\] .*?([\w.]+)\.o$", line.strip())):
                 progress.note(f"{line.partition(']')[0]}] {step[1]}")
     if job.returncode:
-        said = log.read_text().strip().splitlines()
-        first = next((n for n, line in enumerate(said) if re.search(r"\berror\b|FAILED|CMake Error", line, re.IGNORECASE)), len(said) - 30)
-        words = "\n".join(said[max(first, 0) :][:30])
-        raise VditcError(found=words, wanted="sources that compile", where=" ".join(command[:2]), fix=f"see {log}")
+        raise VditcError(found=_complaint(log.read_text()), wanted="sources that compile", where=" ".join(command[:2]), fix=f"see {log}")
+
+
+def _complaint(said: str) -> str:
+    """The lines that say what is wrong, else the last ones; command lines left out."""
+    lines = [line for line in said.strip().splitlines() if line.strip() and "compile_log.py" not in line]
+    wrong = [n for n, line in enumerate(lines) if re.search(r"\berror\b|CMake Error|undefined reference", line, re.IGNORECASE)]
+    picked = sorted({m for n in wrong[:5] for m in range(n, min(n + 4, len(lines)))}) or range(max(len(lines) - 20, 0), len(lines))
+    return "\n".join(lines[n] for n in picked)
 
 
 def _keep(made: Path, kept: Path, made_of: dict[str, Any], digest: str) -> None:

@@ -27,6 +27,7 @@ class Toolkit:
     nvcc: Path
     version: str  # 13.0.88
     cudart: Path  # folder of libcudart_static.a of the machine that the library is for
+    include: tuple[Path, ...]  # folders of headers that nvcc does not find by itself
     cxx: str
     cxx_version: str
 
@@ -86,8 +87,10 @@ def find_toolkit(machine: str, cache: Path) -> Toolkit:
     nvcc = find_nvcc()
     version = _nvcc_version(nvcc)
     cxx = find_cxx(machine)
+    top = _top(nvcc)
+    include: tuple[Path, ...] = ()
     if machine == host_machine():
-        cudart = _cudart_beside(nvcc)
+        cudart = _cudart_beside(nvcc, top)
     else:
         major, minor, *_ = version.split(".")
         name = f"nvidia-cuda-runtime{'' if int(major) >= 13 else f'-cu{major}'}~={major}.{minor}.0"
@@ -95,7 +98,8 @@ def find_toolkit(machine: str, cache: Path) -> Toolkit:
             name, cache, machine=machine, instead=f"connect to PyPI once, or build on a {machine} machine that has the toolkit"
         )
         cudart = next(wheel.glob("nvidia/*/lib"))
-    return Toolkit(nvcc, version, cudart, cxx, _first_line([cxx, "--version"]))
+        include = (cudart.with_name("include"), top / "include", top / "include" / "cccl")
+    return Toolkit(nvcc, version, cudart, include, cxx, _first_line([cxx, "--version"]))
 
 
 def _first_line(command: list[str]) -> str:
@@ -112,14 +116,19 @@ def _nvcc_version(nvcc: Path) -> str:
     return found[0][1:]
 
 
-def _cudart_beside(nvcc: Path) -> Path:
-    """libcudart_static.a's folder of nvcc's own toolkit, which may lie behind a wrapper of nvcc."""
+def _top(nvcc: Path) -> Path:
+    """Folder of nvcc's own toolkit, which may lie behind a wrapper of nvcc."""
     run = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-E", "/dev/null"], capture_output=True, text=True)
-    top = re.search(r"^#\$ TOP=(.*)$", run.stderr, re.MULTILINE)
-    if top:
-        for folder in ("lib64", "lib", f"targets/{host_machine()}-linux/lib", "targets/sbsa-linux/lib"):
-            if (made := Path(top[1], folder)).joinpath("libcudart_static.a").is_file():
-                return made.resolve()
+    if found := re.search(r"^#\$ TOP=(.*)$", run.stderr, re.MULTILINE):
+        return Path(found[1]).resolve()
+    raise InputError(found=run.stderr.strip()[-300:], wanted="TOP of its toolkit", where=f"{nvcc} --dryrun", fix=INSTALL)
+
+
+def _cudart_beside(nvcc: Path, top: Path) -> Path:
+    """libcudart_static.a's folder."""
+    for folder in ("lib64", "lib", f"targets/{host_machine()}-linux/lib", "targets/sbsa-linux/lib"):
+        if (made := top / folder).joinpath("libcudart_static.a").is_file():
+            return made.resolve()
     raise InputError(found="no libcudart_static.a", wanted="the CUDA runtime as a static library", where=f"the toolkit of {nvcc}", fix=INSTALL)
 
 
