@@ -84,13 +84,18 @@ inline float from_int(int a) { return static_cast<float>(a); }
 inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
+#ifdef __aarch64__  // where g++ has _Float16 from version 13 on
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
 inline float from_fp16(uint16_t bits) {
-  _Float16 half;
+  Half half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
 }
 inline uint16_t to_fp16(float a) {
-  const auto half = static_cast<_Float16>(a);
+  const auto half = static_cast<Half>(a);
   uint16_t bits;
   std::memcpy(&bits, &half, 2);
   return bits;
