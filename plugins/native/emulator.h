@@ -85,17 +85,17 @@ inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
 #ifdef __aarch64__  // where g++ has _Float16 from version 13 on
-using Half = __fp16;
+using NativeHalf = __fp16;
 #else
-using Half = _Float16;
+using NativeHalf = _Float16;
 #endif
 inline float from_fp16(uint16_t bits) {
-  Half half;
+  NativeHalf half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
 }
 inline uint16_t to_fp16(float a) {
-  const auto half = static_cast<Half>(a);
+  const auto half = static_cast<NativeHalf>(a);
   uint16_t bits;
   std::memcpy(&bits, &half, 2);
   return bits;
