@@ -84,7 +84,12 @@ inline float from_int(int a) { return static_cast<float>(a); }
 inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
-inline float as_float(int bits) {
+inline uint32_t bits_of(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
   float a;
   std::memcpy(&a, &bits, 4);
   return a;

@@ -51,17 +51,19 @@ VDITC_DEVICE float read_float(const void* from, int64_t at, int type) {
 }
 
 VDITC_DEVICE float gelu(float x, bool tanh_form) {  // Hendrycks and Gimpel, arXiv 1606.08415
-  if (tanh_form) return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));  // sqrt(2 / pi)
-  return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));                                            // 1 / sqrt(2)
+  // No product and sum may be contracted, or tactics would differ in how their compilers see this.
+  const float half = multiply(0.5f, x);
+  if (!tanh_form) return multiply(half, add(1.0f, erff(multiply(x, 0.7071067811865476f))));  // 1 / sqrt(2)
+  const float cubed = multiply(multiply(multiply(0.044715f, x), x), x);
+  return multiply(half, add(1.0f, tanhf(multiply(0.7978845608028654f, add(x, cubed)))));  // sqrt(2 / pi)
 }
 
-// The row of a broadcast tensor that row m reads. 64-bit division is slow, so what needs none goes first.
-VDITC_DEVICE int64_t broadcast_row(const vditc_rows& rows, int64_t m) {
+// m / inner % count. Division of 64 bits is long: most tensors have fewer rows than 2^31.
+VDITC_DEVICE int64_t row_in(const vditc_rows& rows, int64_t m) {
   if (rows.count == 1) return 0;
   if (rows.inner == 1 && m < rows.count) return m;
-  if (((m | rows.inner | rows.count) >> 32) == 0)
-    return static_cast<uint32_t>(m) / static_cast<uint32_t>(rows.inner) % static_cast<uint32_t>(rows.count);
-  return m / rows.inner % rows.count;
+  if ((m | rows.inner | rows.count) >> 31) return m / rows.inner % rows.count;
+  return static_cast<uint32_t>(m) / static_cast<uint32_t>(rows.inner) % static_cast<uint32_t>(rows.count);
 }
 
 VDITC_DEVICE Row row_of(const Epilogue& e, int64_t m) {
@@ -70,8 +72,8 @@ VDITC_DEVICE Row row_of(const Epilogue& e, int64_t m) {
   for (int r = 0; r < MAX_RANK; ++r)
     if (r < e.rank) row.left[r] = e.left[m * e.rank + r];
   if (e.gate) {
-    row.gate = broadcast_row(e.gate_rows, m);
-    row.residual = broadcast_row(e.residual_rows, m);
+    row.gate = row_in(e.gate_rows, m);
+    row.residual = row_in(e.residual_rows, m);
   }
   return row;
 }

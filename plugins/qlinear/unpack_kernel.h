@@ -206,7 +206,7 @@ struct UnpackKernel {
       for (int i = 0; i < TILES_M; ++i)
 #pragma unroll
         for (int v = 0; v < 4; ++v) {
-          const float sum = multiply(subtract(as_float(sums[i][j][v]), ZERO), UNIT);
+          const float sum = multiply(subtract(float_of(static_cast<uint32_t>(sums[i][j][v])), ZERO), UNIT);
           totals[i][j][v] = add(totals[i][j][v], multiply(sum, scale[v % 2]));
         }
     }
