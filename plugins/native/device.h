@@ -6,6 +6,7 @@
 //     struct Arguments { ... };                          // plain data, passed by value
 //     static constexpr int THREADS = 128;                // of a block
 //     static constexpr int BLOCKS_PER_SM = 1;            // least number that the compiler keeps registers for
+//     static constexpr bool runs_on(int sm);             // only if it is not for every GPU: 10 major + minor
 //     static VDITC_DEVICE void run(const Arguments&, unsigned char* shared);
 //   };
 //
