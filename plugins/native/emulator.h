@@ -84,16 +84,6 @@ inline float from_int(int a) { return static_cast<float>(a); }
 inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
-inline uint32_t bits_of(float a) {
-  uint32_t bits;
-  std::memcpy(&bits, &a, 4);
-  return bits;
-}
-inline float float_of(uint32_t bits) {
-  float a;
-  std::memcpy(&a, &bits, 4);
-  return a;
-}
 inline float from_fp16(uint16_t bits) {
   _Float16 half;
   std::memcpy(&half, &bits, 2);
