@@ -7,36 +7,29 @@
 #include <cutlass/epilogue/collective/detail.hpp>
 #include <cutlass/gemm/gemm.h>
 
+#include "qlinear/cutlass_coordinates.h"
 #include "qlinear/cutlass_formal.h"
 #include "qlinear/epilogue_vector.h"
 
 namespace vditc::qlinear {
 
 struct Sm100Epilogue : FormalEpilogue {
-  static constexpr int SLICE = 32;  // columns that a thread has of its row at a time
+  static constexpr int SLICE = TMEM_COLUMNS;
   using CopyOpT2R = cute::SM100_TMEM_LOAD_32dp32b32x;
   using EpilogueTile = cute::Shape<cute::_128, cute::Int<SLICE>>;
   static constexpr int ThreadCount = 128;  // a row of the tile each
 
   CUTLASS_HOST_DEVICE Sm100Epilogue(const Params& params, SharedStorage&) : e(params) {}
 
-  // Tensor memory (128 rows, columns) as slices: (rows, SLICE, 1, slices).
-  template <class Sums>
-  CUTLASS_HOST_DEVICE static constexpr auto sliced(const Sums& sums) {
-    return cute::flat_divide(sums, EpilogueTile{});
-  }
-
   template <bool reuse = false, class Pipeline, class State, class Problem, class Tile, class Place, class Engine, class Layout>
-  CUTLASS_DEVICE auto operator()(Pipeline pipeline, State state, const Problem& problem, const Tile&, const Place& place,
+  CUTLASS_DEVICE auto operator()(Pipeline pipeline, State state, const Problem& problem, const Tile& tile, const Place& place,
                                  const cute::Tensor<Engine, Layout>& sums, SharedStorage&) {
     using namespace cute;
     static_assert(!reuse, "stages of accumulators that do not overlap");
-    const auto from = sliced(sums(make_coord(_, _), _0{}, _0{}));
+    const auto from = sm100_slices(sums(make_coord(_, _), _0{}, _0{}));
     const auto copy_slice = make_tmem_copy(CopyOpT2R{}, from(_, _, _0{}, _0{}));
     const auto thread = copy_slice.get_slice(threadIdx.x % ThreadCount);
-    const auto all = make_identity_tensor(make_shape(get<0>(problem), get<1>(problem)));
-    const auto block = sliced(local_tile(all, take<0, 2>(Tile{}), make_coord(get<0>(place), get<1>(place))));
-    const auto at = thread.partition_D(block);
+    const auto at = thread.partition_D(sm100_slices(tile_places(problem, tile, place)));
     const auto mine = thread.partition_S(from);
     static_assert(decltype(size(at(_, _, _, _0{}, _0{})))::value == SLICE, "one row a thread");
     constexpr int SLICES = decltype(size<3>(from))::value;

@@ -4,24 +4,11 @@
 #include <cutlass/epilogue/collective/detail.hpp>
 #include <cutlass/gemm/gemm.h>
 
+#include "qlinear/cutlass_coordinates.h"
 #include "qlinear/cutlass_formal.h"
 #include "qlinear/epilogue_vector.h"
 
 namespace vditc::qlinear {
-
-constexpr int SLICE = 4 * VECTOR;  // columns that the four lanes of a row finish together
-
-// A lane's place in slice 0 of a block of 64 rows, from the coordinates of its accumulators ((2 columns, 2 rows, groups of 8 columns), blocks, 1):
-// the row of half h, and the first of the eight columns it has after gather_group. `lane` is of the warp.
-template <class Coordinates>
-CUTLASS_DEVICE int64_t sm90_row(const Coordinates& at, int block, int half) {
-  return cute::get<0>(at(cute::make_coord(0, half, 0), block, 0));
-}
-template <class Coordinates>
-CUTLASS_DEVICE int sm90_column(const Coordinates& at, int lane) {
-  const int place = lane % 4;
-  return static_cast<int>(cute::get<1>(at(cute::make_coord(0, 0, 0), 0, 0))) - 2 * place + VECTOR * place;
-}
 
 // A copy that no compiler sees through: it would turn the comparisons of the epilogue back into a computed index, and registers into memory.
 CUTLASS_DEVICE int copied(int sum) {
@@ -41,19 +28,18 @@ struct Sm90Epilogue : FormalEpilogue {
   CUTLASS_DEVICE void operator()(const Problem& problem, const Tile& tile, const Place& place, const cute::Tensor<Engine, Layout>& sums,
                                  const TiledMma& mma, const Residue&, int thread, char*) {
     using namespace cute;
-    const auto all = make_identity_tensor(make_shape(get<0>(problem), get<1>(problem)));
-    const auto block = local_tile(all, take<0, 2>(Tile{}), make_coord(get<0>(place), get<1>(place)));
-    const auto at = mma.get_thread_slice(thread).partition_C(block);
+    const auto at = sm90_places(mma, problem, tile, place, thread);
     constexpr int BLOCKS = size<1>(Layout{}), SLICES = size<0, 2>(Layout{}) / 4;
     static_assert(size<0, 0>(Layout{}) == 2 && size<0, 1>(Layout{}) == 2 && size<2>(Layout{}) == 1, "a fragment of wgmma");
-    const int lane = thread % 32, first = sm90_column(at, lane);
+    static_assert(VECTOR == GROUP);
+    const int first = sm90_column(at, thread);
     // Rolled, as the code of a slice is long. Registers have no computed index: a slice's are copied out by comparing.
 #pragma unroll 1
     for (int b = 0; b < BLOCKS; ++b) {
       const Row rows[2] = {row_or_none(e, sm90_row(at, b, 0)), row_or_none(e, sm90_row(at, b, 1))};
 #pragma unroll 1
       for (int s = 0; s < SLICES; ++s) {
-        const int n = first + s * SLICE;
+        const int n = first + s * LANES_OF_ROW * GROUP;
         Sources sources[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) sources_of(e, rows[h], n, sources[h]);
@@ -71,7 +57,7 @@ struct Sm90Epilogue : FormalEpilogue {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           int mine[VECTOR];
-          gather_group(held[h], lane, mine);
+          gather_group(held[h], thread % LANES_OF_ROW, mine);
           finish_vector(e, rows[h], n, columns, sources[h], mine);
         }
       }
