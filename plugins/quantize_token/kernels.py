@@ -19,7 +19,7 @@ DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")  # by vditc_activation
 MAX_K = 32768  # channels that fit in the registers of a block
 BROADCAST = ("gain", "shift", "gate", "residual")
-_FLAGS = ("weight", "bias", "gain", "shift", "center", "balance", "total", "shares")
+_FLAGS = ("packed", "clip", "gated", "weight", "bias", "gain", "shift", "center", "balance", "total", "shares")
 _ALIGNED = 16
 
 
@@ -37,7 +37,23 @@ class Problem(ctypes.Structure):
     ]
 
 
-_POINTERS = ("x", "gate", "residual", "weight", "bias", "gain", "shift", "center", "balance", "clip", "given", "alpha", "codes", "scale", "total")
+_POINTERS = (
+    "x",
+    "gate",
+    "residual",
+    "weight",
+    "bias",
+    "gain",
+    "shift",
+    "center",
+    "balance",
+    "clip",
+    "given",
+    "alpha",
+    "codes",
+    "scale",
+    "total",
+)
 
 
 class Tensors(ctypes.Structure):
@@ -46,13 +62,11 @@ class Tensors(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in _POINTERS), ("share", ctypes.c_void_p * MAX_SHARES), ("sum", ctypes.c_void_p)]
 
 
-def problem(
-    op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str, Rows], packed: bool = False, gated: bool = False
-) -> Problem:
+def problem(op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str, Rows]) -> Problem:
     """For m tokens of k channels; `dtype` of x as `plugin_op.FLOATS` names them; `rows` of those of `BROADCAST` that the operator has."""
     made: Problem = zeroed(Problem)
     made.k, made.m, made.input, made.bits = k, m, tuple(FLOATS).index(dtype), op.bits
-    made.packed, made.gated, made.given, made.clip = packed, gated, op.scaled == "given", op.clip
+    made.given = op.scaled == "given"
     made.activation, made.norm, made.epsilon = ACTIVATIONS.index(op.activation), NORMS.index(op.norm), op.epsilon
     made.rotation = op.rotation
     for name in _FLAGS:
@@ -74,7 +88,7 @@ def launch(library: Library, made: Problem, addresses: Mapping[str, int], stream
 
 
 def rows_of(shape: tuple[int, ...], x: tuple[int, ...]) -> Rows:
-    """Which row of a broadcast tensor each token reads. ValueError where it is none of `vditc_rows`: axes that differ lie next to each other.
+    """Which row of a broadcast tensor each token reads. ValueError where no `vditc_rows` says it: axes that differ lie next to each other.
 
     Both shapes are [..., K]; one of fewer axes is meant with 1 in front.
     """
@@ -90,18 +104,17 @@ def rows_of(shape: tuple[int, ...], x: tuple[int, ...]) -> Rows:
     return Rows(inner, int(np.prod(own, dtype=np.int64)))
 
 
-def run(library: Library, op: QuantizeToken, given: Mapping[str, Array], *, packed: bool = False, gated: bool = False) -> dict[str, Array]:
+def run(library: Library, op: QuantizeToken, given: Mapping[str, Array]) -> dict[str, Array]:
     """The outputs by name, from inputs by name; `library` is the emulated one, which computes on host memory."""
     x = given["x"]
     *leading, k = x.shape
-    inputs = {name: _aligned(array) for name, array in given.items()}
-    shapes = {name: (*leading, 1) for name in (*op.outputs, "sum")} | {"codes": (*leading, k // 2 if packed else k), "sum": x.shape}
+    inputs = {name: _aligned(given[name]) for name in op.inputs}
+    shapes = {"codes": (*leading, k // 2 if op.packed else k), "sum": x.shape}
     kinds = {"codes": np.dtype(np.int8), "sum": x.dtype}
-    names = [*op.outputs, *(["sum"] if gated and "sum" not in op.outputs else [])]
-    outputs = {name: empty(shapes[name], kinds.get(name, np.dtype(np.float32))) for name in names}
-    rows = {name: rows_of(given[name].shape, x.shape) for name in BROADCAST if name in given}
+    outputs = {name: empty(shapes.get(name, (*leading, 1)), kinds.get(name, np.dtype(np.float32))) for name in op.outputs}
+    rows = {name: rows_of(given[name].shape, x.shape) for name in BROADCAST if name in op.inputs}
     dtype = next(name for name, found in DTYPES.items() if found == x.dtype)
-    made = problem(op, m=int(np.prod(leading, dtype=np.int64)), k=k, dtype=dtype, rows=rows, packed=packed, gated=gated)
+    made = problem(op, m=int(np.prod(leading, dtype=np.int64)), k=k, dtype=dtype, rows=rows)
     launch(library, made, {name: array.ctypes.data for name, array in (inputs | outputs).items()})
     return outputs
 

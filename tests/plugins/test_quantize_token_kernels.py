@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +16,13 @@ from hypothesis import strategies as st
 
 from vditc.plugins.emulated import emulated_library
 from vditc.plugins.library import KernelError, Library, Rows
-from vditc.plugins.packing import code_range
+from vditc.plugins.packing import code_range, unpack_tokens
 from vditc.plugins.quantize_token import kernels
 from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
 from vditc.plugins.quantize_token.reference import exact, quantize_token
 
 Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
 WIDTHS = (1024, 1152, 1536, 1920, 2048, 2304, 2560, 3072, 4096, 5120, 6144, 8960, 10240, 12288, 13824, 14336, 16384, 24576, 32768)
-BROADCAST = ("gain", "shift", "gate", "residual")
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +30,15 @@ def library() -> Library:
     return Library(emulated_library())
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """An operator, whether its codes are packed and x is gated, and its inputs by name."""
-
-    op: QuantizeToken
-    packed: bool = False
-    gated: bool = False
-    inputs: dict[str, Array]
-
-    def oracle(self) -> dict[str, Array]:
-        given = dict(self.inputs)
-        if self.gated:
-            products = given["gate"].astype(np.float32) * given["x"].astype(np.float32)
-            given["x"] = (given["residual"].astype(np.float32) + products).astype(given["x"].dtype)
-        out = quantize_token(self.op, *(given[name] for name in self.op.inputs))
-        return out | ({"sum": given["x"]} if self.gated else {})
-
-
-def unpacked(codes: Array) -> Array:
-    """[..., K / 2] -> [..., K]: byte i of a block of 32 channels has i in its low half and i + 16 in its high one."""
-    pairs = codes.reshape(*codes.shape[:-1], -1, 16)
-    halves = np.concatenate([pairs << np.int8(4) >> np.int8(4), pairs >> np.int8(4)], axis=-1)
-    return halves.reshape(*codes.shape[:-1], -1)
-
-
-def check(library: Library, case: Case) -> dict[str, Array]:
-    """Equal to the oracle, as exactly as it must be."""
-    op, given = case.op, case.inputs
-    found, wanted = kernels.run(library, op, given, packed=case.packed, gated=case.gated), case.oracle()
-    if case.packed:
-        assert found["codes"].shape == (*wanted["codes"].shape[:-1], wanted["codes"].shape[-1] // 2)
-        found["codes"] = unpacked(found["codes"])
+def check(library: Library, op: QuantizeToken, given: dict[str, Array]) -> dict[str, Array]:
+    """Equal to the oracle, as exactly as it must be. The outputs, with codes unpacked."""
+    found, wanted = kernels.run(library, op, given), quantize_token(op, *(given[name] for name in op.inputs))
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-    if case.gated:
+    if op.packed:
+        found["codes"], wanted["codes"] = unpack_tokens(found["codes"]), unpack_tokens(wanted["codes"])
+    if op.gated:
         assert found["sum"].tobytes() == wanted["sum"].tobytes()
     if exact(op):
         for name in {"codes", "scale", "total"} & wanted.keys():
@@ -103,21 +74,26 @@ def inputs(random: np.random.Generator, op: QuantizeToken, x: Array, shapes: dic
     """Random inputs beside x; `shapes` of those that are broadcast to it."""
     k = x.shape[-1]
     shapes = {"clip": (1,), "given": (), "alpha": (op.shares, k)} | shapes
-    made: dict[str, Array] = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in (*op.inputs[1:], *shapes)}
+    made: dict[str, Array] = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in op.inputs}
     made |= {"x": x, "clip": np.asarray([0.7], np.float32), "given": np.asarray(0.03, np.float32)}
-    return {name: made[name].astype(x.dtype) if name in ("gate", "residual") else made[name] for name in (*op.inputs, *shapes) if name in made}
+    if op.gated:
+        made["gate"] = made["gate"].clip(-1, 1).astype(x.dtype)  # no fp16 overflows
+        made["residual"] = made["residual"].astype(x.dtype)
+    return {name: made[name] for name in op.inputs}
 
 
 @st.composite
-def cases(draw: st.DrawFn, plain: bool = False) -> Case:
+def cases(draw: st.DrawFn, plain: bool = False) -> tuple[QuantizeToken, dict[str, Array]]:
     """An operator with any flags, and inputs for it. `plain`: without sums, so that everything is exact."""
-    flags = {name: draw(st.booleans()) for name in ("gain", "shift", "center", "balance", "total")}
+    flags = {name: draw(st.booleans()) for name in ("gated", "gain", "shift", "center", "balance", "total")}
     norm = "none" if plain else draw(st.sampled_from(["none", "layer", "rms"]))
     if norm != "none":
         flags |= {"weight": draw(st.booleans()), "bias": draw(st.booleans())}
     scaled = draw(st.sampled_from(["token", "token", "given"]))
+    bits = draw(st.sampled_from([8, 6, 4, 3]))
     options: dict[str, Any] = {
-        "bits": draw(st.sampled_from([8, 6, 4, 3])),
+        "bits": bits,
+        "packed": bits <= 4 and draw(st.booleans()),
         "norm": norm,
         "epsilon": 1e-5 if norm != "none" else 0.0,
         "activation": "none" if plain or norm != "none" else draw(st.sampled_from(["none", "none", "gelu", "gelu_tanh"])),
@@ -127,37 +103,35 @@ def cases(draw: st.DrawFn, plain: bool = False) -> Case:
         "shares": draw(st.integers(0, MAX_SHARES)),
     }
     op = QuantizeToken(**(options | flags))
-    packed = op.bits <= 4 and draw(st.booleans())
     if op.rotation:
         k = 256 * draw(st.integers(1, 13))
-    elif packed:
+    elif op.packed:
         k = 32 * draw(st.integers(1, 100))
     else:  # of few channels a norm or GELU may leave nothing but the rounding of what cancelled
         k = draw(st.one_of(st.integers(1 if exact(op) else 16, 70), st.integers(2, 400).map(lambda n: 8 * n), st.integers(2000, 2200)))
     leading = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-    gated = draw(st.booleans())
     shapes = {}
-    for name in BROADCAST:
-        if getattr(op, name, gated and name in ("gate", "residual")):
+    for name in kernels.BROADCAST:
+        if name in op.inputs:
             first = draw(st.integers(0, len(leading)))
             last = draw(st.integers(first, len(leading)))
             shapes[name] = (*(size if first <= i < last else 1 for i, size in enumerate(leading)), k)
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x = tokens(random, leading, k, kernels.DTYPES[draw(st.sampled_from(list(kernels.DTYPES)))])
-    return Case(op=op, packed=packed, gated=gated, inputs=inputs(random, op, x, shapes))
+    return op, inputs(random, op, x, shapes)
 
 
 @settings(max_examples=250, deadline=None)
 @given(cases())
-def test_kernel_is_the_oracle(library: Library, case: Case) -> None:
-    check(library, case)
+def test_kernel_is_the_oracle(library: Library, case: tuple[QuantizeToken, dict[str, Array]]) -> None:
+    check(library, *case)
 
 
 @settings(max_examples=100, deadline=None)
 @given(cases(plain=True))
-def test_codes_are_exact_without_sums(library: Library, case: Case) -> None:
-    assert exact(case.op)
-    check(library, case)
+def test_codes_are_exact_without_sums(library: Library, case: tuple[QuantizeToken, dict[str, Array]]) -> None:
+    assert exact(case[0])
+    check(library, *case)
 
 
 @pytest.mark.parametrize("k", [*WIDTHS, 1153, 5124, 32767])
@@ -168,13 +142,10 @@ def test_widths(library: Library, k: int) -> None:
     modulated: dict[str, Any] = {"norm": "layer", "epsilon": 1e-6, "gain": True, "shift": True, "total": True}
     variants: list[dict[str, Any]] = [{"total": True}, modulated, modulated | {"balance": True, "shares": 2, "bits": 4}]
     variants += [{"activation": "gelu_tanh"}, *([modulated | {"rotation": 256, "shares": 1}] if k % 256 == 0 else [])]
-    for options in variants:
-        op = QuantizeToken(**options)
-        packed = op.bits == 4 and k % 32 == 0
-        shapes = {name: (2, 1, k) for name in ("gain", "shift") if getattr(op, name)}
-        check(library, Case(op=op, packed=packed, inputs=inputs(random, op, x, shapes)))
-        gated = shapes | {"gate": (2, 1, k), "residual": (2, 3, k)}
-        check(library, Case(op=op, packed=packed, gated=True, inputs=inputs(random, op, x, gated)))
+    shapes = {"gain": (2, 1, k), "shift": (2, 1, k), "gate": (2, 1, k), "residual": (2, 3, k)}
+    for options, gated in itertools.product(variants, (False, True)):
+        op = QuantizeToken(**options, gated=gated, packed=options.get("bits") == 4 and k % 32 == 0)
+        check(library, op, inputs(random, op, x, shapes))
 
 
 @pytest.mark.parametrize("leading", [(0,), (2, 0, 3), (1,), (5,)])
@@ -184,7 +155,7 @@ def test_few_tokens(library: Library, leading: tuple[int, ...], k: int) -> None:
     random = np.random.default_rng(0)
     op = QuantizeToken(norm="rms", epsilon=1e-6, gain=True, total=True)
     x = random.standard_normal((*leading, k)).astype(np.float16)
-    check(library, Case(op=op, inputs=inputs(random, op, x, {"gain": (k,)})))
+    check(library, op, inputs(random, op, x, {"gain": (k,)}))
 
 
 @settings(max_examples=30, deadline=None)
@@ -220,7 +191,7 @@ def test_quotients_are_those_of_ieee(library: Library, seed: int, exponent: int,
         x = np.concatenate([near, anything])
         x = x[np.isfinite(x)][None]
         op = QuantizeToken(bits=bits, scaled="given", total=True)
-        check(library, Case(op=op, inputs={"x": x, "given": np.asarray(scale)}))
+        check(library, op, {"x": x, "given": np.asarray(scale)})
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 3])
@@ -237,7 +208,7 @@ def test_what_is_no_number_stays_in_its_token(library: Library, k: int, options:
     random = np.random.default_rng(0)
     op = QuantizeToken(**options)
     x = random.standard_normal((6, k)).astype(np.float16)
-    good = check(library, Case(op=op, inputs={"x": x}))
+    good = check(library, op, {"x": x})
     x[2, k // 2] = np.nan
     out = kernels.run(library, op, {"x": x})
     others = [0, 1, 3, 4, 5]
@@ -252,17 +223,16 @@ def test_a_mean_that_float32_cannot_hold(library: Library) -> None:
     x[1] = 1e6 / 3
     x[2] = 1000 + 0.1 * np.random.default_rng(0).standard_normal(1152)
     op = QuantizeToken(norm="layer", epsilon=1e-6)
-    out = check(library, Case(op=op, inputs={"x": x}))
+    out = check(library, op, {"x": x})
     assert not out["codes"][:2].any()
 
 
-def small(**options: Any) -> tuple[kernels.Problem, dict[str, Array]]:
+def small() -> tuple[kernels.Problem, dict[str, Array]]:
     """A problem of two tokens of 64 channels with everything, and its tensors."""
-    op = QuantizeToken(**({"bits": 4, "gain": True, "shift": True, "clip": True, "total": True, "shares": 2} | options))
-    rows = dict.fromkeys(BROADCAST, Rows(1, 1))
-    made = kernels.problem(op, m=2, k=64, dtype="fp16", rows=rows, packed=True, gated=True)
-    names = (*op.inputs, *op.outputs, "gate", "residual", "sum")
-    tensors = {name: kernels.empty((2, 64), np.dtype(np.float32)) for name in names}
+    op = QuantizeToken(bits=4, gain=True, shift=True, clip=True, total=True, shares=2, packed=True, gated=True)
+    rows = dict.fromkeys(kernels.BROADCAST, Rows(1, 1))
+    made = kernels.problem(op, m=2, k=64, dtype="fp16", rows=rows)
+    tensors = {name: kernels.empty((2, 64), np.dtype(np.float32)) for name in (*op.inputs, *op.outputs)}
     for tensor in tensors.values():
         tensor[...] = 0
     return made, tensors
