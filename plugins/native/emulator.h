@@ -55,6 +55,7 @@ inline void barrier() { emulator::meet_block("barrier"); }
 inline void warp_barrier() { emulator::meet_warp("warp_barrier"); }
 float shuffle_xor(float value, int mask);
 int shuffle_xor(int value, int mask);
+bool any_of_warp(bool yes);
 inline void copy_async(void* to, const void* from, bool valid) {
   if (valid)
     std::memcpy(to, from, 16);
@@ -84,6 +85,16 @@ inline float from_int(int a) { return static_cast<float>(a); }
 inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
+inline float float_of_bits(int bits) {
+  float a;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
+inline float power_of_two(float a) {
+  const float result = std::exp2(a);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+
 inline float from_fp16(uint16_t bits) {
   _Float16 half;
   std::memcpy(&half, &bits, 2);
@@ -107,5 +118,7 @@ inline uint16_t to_bf16(float a) {
   if (a != a) return static_cast<uint16_t>(wide >> 16 | 64);  // a NaN stays one
   return static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
 }
+inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | static_cast<uint32_t>(to_fp16(high)) << 16; }
+inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
 
 }  // namespace vditc
