@@ -226,12 +226,12 @@ struct Attention {
     block.load(0, true);
     block.take_queries();
     float out[TILES][WIDTH / 8][4];
-    float top[TILES][2], total[TILES][2];  // of each row so far: the greatest score, this thread's part of the sum of weights
+    float zero[TILES][2], total[TILES][2];  // of each row so far: where a weight is 1, this thread's part of the sum of weights
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        top[t][r] = -INFINITY;
+        zero[t][r] = -INFINITY;
         total[t][r] = 0;
       }
 #pragma unroll
@@ -253,7 +253,7 @@ struct Attention {
         block.multiply_keys(sums, stage, start);
         float scores[TILES][GROUPS][4];
         score(scores, sums, block, stage, start, left);
-        weigh(scores, top, total, out, block);
+        weigh(scores, zero, total, out, block);
         add_values(out, scores, stage + Shape::V_AT, start, lane);
       }
     }
@@ -293,7 +293,7 @@ struct Attention {
   }
 
   // Scores to weights relative to the greatest score so far, and what there is already to the same (FlashAttention-2, equation 4 ff.).
-  static VDITC_DEVICE void weigh(float (&scores)[TILES][GROUPS][4], float (&top)[TILES][2], float (&total)[TILES][2],
+  static VDITC_DEVICE void weigh(float (&scores)[TILES][GROUPS][4], float (&zero)[TILES][2], float (&total)[TILES][2],
                                  float (&out)[TILES][WIDTH / 8][4], const Work& block) {
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
@@ -305,16 +305,16 @@ struct Attention {
         for (int g = 0; g < GROUPS; ++g) most = fmaxf(most, fmaxf(scores[t][g][2 * r], scores[t][g][2 * r + 1]));
         most = fmaxf(most, shuffle_xor(most, 1));
         most = fmaxf(most, shuffle_xor(most, 2));
-        now[r] = fmaxf(top[t][r], MASKED ? most : most * block.factor[t][r]);
+        most = MASKED ? most - Element::LIFT : fmaf(most, block.factor[t][r], -Element::LIFT);
+        now[r] = fmaxf(zero[t][r], most);
       }
-      const float zero[2] = {now[0] - Element::LIFT, now[1] - Element::LIFT};  // where a weight is 1
       // The greatest score moves in the first tiles and seldom later.
-      if (any_of_warp(now[0] != top[t][0] || now[1] != top[t][1])) {
-        const float shrunk[2] = {power_of_two(top[t][0] - now[0]), power_of_two(top[t][1] - now[1])};
+      if (any_of_warp(now[0] != zero[t][0] || now[1] != zero[t][1])) {
+        const float shrunk[2] = {power_of_two(zero[t][0] - now[0]), power_of_two(zero[t][1] - now[1])};
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           total[t][r] *= shrunk[r];
-          top[t][r] = now[r];
+          zero[t][r] = now[r];
         }
 #pragma unroll
         for (int g = 0; g < WIDTH / 8; ++g)
@@ -326,7 +326,7 @@ struct Attention {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float x = scores[t][g][i];
-          const float weight = power_of_two(MASKED ? x - zero[i / 2] : fmaf(x, block.factor[t][i / 2], -zero[i / 2]));
+          const float weight = power_of_two(MASKED ? x - zero[t][i / 2] : fmaf(x, block.factor[t][i / 2], -zero[t][i / 2]));
           total[t][i / 2] += weight;
           scores[t][g][i] = weight;
         }
