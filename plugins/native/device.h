@@ -12,6 +12,7 @@
 //
 // `launch.h` starts it. Shared memory is one piece of bytes, aligned to 128; its size is said at the launch.
 #pragma once
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
