@@ -27,8 +27,8 @@ from vditc.plugins.wheels import cache_home
 
 SMALL = Wanted.of("x86_64", ["80"], cutlass=False)
 MEGABYTES = 8  # of the whole library, so that a bundle for each platform stays small beside its weights
-# Bytes of a thread's stack. CUTLASS's visitor keeps what it reads of an epilogue there, QuantizeToken rows that are wider than registers; loops over
-# inputs of products use none.
+# Bytes of a thread's stack. CUTLASS's visitor keeps what it reads of an epilogue there, QuantizeToken rows that are wider than registers;
+# loops over inputs of products use none.
 STACK = {"cutlass": 1024, "vditc::quantize_token": 1040}
 
 
