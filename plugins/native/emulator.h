@@ -37,10 +37,13 @@ namespace vditc {
 namespace emulator {
 
 // Runs `thread` once for every thread of every block; `shared` bytes of shared memory. Throws std::runtime_error where threads are stuck.
+// One launch at a time: calls from other threads of the process wait.
 void run(dim3 grid, int threads, size_t shared, const std::function<void(unsigned char*)>& thread);
 // The block's threads, or the warp's, wait for each other. `what` names the meeting in errors.
 void meet_block(const char* what);
 void meet_warp(const char* what);
+// As meet_warp; the last lane that arrives calls `compute` with the warp's buffer before any lane goes on.
+void meet_warp(const char* what, void (*compute)(unsigned char*));
 // A buffer of the warp for this meeting, where lane l owns 32 bytes at 32 l; what others read there is complete after `meet_warp`. Buffers of two
 // meetings in a row are different ones, so that a fast lane does not write over what a slow one has still to read.
 unsigned char* exchange();
@@ -52,6 +55,7 @@ inline void barrier() { emulator::meet_block("barrier"); }
 inline void warp_barrier() { emulator::meet_warp("warp_barrier"); }
 float shuffle_xor(float value, int mask);
 int shuffle_xor(int value, int mask);
+bool any_of_warp(bool yes);
 inline void copy_async(void* to, const void* from, bool valid) {
   if (valid)
     std::memcpy(to, from, 16);
@@ -81,13 +85,37 @@ inline float from_int(int a) { return static_cast<float>(a); }
 inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
+inline uint32_t bits_of(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float a;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
+inline float float_of_bits(int bits) {
+  float a;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
+inline float power_of_two(float a) {
+  const float result = std::exp2(a);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+#ifdef __aarch64__  // where g++ has _Float16 from version 13 on
+using NativeHalf = __fp16;
+#else
+using NativeHalf = _Float16;
+#endif
 inline float from_fp16(uint16_t bits) {
-  _Float16 half;
+  NativeHalf half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
 }
 inline uint16_t to_fp16(float a) {
-  const auto half = static_cast<_Float16>(a);
+  const auto half = static_cast<NativeHalf>(a);
   uint16_t bits;
   std::memcpy(&bits, &half, 2);
   return bits;
@@ -104,5 +132,11 @@ inline uint16_t to_bf16(float a) {
   if (a != a) return static_cast<uint16_t>(wide >> 16 | 64);  // a NaN stays one
   return static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
 }
+inline uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t word, int i) { return from_bf16(static_cast<uint16_t>(word >> (16 * i))); };
+  return static_cast<uint32_t>(to_bf16(half(a, 0) - half(b, 0))) | static_cast<uint32_t>(to_bf16(half(a, 1) - half(b, 1))) << 16;
+}
+inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | static_cast<uint32_t>(to_fp16(high)) << 16; }
+inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
 
 }  // namespace vditc
