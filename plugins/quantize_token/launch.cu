@@ -8,7 +8,7 @@ namespace vditc::quantize_token {
 namespace {
 
 constexpr int64_t MAX_M = (int64_t{1} << 31) - 1;  // blocks of a grid
-constexpr int WIDEST = 8;                          // vectors of a thread
+constexpr int WIDEST = 32;                         // vectors of a thread
 constexpr int MAX_K = WIDEST * LANES * WIDTH * MAX_WARPS;
 
 struct Named {
@@ -78,17 +78,18 @@ Status start(const Arguments& a, cudaStream_t stream) {
 // Warps of a token and vectors of a thread: as few places as hold the token; of two ways the one with fewer warps.
 Status start(Arguments& a, bool rotated, cudaStream_t stream) {
   const int pieces = (a.vectors + LANES - 1) / LANES;  // vectors of a whole warp
-  const auto warps = [&](int vectors) { return (pieces + vectors - 1) / vectors; };
-  int chosen = WIDEST;
-  if (a.k % WIDTH == 0)
-    for (const int vectors : {4, 5, 6})
-      if (warps(vectors) <= MAX_WARPS && (chosen == WIDEST || warps(vectors) * vectors <= warps(chosen) * chosen)) chosen = vectors;
-  a.warps = warps(chosen);
-  if (a.k % WIDTH) return start<WIDEST, false, false>(a, stream);
-  if (chosen == 4) return rotated ? start<4, true, true>(a, stream) : start<4, false, true>(a, stream);
-  if (chosen == 5) return rotated ? start<5, true, true>(a, stream) : start<5, false, true>(a, stream);
-  if (chosen == 6) return rotated ? start<6, true, true>(a, stream) : start<6, false, true>(a, stream);
-  return rotated ? start<WIDEST, true, true>(a, stream) : start<WIDEST, false, true>(a, stream);
+  const int four = (pieces + 3) / 4, six = (pieces + 5) / 6, widest = (pieces + WIDEST - 1) / WIDEST;
+  const bool fits_four = four <= Kernel<4, false, true>::WARPS, fits_six = six <= Kernel<6, false, true>::WARPS;
+  if (a.k % WIDTH || (!fits_four && !fits_six)) {
+    a.warps = widest;
+    return rotated ? start<WIDEST, true, false>(a, stream) : start<WIDEST, false, false>(a, stream);
+  }
+  if (fits_six && (!fits_four || 6 * six <= 4 * four)) {
+    a.warps = six;
+    return rotated ? start<6, true, true>(a, stream) : start<6, false, true>(a, stream);
+  }
+  a.warps = four;
+  return rotated ? start<4, true, true>(a, stream) : start<4, false, true>(a, stream);
 }
 
 Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_token_tensors* tensors, cudaStream_t stream) {
