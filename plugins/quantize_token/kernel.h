@@ -1,6 +1,6 @@
 // The kernel of vditc.QuantizeToken: plugins/quantize_token/op.py says what it computes, in this order.
 //
-// A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32. A warp has VECTORS times 256
+// A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32 (ROLLED: in local memory). A warp has VECTORS times 256
 // channels one behind the other, a lane 8 of each 256: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and a block has four
 // of them; of more warps, each reduction (sum, moments, greatest value, sums of codes) is one exchange through shared memory.
 #pragma once
@@ -47,7 +47,9 @@ struct Arguments {  // pointers are null where the problem leaves something out
   int high;        // the greatest code
   int shares;
   int packed;
+  int rotated;
   float epsilon;
+  float part;      // of one channel in a mean: 1 / k
 };
 
 VDITC_DEVICE uint32_t quotient(uint32_t n, Divisor divisor) {
@@ -67,12 +69,13 @@ struct Greater {
 };
 
 // WHOLE: k is a multiple of 8, so that all vectors are aligned and full; otherwise elements are read and written one by one, and any k fits.
-template <int VECTORS, bool ROTATED, bool WHOLE>
+template <int VECTORS, int MOST_WARPS, bool WHOLE>
 struct Kernel {
   using Arguments = quantize_token::Arguments;
-  static constexpr int WARPS = VECTORS == 6 ? 12 : MAX_WARPS;  // of a token at most
+  static constexpr int VECTORS_OF_A_THREAD = VECTORS;
+  static constexpr int WARPS = MOST_WARPS;  // of a token
   static constexpr int THREADS = LANES * WARPS;
-  static constexpr int BLOCKS_PER_SM = WHOLE ? 2 : 1;  // leaves a thread 64 registers for 4 vectors, 80 for 6
+  static constexpr int BLOCKS_PER_SM = WARPS < MAX_WARPS ? 2 : 1;
   static constexpr bool ROLLED = !WHOLE;               // loops over vectors, which then lie in local memory: little code
   static constexpr int UNROLLED = ROLLED ? 1 : VECTORS;
 
@@ -109,7 +112,7 @@ struct Kernel {
     if (a.shift) with(a.shift, row_of(a.shift_rows, row), add);
     if (a.center) with(a.center, 0, subtract);
     if (a.balance) with(a.balance, 0, multiply);
-    if (ROTATED) rotate();
+    if (a.rotated) rotate();
     quantize(a.given ? *a.given : scale());
   }
 
@@ -184,11 +187,10 @@ struct Kernel {
 
   // Two rounds: of x - mean the mean once more, since that of x is rounded. A token of equal numbers becomes zeros, as it must.
   VDITC_DEVICE void layer_norm() {
-    const float k = from_int(a.k);
     float sum[1] = {0.0f};
     all([&](float x) { return sum[0] += x, x; });
     reduce<Plus>(sum, SUM, 0.0f);
-    const float mean = divide(sum[0], k);
+    const float mean = multiply(sum[0], a.part);
     float moments[2] = {0.0f, 0.0f};
     each([&](int j) {
 #pragma unroll
@@ -200,9 +202,9 @@ struct Kernel {
       }
     });
     reduce<Plus>(moments, MOMENTS, 0.0f);
-    const float rest = divide(moments[0], k);
-    const float variance = larger(subtract(divide(moments[1], k), multiply(rest, rest)), 0.0f);
-    const float factor = divide(1.0f, square_root(add(variance, a.epsilon)));
+    const float rest = multiply(moments[0], a.part);
+    const float variance = larger(subtract(multiply(moments[1], a.part), multiply(rest, rest)), 0.0f);
+    const float factor = rsqrtf(add(variance, a.epsilon));
     each([&](int j) {
 #pragma unroll
       for (int e = 0; e < WIDTH; ++e) v[j][e] = there(j, e) ? multiply(subtract(v[j][e], rest), factor) : 0.0f;
@@ -213,7 +215,7 @@ struct Kernel {
     float squares[1] = {0.0f};
     all([&](float x) { return squares[0] = fused(x, x, squares[0]), x; });
     reduce<Plus>(squares, SUM, 0.0f);
-    const float factor = divide(1.0f, square_root(add(divide(squares[0], from_int(a.k)), a.epsilon)));
+    const float factor = rsqrtf(fused(squares[0], a.part, a.epsilon));
     all([&](float x) { return multiply(x, factor); });
   }
 
@@ -312,7 +314,7 @@ struct Kernel {
 
   // The first of the four channels next to each other that elements 4 h ... of vector j are.
   VDITC_DEVICE int channel(int j, int h) const {
-    return (ROTATED ? (first - lane) * WIDTH + 128 * h + 4 * lane : first * WIDTH + 4 * h) + LANES * WIDTH * j;
+    return (a.rotated ? (first - lane) * WIDTH + 128 * h + 4 * lane : first * WIDTH + 4 * h) + LANES * WIDTH * j;
   }
 
   // ---- codes ------------------------------------------------------------------------------------------------------------------------
@@ -410,8 +412,9 @@ struct Kernel {
   VDITC_DEVICE int8_t* first_code() const {
     const int64_t at = static_cast<int64_t>(row) * a.k;
     if (!a.packed) return a.codes + at + channel(0, 0);
-    const int upper = lane & APART, word = ROTATED ? lane % 4 : 2 * (lane % 2) + (upper != 0);
-    return a.codes + at / 2 + channel(0, ROTATED && upper) / 32 * 16 + 4 * word;
+    const bool upper = lane & apart();
+    const int word = a.rotated ? lane % 4 : 2 * (lane % 2) + upper;
+    return a.codes + at / 2 + channel(0, a.rotated && upper) / 32 * 16 + 4 * word;
   }
 
   VDITC_DEVICE void write_codes(int8_t* codes, int j, uint32_t low, uint32_t high) {
@@ -419,7 +422,7 @@ struct Kernel {
 #pragma unroll
       for (int e = 0; e < WIDTH; ++e)
         if (there(j, e)) codes[channel(j, e / 4) - channel(0, 0) + e % 4] = static_cast<int8_t>((e < 4 ? low : high) >> (8 * (e % 4)));
-    } else if (ROTATED) {
+    } else if (a.rotated) {
       if (there(j)) *reinterpret_cast<uint32_t*>(codes + offset(j)) = low;
       if (there(j)) *reinterpret_cast<uint32_t*>(codes + offset(j) + 128) = high;
     } else {
@@ -428,10 +431,10 @@ struct Kernel {
   }
 
   // Byte b of a block of 32 channels holds channels b and b + 16. They lie in lanes 2 apart, rotated 4 apart, which exchange a word.
-  static constexpr int APART = ROTATED ? 4 : 2;
+  VDITC_DEVICE int apart() const { return a.rotated ? 4 : 2; }
   VDITC_DEVICE void write_packed(int8_t* codes, int j, uint32_t low, uint32_t high) {
-    const bool upper = lane & APART;
-    const auto other = static_cast<uint32_t>(shuffle_xor(static_cast<int>(upper ? low : high), APART));
+    const bool upper = lane & apart();
+    const auto other = static_cast<uint32_t>(shuffle_xor(static_cast<int>(upper ? low : high), apart()));
     const uint32_t first_half = upper ? other : low, second_half = upper ? high : other;
     const uint32_t bytes = (first_half & 0x0f0f0f0fu) | (second_half & 0x0f0f0f0fu) << 4;
     if (there(j)) *reinterpret_cast<uint32_t*>(codes + offset(j) / 2) = bytes;

@@ -8,8 +8,7 @@ namespace vditc::quantize_token {
 namespace {
 
 constexpr int64_t MAX_M = (int64_t{1} << 31) - 1;  // blocks of a grid
-constexpr int WIDEST = 32;                         // vectors of a thread
-constexpr int MAX_K = WIDEST * LANES * WIDTH * MAX_WARPS;
+constexpr int MAX_K = 1 << 17;                     // of more, sums of codes are no exact float32 numbers
 
 struct Named {
   const char* name;
@@ -68,28 +67,33 @@ RowMap row_map(const vditc_rows& rows) {  // rows are fewer than 2^31: a greater
   return {divisor(inner), divisor(count), static_cast<uint32_t>(count)};
 }
 
-template <int VECTORS, bool ROTATED, bool WHOLE>
-Status start(const Arguments& a, cudaStream_t stream) {
-  const bool single = a.warps == 1;
-  const auto blocks = static_cast<unsigned>(single ? (static_cast<int64_t>(a.m) + SINGLES - 1) / SINGLES : a.m);
-  return launch<Kernel<VECTORS, ROTATED, WHOLE>>(dim3(blocks), LANES * (single ? SINGLES : a.warps), SHARED, stream, a);
+// The instances: of 72 and 96 registers where two blocks of the widest tokens fit, then wider ones; the last for any k.
+using Short = Kernel<4, 14, true>;
+using Long = Kernel<6, 10, true>;
+using Wide = Kernel<6, MAX_WARPS, true>;
+using Any = Kernel<MAX_K / (WIDTH * LANES * MAX_WARPS), MAX_WARPS, false>;
+
+template <class Instance>
+int warps(const Arguments& a) {  // of a token
+  const int held = LANES * Instance::VECTORS_OF_A_THREAD;
+  return (a.vectors + held - 1) / held;
 }
 
-// Warps of a token and vectors of a thread: as few places as hold the token; of two ways the one with fewer warps.
-Status start(Arguments& a, bool rotated, cudaStream_t stream) {
-  const int pieces = (a.vectors + LANES - 1) / LANES;  // vectors of a whole warp
-  const int four = (pieces + 3) / 4, six = (pieces + 5) / 6, widest = (pieces + WIDEST - 1) / WIDEST;
-  const bool fits_four = four <= Kernel<4, false, true>::WARPS, fits_six = six <= Kernel<6, false, true>::WARPS;
-  if (a.k % WIDTH || (!fits_four && !fits_six)) {
-    a.warps = widest;
-    return rotated ? start<WIDEST, true, false>(a, stream) : start<WIDEST, false, false>(a, stream);
-  }
-  if (fits_six && (!fits_four || 6 * six <= 4 * four)) {
-    a.warps = six;
-    return rotated ? start<6, true, true>(a, stream) : start<6, false, true>(a, stream);
-  }
-  a.warps = four;
-  return rotated ? start<4, true, true>(a, stream) : start<4, false, true>(a, stream);
+template <class Instance>
+Status start(Arguments& a, cudaStream_t stream) {
+  a.warps = warps<Instance>(a);
+  const bool single = a.warps == 1;
+  const auto blocks = static_cast<unsigned>(single ? (static_cast<int64_t>(a.m) + SINGLES - 1) / SINGLES : a.m);
+  return launch<Instance>(dim3(blocks), LANES * (single ? SINGLES : a.warps), SHARED, stream, a);
+}
+
+Status start(Arguments& a, cudaStream_t stream) {
+  const int in_short = warps<Short>(a), in_long = warps<Long>(a);
+  if (a.k % WIDTH || warps<Wide>(a) > Wide::WARPS) return start<Any>(a, stream);
+  if (in_short > Short::WARPS && in_long > Long::WARPS) return start<Wide>(a, stream);
+  // Where both hold the token, the one with fewer places that stay empty; of equal ones that with fewer warps.
+  const bool less = Long::VECTORS_OF_A_THREAD * in_long <= Short::VECTORS_OF_A_THREAD * in_short;
+  return in_short > Short::WARPS || (less && in_long <= Long::WARPS) ? start<Long>(a, stream) : start<Short>(a, stream);
 }
 
 Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_token_tensors* tensors, cudaStream_t stream) {
@@ -142,7 +146,9 @@ Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_tok
   a.shares = p.shares;
   a.packed = p.packed;
   a.epsilon = p.epsilon;
-  return start(a, p.rotation != 0, stream);
+  a.part = 1.0f / static_cast<float>(p.k);
+  a.rotated = p.rotation != 0;
+  return start(a, stream);
 }
 
 }  // namespace
