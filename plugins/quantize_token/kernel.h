@@ -81,20 +81,18 @@ struct Kernel {
 
   const Arguments& a;
   float* exchanged;  // [PLACES][MAX_WARPS]
-  uint32_t row;
-  int warp, lane;     // of the token
-  int first;          // vector of the token that is this thread's first; the others follow 32 apart
   float v[VECTORS][WIDTH];
 
   static VDITC_DEVICE void run(const Arguments& a, unsigned char* shared) {
-    const int warp = static_cast<int>(threadIdx.x) / LANES, lane = static_cast<int>(threadIdx.x) % LANES;
-    const bool single = a.warps == 1;
-    const uint32_t row = single ? blockIdx.x * SINGLES + warp : blockIdx.x;
-    if (row >= a.m) return;  // whole warps, which nobody waits for
-    Kernel token{a, reinterpret_cast<float*>(shared), row, single ? 0 : warp, lane, 0, {}};
-    token.first = token.warp * VECTORS * LANES + lane;
-    token.compute();
+    Kernel token{a, reinterpret_cast<float*>(shared), {}};
+    if (token.row() < a.m) token.compute();  // else whole warps, for which nobody waits
   }
+
+  // Where this thread is: cheaper to compute again than to keep.
+  static VDITC_DEVICE int lane() { return static_cast<int>(threadIdx.x) % LANES; }
+  VDITC_DEVICE int warp() const { return a.warps == 1 ? 0 : static_cast<int>(threadIdx.x) / LANES; }  // of the token
+  VDITC_DEVICE uint32_t row() const { return a.warps == 1 ? blockIdx.x * SINGLES + threadIdx.x / LANES : blockIdx.x; }
+  VDITC_DEVICE int first() const { return warp() * VECTORS * LANES + lane(); }  // the first of its vectors; the others follow 32 apart
 
   VDITC_DEVICE void compute() {
     if (a.input == VDITC_FP32)
@@ -108,8 +106,8 @@ struct Kernel {
     if (a.norm == VDITC_RMS_NORM) rms_norm();
     if (a.weight) with(a.weight, 0, multiply);
     if (a.bias) with(a.bias, 0, add);
-    if (a.gain) with(a.gain, row_of(a.gain_rows, row), multiply);
-    if (a.shift) with(a.shift, row_of(a.shift_rows, row), add);
+    if (a.gain) with(a.gain, row_of(a.gain_rows, row()), multiply);
+    if (a.shift) with(a.shift, row_of(a.shift_rows, row()), add);
     if (a.center) with(a.center, 0, subtract);
     if (a.balance) with(a.balance, 0, multiply);
     if (a.rotated) rotate();
@@ -118,22 +116,22 @@ struct Kernel {
 
   // ---- which channels are whose -----------------------------------------------------------------------------------------------------
 
-  // f(j) for the thread's vectors, the token's vectors first + 32 j; those that are not there are zeros throughout.
+  // f(j) for the thread's vectors, the token's vectors first() + 32 j; those that are not there are zeros throughout.
   template <class F>
   static VDITC_DEVICE void each(F f) {
 #pragma unroll UNROLLED
     for (int j = 0; j < VECTORS; ++j) f(j);
   }
-  VDITC_DEVICE bool there(int j) const { return first + LANES * j < a.vectors; }
-  VDITC_DEVICE bool there(int j, int e) const { return WHOLE ? there(j) : (first + LANES * j) * WIDTH + e < a.k; }
+  VDITC_DEVICE bool there(int j) const { return first() + LANES * j < a.vectors; }
+  VDITC_DEVICE bool there(int j, int e) const { return WHOLE ? there(j) : (first() + LANES * j) * WIDTH + e < a.k; }
   VDITC_DEVICE int filled(int j) const {
-    const int left = a.k - (first + LANES * j) * WIDTH;
+    const int left = a.k - (first() + LANES * j) * WIDTH;
     return WHOLE || left > WIDTH ? WIDTH : left;
   }
   // Of a tensor [..., k]: the thread's first element of row `row`; vector j is `offset(j)` elements behind it.
   template <class Type>
   VDITC_DEVICE const typename Type::Element* begin(const void* tensor, int64_t row) const {
-    return static_cast<const typename Type::Element*>(tensor) + (row * a.k + first * WIDTH);
+    return static_cast<const typename Type::Element*>(tensor) + (row * a.k + first() * WIDTH);
   }
   static constexpr VDITC_DEVICE int offset(int j) { return LANES * WIDTH * j; }
 
@@ -169,8 +167,8 @@ struct Kernel {
     float* places = exchanged + place * MAX_WARPS;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      if (lane == 0) places[n * MAX_WARPS + warp] = numbers[n];
-      if (warp == 0 && lane >= a.warps && lane < MAX_WARPS) places[n * MAX_WARPS + lane] = neutral;
+      if (lane() == 0) places[n * MAX_WARPS + warp()] = numbers[n];
+      if (warp() == 0 && lane() >= a.warps && lane() < MAX_WARPS) places[n * MAX_WARPS + lane()] = neutral;
     }
     barrier();
 #pragma unroll
@@ -232,7 +230,7 @@ struct Kernel {
   // AT_ONCE vectors are asked for before the first of them is needed.
   template <class Type, int AT_ONCE>
   VDITC_DEVICE void read_plain() {
-    const auto* from = begin<Type>(a.x, row);
+    const auto* from = begin<Type>(a.x, row());
 #pragma unroll UNROLLED
     for (int j = 0; j < VECTORS; j += AT_ONCE) {
       Pieces<Type> x[AT_ONCE];
@@ -245,9 +243,9 @@ struct Kernel {
 
   template <class Type, int AT_ONCE>
   VDITC_DEVICE void read_gated() {
-    const auto *x_from = begin<Type>(a.x, row), *gate_from = begin<Type>(a.gate, row_of(a.gate_rows, row));
-    const auto* residual_from = begin<Type>(a.residual, row_of(a.residual_rows, row));
-    auto* to = static_cast<typename Type::Element*>(a.sum) + (static_cast<int64_t>(row) * a.k + first * WIDTH);
+    const auto *x_from = begin<Type>(a.x, row()), *gate_from = begin<Type>(a.gate, row_of(a.gate_rows, row()));
+    const auto* residual_from = begin<Type>(a.residual, row_of(a.residual_rows, row()));
+    auto* to = static_cast<typename Type::Element*>(a.sum) + (static_cast<int64_t>(row()) * a.k + first() * WIDTH);
 #pragma unroll UNROLLED
     for (int j = 0; j < VECTORS; j += AT_ONCE) {
       Pieces<Type> x[AT_ONCE], residual[AT_ONCE];
@@ -281,7 +279,7 @@ struct Kernel {
     float unit[2] = {0.0625f, 0.0625f};  // signs that the lanes' halves still lack
 #pragma unroll
     for (int mask = 1; mask < LANES; mask *= 2) {
-      const bool upper = lane & mask;
+      const bool upper = lane() & mask;
       unit[0] = upper ? unit[1] : unit[0];
       unit[1] = upper ? -unit[0] : unit[0];
     }
@@ -298,7 +296,7 @@ struct Kernel {
           }
 #pragma unroll
       for (int mask = 1; mask < LANES; mask *= 2) {
-        const bool upper = lane & mask;
+        const bool upper = lane() & mask;
 #pragma unroll
         for (int e = 0; e < WIDTH / 2; ++e) {
           const float kept = upper ? u[e + 4] : u[e];
@@ -314,7 +312,7 @@ struct Kernel {
 
   // The first of the four channels next to each other that elements 4 h ... of vector j are.
   VDITC_DEVICE int channel(int j, int h) const {
-    return (a.rotated ? (first - lane) * WIDTH + 128 * h + 4 * lane : first * WIDTH + 4 * h) + LANES * WIDTH * j;
+    return (a.rotated ? (first() - lane()) * WIDTH + 128 * h + 4 * lane() : first() * WIDTH + 4 * h) + LANES * WIDTH * j;
   }
 
   // ---- codes ------------------------------------------------------------------------------------------------------------------------
@@ -325,7 +323,7 @@ struct Kernel {
     reduce<Greater>(top, TOP, 0.0f);
     if (a.clip) top[0] = multiply(top[0], *a.clip);
     const float found = larger(divide(top[0], from_int(a.high)), LEAST);
-    if (warp == 0 && lane == 0) a.scale[row] = found;
+    if (warp() == 0 && lane() == 0) a.scale[row()] = found;
     return found;
   }
 
@@ -374,17 +372,17 @@ struct Kernel {
 #pragma unroll
       for (int mask = LANES / 2; mask; mask /= 2) sum += shuffle_xor(sum, mask);
       if (a.warps > 1) {
-        if (lane == 0) exchanged[(CODES + n) * MAX_WARPS + warp] = sum;
-      } else if (lane == 0) {
+        if (lane() == 0) exchanged[(CODES + n) * MAX_WARPS + warp()] = sum;
+      } else if (lane() == 0) {
         write_sum(n, multiply(sum, scale));
       }
     }
     if (a.warps == 1) return;
     barrier();
-    if (warp != 0 || lane > a.shares) return;
+    if (warp() != 0 || lane() > a.shares) return;
     sum = 0.0f;
-    for (int w = 0; w < a.warps; ++w) sum += exchanged[(CODES + lane) * MAX_WARPS + w];
-    write_sum(lane, multiply(sum, scale));
+    for (int w = 0; w < a.warps; ++w) sum += exchanged[(CODES + lane()) * MAX_WARPS + w];
+    write_sum(lane(), multiply(sum, scale));
   }
 
   VDITC_DEVICE float weighed(const float* alpha) {
@@ -406,14 +404,14 @@ struct Kernel {
 
   VDITC_DEVICE void write_sum(int n, float sum) {  // 0 is the total
     float* const to = n ? a.share[n - 1] : a.total;
-    if (to) to[row] = sum;
+    if (to) to[row()] = sum;
   }
 
   VDITC_DEVICE int8_t* first_code() const {
-    const int64_t at = static_cast<int64_t>(row) * a.k;
+    const int64_t at = static_cast<int64_t>(row()) * a.k;
     if (!a.packed) return a.codes + at + channel(0, 0);
-    const bool upper = lane & apart();
-    const int word = a.rotated ? lane % 4 : 2 * (lane % 2) + upper;
+    const bool upper = lane() & apart();
+    const int word = a.rotated ? lane() % 4 : 2 * (lane() % 2) + upper;
     return a.codes + at / 2 + channel(0, a.rotated && upper) / 32 * 16 + 4 * word;
   }
 
@@ -433,7 +431,7 @@ struct Kernel {
   // Byte b of a block of 32 channels holds channels b and b + 16. They lie in lanes 2 apart, rotated 4 apart, which exchange a word.
   VDITC_DEVICE int apart() const { return a.rotated ? 4 : 2; }
   VDITC_DEVICE void write_packed(int8_t* codes, int j, uint32_t low, uint32_t high) {
-    const bool upper = lane & apart();
+    const bool upper = lane() & apart();
     const auto other = static_cast<uint32_t>(shuffle_xor(static_cast<int>(upper ? low : high), apart()));
     const uint32_t first_half = upper ? other : low, second_half = upper ? high : other;
     const uint32_t bytes = (first_half & 0x0f0f0f0fu) | (second_half & 0x0f0f0f0fu) << 4;
