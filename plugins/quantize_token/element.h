@@ -10,7 +10,8 @@ struct Pieces {
   uint32_t word[Type::WORDS];
 };
 
-// What the types share. `Type` has Element, WORDS of 8 elements, and unpack and pack between words and float32. Vectors that are not `there` are zeros; WHOLE ones are aligned to 16 bytes, others have `filled` elements and zeros behind.
+// What the types share. `Type` has Element, WORDS of 8 elements, and unpack and pack between words and float32. Vectors that are not `there`
+// are zeros; WHOLE ones are aligned to 16 bytes, others have `filled` elements and zeros behind.
 template <class Type>
 struct Vectors {
   // x and the like: nobody reads them again.
@@ -91,7 +92,7 @@ struct Float32 : Vectors<Float32> {
   }
 };
 
-// 16 bits: `Format` converts one number.
+// 16 bits: `widen` and `narrow` convert one number.
 template <class Type, float (*widen)(uint16_t), uint16_t (*narrow)(float)>
 struct Halves : Vectors<Type> {
   using Element = uint16_t;

@@ -1,7 +1,7 @@
 // The kernel of vditc.QuantizeToken: plugins/quantize_token/op.py says what it computes, in this order.
 //
-// A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32 (ROLLED: in local memory). A warp has VECTORS times 256
-// channels one behind the other, a lane 8 of each 256: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and a block has four
+// A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32 (ROLLED: in local memory). A warp has
+// VECTORS times 256 channels one behind the other, a lane 8 of each 256: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and a block has four
 // of them; of more warps, each reduction (sum, moments, greatest value, sums of codes) is one exchange through shared memory.
 #pragma once
 #include "native/elementwise.h"
@@ -68,7 +68,7 @@ struct Greater {
   static VDITC_DEVICE float of(float a, float b) { return larger(a, b); }
 };
 
-// WHOLE: k is a multiple of 8, so that all vectors are aligned and full; otherwise elements are read and written one by one, and any k fits.
+// WHOLE: k is a multiple of 8, so that all vectors are aligned and full; otherwise elements are read and written one by one.
 template <int VECTORS, int MOST_WARPS, bool WHOLE>
 struct Kernel {
   using Arguments = quantize_token::Arguments;

@@ -16,8 +16,9 @@ struct Named {
 };
 
 Status check(const vditc_quantize_token_problem& p) {
-  const Named flags[] = {{"packed", p.packed}, {"given", p.given}, {"clip", p.clip},     {"gated", p.gated},     {"weight", p.weight}, {"bias", p.bias},
-                         {"gain", p.gain},     {"shift", p.shift}, {"center", p.center}, {"balance", p.balance}, {"total", p.total}};
+  const Named flags[] = {{"packed", p.packed}, {"given", p.given}, {"clip", p.clip}, {"gated", p.gated},
+                         {"weight", p.weight}, {"bias", p.bias}, {"gain", p.gain}, {"shift", p.shift},
+                         {"center", p.center}, {"balance", p.balance}, {"total", p.total}};
   if (p.k < 1 || p.k > MAX_K) return fail(VDITC_BAD_ARGUMENT, "k %d; wanted 1 ... %d channels", p.k, MAX_K);
   if (p.m < 0 || p.m > MAX_M)
     return fail(VDITC_BAD_ARGUMENT, "m %lld; wanted 0 ... %lld tokens", static_cast<long long>(p.m), static_cast<long long>(MAX_M));
@@ -31,7 +32,8 @@ Status check(const vditc_quantize_token_problem& p) {
   if (p.activation < VDITC_NO_ACTIVATION || p.activation > VDITC_GELU_TANH)
     return fail(VDITC_BAD_ARGUMENT, "activation %d; wanted a vditc_activation", p.activation);
   if (p.norm < VDITC_NO_NORM || p.norm > VDITC_RMS_NORM) return fail(VDITC_BAD_ARGUMENT, "norm %d; wanted a vditc_norm", p.norm);
-  if (p.norm && p.activation) return fail(VDITC_BAD_ARGUMENT, "activation %d in front of norm %d; wanted one of them", p.activation, p.norm);
+  if (p.norm && p.activation)
+    return fail(VDITC_BAD_ARGUMENT, "activation %d in front of norm %d; wanted one of them", p.activation, p.norm);
   if (!p.norm && (p.weight || p.bias)) return fail(VDITC_BAD_ARGUMENT, "weight %d, bias %d without a norm; wanted 0", p.weight, p.bias);
   if (p.norm && !(p.epsilon > 0 && std::isfinite(p.epsilon)))
     return fail(VDITC_BAD_ARGUMENT, "epsilon %g of a norm; wanted a positive number", static_cast<double>(p.epsilon));
@@ -101,7 +103,8 @@ Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_tok
   const vditc_quantize_token_problem& p = *problem;
   const vditc_quantize_token_tensors& t = *tensors;
   if (p.struct_bytes != sizeof p)
-    return fail(VDITC_BAD_ARGUMENT, "struct_bytes %u; wanted %zu: build the caller with this library's vditc_plugins.h", p.struct_bytes, sizeof p);
+    return fail(VDITC_BAD_ARGUMENT, "struct_bytes %u; wanted %zu: build the caller with this library's vditc_plugins.h", p.struct_bytes,
+                sizeof p);
   VDITC_TRY(check(p));
   if (p.gain) VDITC_TRY(check("gain", p.gain_rows));
   if (p.shift) VDITC_TRY(check("shift", p.shift_rows));
@@ -154,7 +157,7 @@ Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_tok
 }  // namespace
 }  // namespace vditc::quantize_token
 
-extern "C" vditc_status vditc_quantize_token_launch(const vditc_quantize_token_problem* problem, const vditc_quantize_token_tensors* tensors,
-                                                    void* stream) {
+extern "C" vditc_status vditc_quantize_token_launch(const vditc_quantize_token_problem* problem,
+                                                    const vditc_quantize_token_tensors* tensors, void* stream) {
   return vditc::quantize_token::run(problem, tensors, static_cast<cudaStream_t>(stream));
 }
