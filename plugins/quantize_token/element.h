@@ -10,8 +10,8 @@ struct Pieces {
   uint32_t word[Type::WORDS];
 };
 
-// What the types share. `Type` has Element, WORDS of 8 elements, and unpack and pack between words and float32. Vectors that are not `there`
-// are zeros; WHOLE ones are aligned to 16 bytes, others have `filled` elements and zeros behind.
+// What the types share. `Type` has Element, WORDS of 8 elements, and unpack and pack between words and float32. Vectors that are not
+// `there` are zeros; WHOLE ones are aligned to 16 bytes, others have `filled` elements and zeros behind.
 template <class Type>
 struct Vectors {
   // x and the like: nobody reads them again.
