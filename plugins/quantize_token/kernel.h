@@ -1,8 +1,9 @@
 // The kernel of vditc.QuantizeToken: plugins/quantize_token/op.py says what it computes, in this order.
 //
 // A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32 (ROLLED: in local memory). A warp has
-// VECTORS times 256 channels one behind the other, a lane 8 of each 256: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and a
-// block has four of them; of more warps, each reduction (sum, moments, greatest value, sums of codes) is one exchange through shared memory.
+// VECTORS times 256 channels one behind the other, a lane 8 of each 256: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and
+// a block has four of them; of more warps, each reduction (sum, moments, greatest value, sums of codes) is one exchange through shared
+// memory.
 #pragma once
 #include "native/elementwise.h"
 #include "native/gelu.h"
