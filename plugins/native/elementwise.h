@@ -58,4 +58,7 @@ VDITC_DEVICE uint4 load_once(const void* from) {
 #endif
 }
 
+// 16 aligned bytes of global memory that other blocks read too.
+VDITC_DEVICE uint4 load_cached(const void* from) { return *static_cast<const uint4*>(from); }
+
 }  // namespace vditc

@@ -149,7 +149,7 @@ typedef struct {
   void* sum;                     /* [m, k]: residual + gate * x */
 } vditc_quantize_token_tensors;
 
-/* No workspace, one kernel, any k. */
+/* No workspace, one kernel, k up to 131072. Tensors do not overlap. */
 VDITC_API vditc_status vditc_quantize_token_launch(const vditc_quantize_token_problem* problem, const vditc_quantize_token_tensors* tensors,
                                                    void* stream);
 

@@ -10,51 +10,29 @@ struct Pieces {
   uint32_t word[Type::WORDS];
 };
 
-// What the types share. `Type` has Element, WORDS of 8 elements, and unpack and pack between words and float32. Addresses are `at`, in
-// elements; WHOLE vectors are aligned to 16 bytes, others have `filled` elements and zeros behind.
+// What the types share. `Type` has Element, WORDS of 8 elements, and unpack and pack between words and float32. Vectors that are not
+// `there` are zeros; WHOLE ones are aligned to 16 bytes, others have `filled` elements and zeros behind.
 template <class Type>
 struct Vectors {
-  // x and the like: each address once.
+  // x and the like: nobody reads them again.
   template <bool WHOLE>
-  static VDITC_DEVICE Pieces<Type> once(const void* base, int64_t at, int filled) {
-    Pieces<Type> out;
-    if (WHOLE) {
-      const auto* from = static_cast<const typename Type::Element*>(base) + at;
-#pragma unroll
-      for (int w = 0; w < Type::WORDS; w += 4) {
-        const uint4 four = load_once(from + w * 4 / sizeof *from);
-        out.word[w] = four.x, out.word[w + 1] = four.y, out.word[w + 2] = four.z, out.word[w + 3] = four.w;
-      }
-    } else {
-      singly(base, at, filled, out);
-    }
-    return out;
+  static VDITC_DEVICE Pieces<Type> once(const void* from, bool there, int filled) {
+    return read<WHOLE>(from, there, filled, load_once);
   }
 
   // Vectors that many tokens read.
   template <bool WHOLE>
-  static VDITC_DEVICE void values(const void* base, int64_t at, int filled, float (&out)[8]) {
-    Pieces<Type> pieces;
-    if (WHOLE) {
-      const auto* from = reinterpret_cast<const uint4*>(static_cast<const typename Type::Element*>(base) + at);
-#pragma unroll
-      for (int w = 0; w < Type::WORDS; w += 4) {
-        const uint4 four = from[w / 4];
-        pieces.word[w] = four.x, pieces.word[w + 1] = four.y, pieces.word[w + 2] = four.z, pieces.word[w + 3] = four.w;
-      }
-    } else {
-      singly(base, at, filled, pieces);
-    }
-    Type::unpack(pieces, out);
+  static VDITC_DEVICE Pieces<Type> often(const void* from, bool there, int filled) {
+    return read<WHOLE>(from, there, filled, load_cached);
   }
 
   template <bool WHOLE>
-  static VDITC_DEVICE void write(void* base, int64_t at, int filled, const Pieces<Type>& pieces) {
-    auto* to = static_cast<typename Type::Element*>(base) + at;
+  static VDITC_DEVICE void write(void* address, bool there, int filled, const Pieces<Type>& pieces) {
+    auto* to = static_cast<typename Type::Element*>(address);
     if (WHOLE) {
 #pragma unroll
       for (int w = 0; w < Type::WORDS; w += 4)
-        reinterpret_cast<uint4*>(to)[w / 4] = uint4{pieces.word[w], pieces.word[w + 1], pieces.word[w + 2], pieces.word[w + 3]};
+        if (there) reinterpret_cast<uint4*>(to)[w / 4] = uint4{pieces.word[w], pieces.word[w + 1], pieces.word[w + 2], pieces.word[w + 3]};
     } else {
 #pragma unroll
       for (int e = 0; e < 8; ++e)
@@ -63,13 +41,25 @@ struct Vectors {
   }
 
  private:
-  static VDITC_DEVICE void singly(const void* base, int64_t at, int filled, Pieces<Type>& out) {
-    const auto* from = static_cast<const typename Type::Element*>(base) + at;
+  template <bool WHOLE, class Load>
+  static VDITC_DEVICE Pieces<Type> read(const void* address, bool there, int filled, Load load) {
+    const auto* from = static_cast<const typename Type::Element*>(address);
+    Pieces<Type> out;
 #pragma unroll
     for (int w = 0; w < Type::WORDS; ++w) out.word[w] = 0;
+    if (WHOLE) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
-      if (e < filled) out.word[e * Type::WORDS / 8] |= static_cast<uint32_t>(from[e]) << (Type::WORDS == 4 ? 16 * (e & 1) : 0);
+      for (int w = 0; w < Type::WORDS; w += 4)
+        if (there) {
+          const uint4 four = load(from + w * 4 / sizeof *from);
+          out.word[w] = four.x, out.word[w + 1] = four.y, out.word[w + 2] = four.z, out.word[w + 3] = four.w;
+        }
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (e < filled) out.word[e * Type::WORDS / 8] |= static_cast<uint32_t>(from[e]) << (Type::WORDS == 4 ? 16 * (e & 1) : 0);
+    }
+    return out;
   }
 };
 
@@ -88,20 +78,21 @@ struct Float32 : Vectors<Float32> {
   }
   static VDITC_DEVICE Element element(const Pieces<Float32>& pieces, int e) { return pieces.word[e]; }
 
-  // Half a vector; `left` elements are there.
+  // Half a vector, of which `left` elements are there.
   template <bool WHOLE>
-  static VDITC_DEVICE void four(const float* base, int64_t at, int left, float (&out)[4]) {
+  static VDITC_DEVICE void four(const float* from, bool there, int left, float (&out)[4]) {
     if (WHOLE) {
-      const float4 found = *reinterpret_cast<const float4*>(base + at);
+      float4 found{0.0f, 0.0f, 0.0f, 0.0f};
+      if (there) found = *reinterpret_cast<const float4*>(from);
       out[0] = found.x, out[1] = found.y, out[2] = found.z, out[3] = found.w;
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) out[e] = e < left ? base[at + e] : 0.0f;
+      for (int e = 0; e < 4; ++e) out[e] = e < left ? from[e] : 0.0f;
     }
   }
 };
 
-// 16 bits: `Format` converts one number.
+// 16 bits: `widen` and `narrow` convert one number.
 template <class Type, float (*widen)(uint16_t), uint16_t (*narrow)(float)>
 struct Halves : Vectors<Type> {
   using Element = uint16_t;

@@ -1,8 +1,9 @@
 // The kernel of vditc.QuantizeToken: plugins/quantize_token/op.py says what it computes, in this order.
 //
-// A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32. A thread holds VECTORS times 8 channels that
-// lie next to each other, vector i = thread + threads * j: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and a block has four
-// of them; of more warps, each reduction (sum, moments, greatest value, sums of codes) is one exchange through shared memory.
+// A token belongs to 1 ... 16 warps; its elements are read once and stay in registers as float32 (ROLLED: in local memory). A warp has
+// VECTORS times 256 channels one behind the other, a lane 8 of each 256: 16 bytes of fp16 or bf16. Tokens of one warp need no barrier, and
+// a block has four of them; of more warps, each reduction (sum, moments, greatest value, sums of codes) is one exchange through shared
+// memory.
 #pragma once
 #include "native/elementwise.h"
 #include "native/gelu.h"
@@ -47,7 +48,9 @@ struct Arguments {  // pointers are null where the problem leaves something out
   int high;        // the greatest code
   int shares;
   int packed;
+  int rotated;
   float epsilon;
+  float part;      // of one channel in a mean: 1 / k
 };
 
 VDITC_DEVICE uint32_t quotient(uint32_t n, Divisor divisor) {
@@ -67,28 +70,30 @@ struct Greater {
 };
 
 // WHOLE: k is a multiple of 8, so that all vectors are aligned and full; otherwise elements are read and written one by one.
-template <int VECTORS, bool ROTATED, bool WHOLE>
+template <int VECTORS, int MOST_WARPS, bool WHOLE>
 struct Kernel {
   using Arguments = quantize_token::Arguments;
-  static constexpr int THREADS = LANES * MAX_WARPS;
-  static constexpr int BLOCKS_PER_SM = 1;
+  static constexpr int VECTORS_OF_A_THREAD = VECTORS;
+  static constexpr int WARPS = MOST_WARPS;  // of a token
+  static constexpr int THREADS = LANES * WARPS;
+  static constexpr int BLOCKS_PER_SM = WARPS < MAX_WARPS ? 2 : 1;
+  static constexpr bool ROLLED = !WHOLE;               // loops over vectors, which then lie in local memory: little code
+  static constexpr int UNROLLED = ROLLED ? 1 : VECTORS;
 
   const Arguments& a;
   float* exchanged;  // [PLACES][MAX_WARPS]
-  uint32_t row;
-  int warp, lane;     // of the token
-  int first, stride;  // its vectors of this thread
   float v[VECTORS][WIDTH];
 
   static VDITC_DEVICE void run(const Arguments& a, unsigned char* shared) {
-    const int warp = static_cast<int>(threadIdx.x) / LANES, lane = static_cast<int>(threadIdx.x) % LANES;
-    const bool single = a.warps == 1;
-    const uint32_t row = single ? blockIdx.x * SINGLES + warp : blockIdx.x;
-    if (row >= a.m) return;  // whole warps, which nobody waits for
-    Kernel token{a, reinterpret_cast<float*>(shared), row, single ? 0 : warp, lane, 0, a.warps * LANES, {}};
-    token.first = token.warp * LANES + lane;
-    token.compute();
+    Kernel token{a, reinterpret_cast<float*>(shared), {}};
+    if (token.row() < a.m) token.compute();  // else whole warps, for which nobody waits
   }
+
+  // Where this thread is: cheaper to compute again than to keep.
+  static VDITC_DEVICE int lane() { return static_cast<int>(threadIdx.x) % LANES; }
+  VDITC_DEVICE int warp() const { return a.warps == 1 ? 0 : static_cast<int>(threadIdx.x) / LANES; }  // of the token
+  VDITC_DEVICE uint32_t row() const { return a.warps == 1 ? blockIdx.x * SINGLES + threadIdx.x / LANES : blockIdx.x; }
+  VDITC_DEVICE int first() const { return warp() * VECTORS * LANES + lane(); }  // the first of its vectors; the others follow 32 apart
 
   VDITC_DEVICE void compute() {
     if (a.input == VDITC_FP32)
@@ -100,105 +105,116 @@ struct Kernel {
     if (a.activation) all([&](float x) { return gelu(x, a.activation == VDITC_GELU_TANH); });
     if (a.norm == VDITC_LAYER_NORM) layer_norm();
     if (a.norm == VDITC_RMS_NORM) rms_norm();
-    if (a.weight) with(a.weight, multiply);
-    if (a.bias) with(a.bias, add);
-    if (a.gain) with(a.gain + row_of(a.gain_rows, row) * a.k, multiply);
-    if (a.shift) with(a.shift + row_of(a.shift_rows, row) * a.k, add);
-    if (a.center) with(a.center, subtract);
-    if (a.balance) with(a.balance, multiply);
-    if (ROTATED) rotate();
+    if (a.weight) with(a.weight, 0, multiply);
+    if (a.bias) with(a.bias, 0, add);
+    if (a.gain) with(a.gain, row_of(a.gain_rows, row()), multiply);
+    if (a.shift) with(a.shift, row_of(a.shift_rows, row()), add);
+    if (a.center) with(a.center, 0, subtract);
+    if (a.balance) with(a.balance, 0, multiply);
+    if (a.rotated) rotate();
     quantize(a.given ? *a.given : scale());
   }
 
   // ---- which channels are whose -----------------------------------------------------------------------------------------------------
 
+  // f(j) for the thread's vectors, the token's vectors first() + 32 j; those that are not there are zeros throughout.
   template <class F>
-  VDITC_DEVICE void vectors(F f) {  // f(j, i): the thread's vector j is the token's vector i
-#pragma unroll
-    for (int j = 0; j < VECTORS; ++j) {
-      const int i = first + stride * j;
-      if (i < a.vectors) f(j, i);
-    }
+  static VDITC_DEVICE void each(F f) {
+#pragma unroll UNROLLED
+    for (int j = 0; j < VECTORS; ++j) f(j);
   }
-  VDITC_DEVICE bool inside(int i, int e) const { return WHOLE || i * WIDTH + e < a.k; }
-  VDITC_DEVICE int filled(int i) const { return WHOLE || (i + 1) * WIDTH <= a.k ? WIDTH : a.k - i * WIDTH; }
+  VDITC_DEVICE bool there(int j) const { return first() + LANES * j < a.vectors; }
+  VDITC_DEVICE bool there(int j, int e) const { return WHOLE ? there(j) : (first() + LANES * j) * WIDTH + e < a.k; }
+  VDITC_DEVICE int filled(int j) const {
+    const int left = a.k - (first() + LANES * j) * WIDTH;
+    return WHOLE || left > WIDTH ? WIDTH : left;
+  }
+  // Of a tensor [..., k]: the thread's first element of row `row`; vector j is `offset(j)` elements behind it.
+  template <class Type>
+  VDITC_DEVICE const typename Type::Element* begin(const void* tensor, int64_t row) const {
+    return static_cast<const typename Type::Element*>(tensor) + (row * a.k + first() * WIDTH);
+  }
+  static constexpr VDITC_DEVICE int offset(int j) { return LANES * WIDTH * j; }
 
   template <class F>
-  VDITC_DEVICE void all(F f) {  // what is outside of the token stays 0 throughout
-    vectors([&](int j, int i) {
+  VDITC_DEVICE void all(F f) {  // f(0) is 0
+    each([&](int j) {
 #pragma unroll
-      for (int e = 0; e < WIDTH; ++e) v[j][e] = inside(i, e) ? f(v[j][e]) : 0.0f;
+      for (int e = 0; e < WIDTH; ++e) v[j][e] = f(v[j][e]);
     });
   }
 
   template <class F>
-  VDITC_DEVICE void with(const float* vector, F f) {
-    vectors([&](int j, int i) {
+  VDITC_DEVICE void with(const float* vector, int64_t row, F f) {  // f(0, 0) is 0
+    const auto* from = begin<Float32>(vector, row);
+    each([&](int j) {
       float other[WIDTH];
-      Float32::values<WHOLE>(vector, i * WIDTH, filled(i), other);
+      Float32::unpack(Float32::template often<WHOLE>(from + offset(j), there(j), filled(j)), other);
 #pragma unroll
-      for (int e = 0; e < WIDTH; ++e) v[j][e] = inside(i, e) ? f(v[j][e], other[e]) : 0.0f;
+      for (int e = 0; e < WIDTH; ++e) v[j][e] = f(v[j][e], other[e]);
     });
   }
 
   // ---- sums over the token ----------------------------------------------------------------------------------------------------------
 
-  // `numbers` of all threads of the token, which all get the result; the first `used` of them.
+  // `numbers` of all threads of the token, which all get the result.
   template <class Operation, int N>
-  VDITC_DEVICE void reduce(float (&numbers)[N], int place, float neutral, int used = N) {
+  VDITC_DEVICE void reduce(float (&numbers)[N], int place, float neutral) {
 #pragma unroll
     for (int n = 0; n < N; ++n)
-      if (n < used) {
 #pragma unroll
-        for (int mask = LANES / 2; mask; mask /= 2) numbers[n] = Operation::of(numbers[n], shuffle_xor(numbers[n], mask));
-      }
+      for (int mask = LANES / 2; mask; mask /= 2) numbers[n] = Operation::of(numbers[n], shuffle_xor(numbers[n], mask));
     if (a.warps == 1) return;
     float* places = exchanged + place * MAX_WARPS;
 #pragma unroll
-    for (int n = 0; n < N; ++n)
-      if (n < used) {
-        if (lane == 0) places[n * MAX_WARPS + warp] = numbers[n];
-        if (warp == 0 && lane >= a.warps && lane < MAX_WARPS) places[n * MAX_WARPS + lane] = neutral;
-      }
+    for (int n = 0; n < N; ++n) {
+      if (lane() == 0) places[n * MAX_WARPS + warp()] = numbers[n];
+      if (warp() == 0 && lane() >= a.warps && lane() < MAX_WARPS) places[n * MAX_WARPS + lane()] = neutral;
+    }
     barrier();
 #pragma unroll
-    for (int n = 0; n < N; ++n)
-      if (n < used) {
-        float result = neutral;
-        for (int w = 0; w < a.warps; w += 4) {
-          const float4 four = *reinterpret_cast<const float4*>(places + n * MAX_WARPS + w);
-          result = Operation::of(result, Operation::of(Operation::of(four.x, four.y), Operation::of(four.z, four.w)));
-        }
-        numbers[n] = result;
+    for (int n = 0; n < N; ++n) {
+      float result = neutral;
+#pragma unroll 1
+      for (int w = 0; w < a.warps; w += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(places + n * MAX_WARPS + w);
+        result = Operation::of(result, Operation::of(Operation::of(four.x, four.y), Operation::of(four.z, four.w)));
       }
+      numbers[n] = result;
+    }
   }
 
   // Two rounds: of x - mean the mean once more, since that of x is rounded. A token of equal numbers becomes zeros, as it must.
   VDITC_DEVICE void layer_norm() {
-    const float k = from_int(a.k);
     float sum[1] = {0.0f};
     all([&](float x) { return sum[0] += x, x; });
     reduce<Plus>(sum, SUM, 0.0f);
-    const float mean = divide(sum[0], k);
+    const float mean = multiply(sum[0], a.part);
     float moments[2] = {0.0f, 0.0f};
-    all([&](float x) {
-      const float centred = subtract(x, mean);
-      moments[0] += centred;
-      moments[1] = fused(centred, centred, moments[1]);
-      return centred;
+    each([&](int j) {
+#pragma unroll
+      for (int e = 0; e < WIDTH; ++e) {
+        const float centred = there(j, e) ? subtract(v[j][e], mean) : 0.0f;
+        moments[0] += centred;
+        moments[1] = fused(centred, centred, moments[1]);
+        v[j][e] = centred;
+      }
     });
     reduce<Plus>(moments, MOMENTS, 0.0f);
-    const float rest = divide(moments[0], k);
-    const float variance = larger(subtract(divide(moments[1], k), multiply(rest, rest)), 0.0f);
-    const float factor = divide(1.0f, square_root(add(variance, a.epsilon)));
-    all([&](float x) { return multiply(subtract(x, rest), factor); });
+    const float rest = multiply(moments[0], a.part);
+    const float variance = larger(subtract(multiply(moments[1], a.part), multiply(rest, rest)), 0.0f);
+    const float factor = rsqrtf(add(variance, a.epsilon));
+    each([&](int j) {
+#pragma unroll
+      for (int e = 0; e < WIDTH; ++e) v[j][e] = there(j, e) ? multiply(subtract(v[j][e], rest), factor) : 0.0f;
+    });
   }
 
   VDITC_DEVICE void rms_norm() {
     float squares[1] = {0.0f};
     all([&](float x) { return squares[0] = fused(x, x, squares[0]), x; });
     reduce<Plus>(squares, SUM, 0.0f);
-    const float factor = divide(1.0f, square_root(add(divide(squares[0], from_int(a.k)), a.epsilon)));
+    const float factor = rsqrtf(fused(squares[0], a.part, a.epsilon));
     all([&](float x) { return multiply(x, factor); });
   }
 
@@ -206,31 +222,53 @@ struct Kernel {
 
   template <class Type>
   VDITC_DEVICE void read() {
-    const int64_t at = static_cast<int64_t>(row) * a.k;
-    Pieces<Type> x[VECTORS];
+    if (a.gate)
+      read_gated<Type, ROLLED ? 1 : VECTORS / 2>();  // of two tensors
+    else
+      read_plain<Type, ROLLED ? 1 : VECTORS>();
+  }
+
+  // AT_ONCE vectors are asked for before the first of them is needed.
+  template <class Type, int AT_ONCE>
+  VDITC_DEVICE void read_plain() {
+    const auto* from = begin<Type>(a.x, row());
+#pragma unroll UNROLLED
+    for (int j = 0; j < VECTORS; j += AT_ONCE) {
+      Pieces<Type> x[AT_ONCE];
 #pragma unroll
-    for (int j = 0; j < VECTORS; ++j)
+      for (int b = 0; b < AT_ONCE; ++b) x[b] = Type::template once<WHOLE>(from + offset(j + b), there(j + b), filled(j + b));
 #pragma unroll
-      for (int e = 0; e < WIDTH; ++e) v[j][e] = 0.0f;
-    vectors([&](int j, int i) { x[j] = Type::template once<WHOLE>(a.x, at + i * WIDTH, filled(i)); });
-    if (!a.gate) {
-      vectors([&](int j, int) { Type::unpack(x[j], v[j]); });
-      return;
+      for (int b = 0; b < AT_ONCE; ++b) Type::unpack(x[b], v[j + b]);
     }
-    const int64_t gate_at = row_of(a.gate_rows, row) * a.k, residual_at = row_of(a.residual_rows, row) * a.k;
-    Pieces<Type> residual[VECTORS];
-    vectors([&](int j, int i) { residual[j] = Type::template once<WHOLE>(a.residual, residual_at + i * WIDTH, filled(i)); });
-    vectors([&](int j, int i) {
-      float gate[WIDTH], other[WIDTH];
-      Type::unpack(x[j], v[j]);
-      Type::unpack(residual[j], other);
-      Type::template values<WHOLE>(a.gate, gate_at + i * WIDTH, filled(i), gate);
+  }
+
+  template <class Type, int AT_ONCE>
+  VDITC_DEVICE void read_gated() {
+    const auto *x_from = begin<Type>(a.x, row()), *gate_from = begin<Type>(a.gate, row_of(a.gate_rows, row()));
+    const auto* residual_from = begin<Type>(a.residual, row_of(a.residual_rows, row()));
+    auto* to = static_cast<typename Type::Element*>(a.sum) + (static_cast<int64_t>(row()) * a.k + first() * WIDTH);
+#pragma unroll UNROLLED
+    for (int j = 0; j < VECTORS; j += AT_ONCE) {
+      Pieces<Type> x[AT_ONCE], residual[AT_ONCE];
 #pragma unroll
-      for (int e = 0; e < WIDTH; ++e) v[j][e] = add(other[e], multiply(gate[e], v[j][e]));
-      x[j] = Type::pack(v[j]);
-      Type::template write<WHOLE>(a.sum, at + i * WIDTH, filled(i), x[j]);
-      Type::unpack(x[j], v[j]);  // as who reads the sum sees it
-    });
+      for (int b = 0; b < AT_ONCE; ++b) {
+        x[b] = Type::template once<WHOLE>(x_from + offset(j + b), there(j + b), filled(j + b));
+        residual[b] = Type::template once<WHOLE>(residual_from + offset(j + b), there(j + b), filled(j + b));
+      }
+#pragma unroll
+      for (int b = 0; b < AT_ONCE; ++b) {
+        float(&u)[WIDTH] = v[j + b];
+        float gate[WIDTH], other[WIDTH];
+        Type::unpack(Type::template often<WHOLE>(gate_from + offset(j + b), there(j + b), filled(j + b)), gate);
+        Type::unpack(x[b], u);
+        Type::unpack(residual[b], other);
+#pragma unroll
+        for (int e = 0; e < WIDTH; ++e) u[e] = add(other[e], multiply(gate[e], u[e]));
+        const Pieces<Type> sum = Type::pack(u);
+        Type::template write<WHOLE>(to + offset(j + b), there(j + b), filled(j + b), sum);
+        Type::unpack(sum, u);  // as who reads the sum sees it
+      }
+    }
   }
 
   // ---- rotation ---------------------------------------------------------------------------------------------------------------------
@@ -242,11 +280,11 @@ struct Kernel {
     float unit[2] = {0.0625f, 0.0625f};  // signs that the lanes' halves still lack
 #pragma unroll
     for (int mask = 1; mask < LANES; mask *= 2) {
-      const bool upper = lane & mask;
+      const bool upper = lane() & mask;
       unit[0] = upper ? unit[1] : unit[0];
       unit[1] = upper ? -unit[0] : unit[0];
     }
-    vectors([&](int j, int) {  // the same for all lanes of a warp
+    each([&](int j) {  // all lanes take part, also where a token has no vectors left
       float(&u)[WIDTH] = v[j];
 #pragma unroll
       for (int bit = 1; bit < WIDTH; bit *= 2)
@@ -259,7 +297,7 @@ struct Kernel {
           }
 #pragma unroll
       for (int mask = 1; mask < LANES; mask *= 2) {
-        const bool upper = lane & mask;
+        const bool upper = lane() & mask;
 #pragma unroll
         for (int e = 0; e < WIDTH / 2; ++e) {
           const float kept = upper ? u[e + 4] : u[e];
@@ -273,21 +311,20 @@ struct Kernel {
     });
   }
 
-  // The first of four channels next to each other that elements 4 h ... of vector i are.
-  VDITC_DEVICE int channel(int i, int h) const { return ROTATED ? i / LANES * 256 + 128 * h + 4 * lane : i * WIDTH + 4 * h; }
+  // The first of the four channels next to each other that elements 4 h ... of vector j are.
+  VDITC_DEVICE int channel(int j, int h) const {
+    return (a.rotated ? (first() - lane()) * WIDTH + 128 * h + 4 * lane() : first() * WIDTH + 4 * h) + LANES * WIDTH * j;
+  }
 
   // ---- codes ------------------------------------------------------------------------------------------------------------------------
 
   VDITC_DEVICE float scale() {
     float top[1] = {0.0f};
-#pragma unroll
-    for (int j = 0; j < VECTORS; ++j)
-#pragma unroll
-      for (int e = 0; e < WIDTH; ++e) top[0] = larger(top[0], fabsf(v[j][e]));
+    all([&](float x) { return top[0] = larger(top[0], fabsf(x)), x; });
     reduce<Greater>(top, TOP, 0.0f);
     if (a.clip) top[0] = multiply(top[0], *a.clip);
     const float found = larger(divide(top[0], from_int(a.high)), LEAST);
-    if (warp == 0 && lane == 0) a.scale[row] = found;
+    if (warp() == 0 && lane() == 0) a.scale[row()] = found;
     return found;
   }
 
@@ -299,83 +336,107 @@ struct Kernel {
     const float least = multiply(scale, -from_int(a.high + 1)), most = multiply(scale, from_int(a.high));
     const float unit = scale < 0x1p-80f ? 0x1p64f : scale > 0x1p80f ? 0x1p-64f : 1.0f;
     const float divisor = multiply(scale, unit), reciprocal = divide(1.0f, divisor);
-    float sums[1 + MAX_SHARES] = {};
+    int8_t* const codes = first_code();
     int sum = 0;
-#pragma unroll
-    for (int j = 0; j < VECTORS; ++j) {
-      const int i = first + stride * j;
+    each([&](int j) {
       uint32_t words[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         uint32_t bits[4];
-        float codes[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float bounded = multiply(fminf(fmaxf(v[j][4 * h + e], least), most), unit);
+          float& x = v[j][4 * h + e];
+          const float bounded = multiply(fminf(fmaxf(x, least), most), unit);
           const float near = multiply(bounded, reciprocal);
           const float ratio = fused(fused(-near, divisor, bounded), reciprocal, near);
           const float whole = add(ratio, ROUNDER);
-          codes[e] = subtract(whole, ROUNDER);
+          x = subtract(whole, ROUNDER);
           bits[e] = bits_of(whole);
         }
         words[h] = lowest_bytes(bits[0], bits[1], bits[2], bits[3]);
         sum = add_bytes(words[h], sum);
-        if (a.shares && i < a.vectors) share(sums, codes, channel(i, h));
       }
-      write_codes(i, words[0], words[1]);
-    }
-    sums[0] = from_int(sum);
-    write_sums(sums, scale);
+      if (a.packed)
+        write_packed(codes, j, words[0], words[1]);
+      else
+        write_codes(codes, j, words[0], words[1]);
+    });
+    if (a.total || a.shares) write_sums(from_int(sum), scale);
   }
   static constexpr float ROUNDER = 12582912.0f;  // 1.5 2^23: added, the lowest byte is the integer next to a number, half to even
 
-  VDITC_DEVICE void share(float (&sums)[1 + MAX_SHARES], const float (&codes)[4], int channel) {
+  // The total, and the shares of the codes in v.
+  VDITC_DEVICE void write_sums(float sum, float scale) {
+#pragma unroll 1
+    for (int n = 0; n <= a.shares; ++n) {
+      if (n) sum = weighed(a.alpha + static_cast<int64_t>(n - 1) * a.k);
 #pragma unroll
-    for (int r = 0; r < MAX_SHARES; ++r)
-      if (r < a.shares) {
-        float alpha[4];
-        Float32::four<WHOLE>(a.alpha, static_cast<int64_t>(r) * a.k + channel, a.k - channel, alpha);
-        float part = multiply(codes[0], alpha[0]);
-#pragma unroll
-        for (int e = 1; e < 4; ++e) part = fused(codes[e], alpha[e], part);
-        sums[1 + r] += part;
-      }
-  }
-
-  VDITC_DEVICE void write_sums(float (&sums)[1 + MAX_SHARES], float scale) {
-    if (!a.total && !a.shares) return;
-    reduce<Plus>(sums, CODES, 0.0f, 1 + a.shares);
-    if (warp != 0 || lane != 0) return;
-    if (a.total) a.total[row] = multiply(sums[0], scale);
-#pragma unroll
-    for (int r = 0; r < MAX_SHARES; ++r)
-      if (r < a.shares) a.share[r][row] = multiply(sums[1 + r], scale);
-  }
-
-  // Packed, byte b of a block of 32 channels holds channels b and b + 16. They lie in lanes 2 apart, rotated 4 apart, which exchange a word.
-  VDITC_DEVICE void write_codes(int i, uint32_t low, uint32_t high) {
-    const int64_t at = static_cast<int64_t>(row) * a.k;
-    if (a.packed) {
-      const int apart = ROTATED ? 4 : 2;
-      const bool upper = lane & apart;
-      const auto other = static_cast<uint32_t>(shuffle_xor(static_cast<int>(upper ? low : high), apart));
-      const uint32_t first_half = upper ? other : low, second_half = upper ? high : other;
-      const uint32_t bytes = (first_half & 0x0f0f0f0fu) | (second_half & 0x0f0f0f0fu) << 4;
-      const int block = (channel(i, ROTATED && upper)) / 32, word = ROTATED ? lane & 3 : 2 * (lane & 1) + upper;
-      if (i < a.vectors) *reinterpret_cast<uint32_t*>(a.codes + at / 2 + block * 16 + 4 * word) = bytes;
-    } else if (i < a.vectors) {
-      int8_t* codes = a.codes + at;
-      if (ROTATED) {
-        *reinterpret_cast<uint32_t*>(codes + channel(i, 0)) = low;
-        *reinterpret_cast<uint32_t*>(codes + channel(i, 1)) = high;
-      } else if (WHOLE) {
-        *reinterpret_cast<uint2*>(codes + i * WIDTH) = uint2{low, high};
-      } else {
-#pragma unroll
-        for (int e = 0; e < WIDTH; ++e)
-          if (inside(i, e)) codes[i * WIDTH + e] = static_cast<int8_t>((e < 4 ? low : high) >> (8 * (e % 4)));
+      for (int mask = LANES / 2; mask; mask /= 2) sum += shuffle_xor(sum, mask);
+      if (a.warps > 1) {
+        if (lane() == 0) exchanged[(CODES + n) * MAX_WARPS + warp()] = sum;
+      } else if (lane() == 0) {
+        write_sum(n, multiply(sum, scale));
       }
     }
+    if (a.warps == 1) return;
+    barrier();
+    if (warp() != 0 || lane() > a.shares) return;
+    sum = 0.0f;
+    for (int w = 0; w < a.warps; ++w) sum += exchanged[(CODES + lane()) * MAX_WARPS + w];
+    write_sum(lane(), multiply(sum, scale));
+  }
+
+  VDITC_DEVICE float weighed(const float* alpha) {
+    const float* const halves[2] = {alpha + channel(0, 0), alpha + channel(0, 1)};
+    float sum = 0.0f;
+    each([&](int j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float four[4];
+        Float32::four<WHOLE>(halves[h] + offset(j), there(j), a.k - channel(j, h), four);
+        float part = multiply(v[j][4 * h], four[0]);
+#pragma unroll
+        for (int e = 1; e < 4; ++e) part = fused(v[j][4 * h + e], four[e], part);
+        sum += part;
+      }
+    });
+    return sum;
+  }
+
+  VDITC_DEVICE void write_sum(int n, float sum) {  // 0 is the total
+    float* const to = n ? a.share[n - 1] : a.total;
+    if (to) to[row()] = sum;
+  }
+
+  VDITC_DEVICE int8_t* first_code() const {
+    const int64_t at = static_cast<int64_t>(row()) * a.k;
+    if (!a.packed) return a.codes + at + channel(0, 0);
+    const bool upper = lane() & apart();
+    const int word = a.rotated ? lane() % 4 : 2 * (lane() % 2) + upper;
+    return a.codes + at / 2 + channel(0, a.rotated && upper) / 32 * 16 + 4 * word;
+  }
+
+  VDITC_DEVICE void write_codes(int8_t* codes, int j, uint32_t low, uint32_t high) {
+    if (!WHOLE) {
+#pragma unroll
+      for (int e = 0; e < WIDTH; ++e)
+        if (there(j, e)) codes[channel(j, e / 4) - channel(0, 0) + e % 4] = static_cast<int8_t>((e < 4 ? low : high) >> (8 * (e % 4)));
+    } else if (a.rotated) {
+      if (there(j)) *reinterpret_cast<uint32_t*>(codes + offset(j)) = low;
+      if (there(j)) *reinterpret_cast<uint32_t*>(codes + offset(j) + 128) = high;
+    } else {
+      if (there(j)) *reinterpret_cast<uint2*>(codes + offset(j)) = uint2{low, high};
+    }
+  }
+
+  // Byte b of a block of 32 channels holds channels b and b + 16. They lie in lanes 2 apart, rotated 4 apart, which exchange a word.
+  VDITC_DEVICE int apart() const { return a.rotated ? 4 : 2; }
+  VDITC_DEVICE void write_packed(int8_t* codes, int j, uint32_t low, uint32_t high) {
+    const bool upper = lane() & apart();
+    const auto other = static_cast<uint32_t>(shuffle_xor(static_cast<int>(upper ? low : high), apart()));
+    const uint32_t first_half = upper ? other : low, second_half = upper ? high : other;
+    const uint32_t bytes = (first_half & 0x0f0f0f0fu) | (second_half & 0x0f0f0f0fu) << 4;
+    if (there(j)) *reinterpret_cast<uint32_t*>(codes + offset(j) / 2) = bytes;
   }
 };
 

@@ -17,7 +17,7 @@ from vditc.plugins.quantize_token.op import MAX_SHARES, NORMS, QuantizeToken
 Array = npt.NDArray[Any]
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")  # by vditc_activation
-MAX_K = 32768  # channels that fit in the registers of a block
+MAX_K = 131072  # channels; sums of codes of more are no exact float32 numbers
 BROADCAST = ("gain", "shift", "gate", "residual")
 _FLAGS = ("packed", "clip", "gated", "weight", "bias", "gain", "shift", "center", "balance", "total", "shares")
 _ALIGNED = 16

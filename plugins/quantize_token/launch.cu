@@ -8,8 +8,7 @@ namespace vditc::quantize_token {
 namespace {
 
 constexpr int64_t MAX_M = (int64_t{1} << 31) - 1;  // blocks of a grid
-constexpr int WIDEST = 8;                          // vectors of a thread
-constexpr int MAX_K = WIDEST * LANES * WIDTH * MAX_WARPS;
+constexpr int MAX_K = 1 << 17;                     // of more, sums of codes are no exact float32 numbers
 
 struct Named {
   const char* name;
@@ -17,8 +16,9 @@ struct Named {
 };
 
 Status check(const vditc_quantize_token_problem& p) {
-  const Named flags[] = {{"packed", p.packed}, {"given", p.given}, {"clip", p.clip},     {"gated", p.gated},     {"weight", p.weight}, {"bias", p.bias},
-                         {"gain", p.gain},     {"shift", p.shift}, {"center", p.center}, {"balance", p.balance}, {"total", p.total}};
+  const Named flags[] = {{"packed", p.packed}, {"given", p.given}, {"clip", p.clip}, {"gated", p.gated},
+                         {"weight", p.weight}, {"bias", p.bias}, {"gain", p.gain}, {"shift", p.shift},
+                         {"center", p.center}, {"balance", p.balance}, {"total", p.total}};
   if (p.k < 1 || p.k > MAX_K) return fail(VDITC_BAD_ARGUMENT, "k %d; wanted 1 ... %d channels", p.k, MAX_K);
   if (p.m < 0 || p.m > MAX_M)
     return fail(VDITC_BAD_ARGUMENT, "m %lld; wanted 0 ... %lld tokens", static_cast<long long>(p.m), static_cast<long long>(MAX_M));
@@ -32,7 +32,8 @@ Status check(const vditc_quantize_token_problem& p) {
   if (p.activation < VDITC_NO_ACTIVATION || p.activation > VDITC_GELU_TANH)
     return fail(VDITC_BAD_ARGUMENT, "activation %d; wanted a vditc_activation", p.activation);
   if (p.norm < VDITC_NO_NORM || p.norm > VDITC_RMS_NORM) return fail(VDITC_BAD_ARGUMENT, "norm %d; wanted a vditc_norm", p.norm);
-  if (p.norm && p.activation) return fail(VDITC_BAD_ARGUMENT, "activation %d in front of norm %d; wanted one of them", p.activation, p.norm);
+  if (p.norm && p.activation)
+    return fail(VDITC_BAD_ARGUMENT, "activation %d in front of norm %d; wanted one of them", p.activation, p.norm);
   if (!p.norm && (p.weight || p.bias)) return fail(VDITC_BAD_ARGUMENT, "weight %d, bias %d without a norm; wanted 0", p.weight, p.bias);
   if (p.norm && !(p.epsilon > 0 && std::isfinite(p.epsilon)))
     return fail(VDITC_BAD_ARGUMENT, "epsilon %g of a norm; wanted a positive number", static_cast<double>(p.epsilon));
@@ -68,27 +69,33 @@ RowMap row_map(const vditc_rows& rows) {  // rows are fewer than 2^31: a greater
   return {divisor(inner), divisor(count), static_cast<uint32_t>(count)};
 }
 
-template <int VECTORS, bool ROTATED, bool WHOLE>
-Status start(const Arguments& a, cudaStream_t stream) {
-  const bool single = a.warps == 1;
-  const auto blocks = static_cast<unsigned>(single ? (static_cast<int64_t>(a.m) + SINGLES - 1) / SINGLES : a.m);
-  return launch<Kernel<VECTORS, ROTATED, WHOLE>>(dim3(blocks), LANES * (single ? SINGLES : a.warps), SHARED, stream, a);
+// The instances: of 72 and 96 registers where two blocks of the widest tokens fit, then wider ones; the last for any k.
+using Short = Kernel<4, 14, true>;
+using Long = Kernel<6, 10, true>;
+using Wide = Kernel<6, MAX_WARPS, true>;
+using Any = Kernel<MAX_K / (WIDTH * LANES * MAX_WARPS), MAX_WARPS, false>;
+
+template <class Instance>
+int warps(const Arguments& a) {  // of a token
+  const int held = LANES * Instance::VECTORS_OF_A_THREAD;
+  return (a.vectors + held - 1) / held;
 }
 
-// Warps of a token and vectors of a thread: as few places as hold the token; of two ways the one with fewer warps.
-Status start(Arguments& a, bool rotated, cudaStream_t stream) {
-  const int pieces = (a.vectors + LANES - 1) / LANES;  // vectors of a whole warp
-  const auto warps = [&](int vectors) { return (pieces + vectors - 1) / vectors; };
-  int chosen = WIDEST;
-  if (a.k % WIDTH == 0)
-    for (const int vectors : {4, 5, 6})
-      if (warps(vectors) <= MAX_WARPS && (chosen == WIDEST || warps(vectors) * vectors <= warps(chosen) * chosen)) chosen = vectors;
-  a.warps = warps(chosen);
-  if (a.k % WIDTH) return start<WIDEST, false, false>(a, stream);
-  if (chosen == 4) return rotated ? start<4, true, true>(a, stream) : start<4, false, true>(a, stream);
-  if (chosen == 5) return rotated ? start<5, true, true>(a, stream) : start<5, false, true>(a, stream);
-  if (chosen == 6) return rotated ? start<6, true, true>(a, stream) : start<6, false, true>(a, stream);
-  return rotated ? start<WIDEST, true, true>(a, stream) : start<WIDEST, false, true>(a, stream);
+template <class Instance>
+Status start(Arguments& a, cudaStream_t stream) {
+  a.warps = warps<Instance>(a);
+  const bool single = a.warps == 1;
+  const auto blocks = static_cast<unsigned>(single ? (static_cast<int64_t>(a.m) + SINGLES - 1) / SINGLES : a.m);
+  return launch<Instance>(dim3(blocks), LANES * (single ? SINGLES : a.warps), SHARED, stream, a);
+}
+
+Status start(Arguments& a, cudaStream_t stream) {
+  const int in_short = warps<Short>(a), in_long = warps<Long>(a);
+  if (a.k % WIDTH || warps<Wide>(a) > Wide::WARPS) return start<Any>(a, stream);
+  if (in_short > Short::WARPS && in_long > Long::WARPS) return start<Wide>(a, stream);
+  // Where both hold the token, the one with fewer places that stay empty; of equal ones that with fewer warps.
+  const bool less = Long::VECTORS_OF_A_THREAD * in_long <= Short::VECTORS_OF_A_THREAD * in_short;
+  return in_short > Short::WARPS || (less && in_long <= Long::WARPS) ? start<Long>(a, stream) : start<Short>(a, stream);
 }
 
 Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_token_tensors* tensors, cudaStream_t stream) {
@@ -96,7 +103,8 @@ Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_tok
   const vditc_quantize_token_problem& p = *problem;
   const vditc_quantize_token_tensors& t = *tensors;
   if (p.struct_bytes != sizeof p)
-    return fail(VDITC_BAD_ARGUMENT, "struct_bytes %u; wanted %zu: build the caller with this library's vditc_plugins.h", p.struct_bytes, sizeof p);
+    return fail(VDITC_BAD_ARGUMENT, "struct_bytes %u; wanted %zu: build the caller with this library's vditc_plugins.h", p.struct_bytes,
+                sizeof p);
   VDITC_TRY(check(p));
   if (p.gain) VDITC_TRY(check("gain", p.gain_rows));
   if (p.shift) VDITC_TRY(check("shift", p.shift_rows));
@@ -141,13 +149,15 @@ Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_tok
   a.shares = p.shares;
   a.packed = p.packed;
   a.epsilon = p.epsilon;
-  return start(a, p.rotation != 0, stream);
+  a.part = 1.0f / static_cast<float>(p.k);
+  a.rotated = p.rotation != 0;
+  return start(a, stream);
 }
 
 }  // namespace
 }  // namespace vditc::quantize_token
 
-extern "C" vditc_status vditc_quantize_token_launch(const vditc_quantize_token_problem* problem, const vditc_quantize_token_tensors* tensors,
-                                                    void* stream) {
+extern "C" vditc_status vditc_quantize_token_launch(const vditc_quantize_token_problem* problem,
+                                                    const vditc_quantize_token_tensors* tensors, void* stream) {
   return vditc::quantize_token::run(problem, tensors, static_cast<cudaStream_t>(stream));
 }
