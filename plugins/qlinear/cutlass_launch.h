@@ -41,7 +41,7 @@ struct Gemm3x {
     if (Device::can_implement(made) != cutlass::Status::kSuccess)
       return fail(VDITC_NO_KERNEL, "%s: CUTLASS has no such product: m %lld, n %d, k %d", name, static_cast<long long>(m), n, k);
     Device gemm;
-    return cutlass_status(name, gemm(made, workspace, stream));
+    return cutlass_status(name, gemm(made, workspace, stream), reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>));
   }
 };
 

@@ -123,16 +123,18 @@ VDITC_DEVICE void finish_vector(const Epilogue& e, const Row& row, int n, const 
 #pragma unroll
   for (int i = 0; i < VECTOR; ++i) y[i] = multiply(multiply(from_int(sums[i]), columns.weight_scale[i]), row.scale);
   if (e.rank) {
+    // Read here and not from `row`, where they would cost registers of all layers that have none.
+    const float* left = e.left + row.m * e.rank;
     float right[VECTOR], term[VECTOR];
     load_floats(e, e.right, n, right);
 #pragma unroll
-    for (int i = 0; i < VECTOR; ++i) term[i] = multiply(row.left[0], right[i]);
+    for (int i = 0; i < VECTOR; ++i) term[i] = multiply(left[0], right[i]);
 #pragma unroll
     for (int r = 1; r < MAX_RANK; ++r)
       if (r < e.rank) {
         load_floats(e, e.right + static_cast<int64_t>(r) * e.n, n, right);
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) term[i] = add(term[i], multiply(row.left[r], right[i]));
+        for (int i = 0; i < VECTOR; ++i) term[i] = add(term[i], multiply(left[r], right[i]));
       }
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) y[i] = add(y[i], term[i]);
