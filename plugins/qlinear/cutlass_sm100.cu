@@ -25,9 +25,9 @@ size_t cutlass_sm100_workspace(int64_t m, int n, int k) { return pairs(m, n) ? P
 Status launch_cutlass_sm100(const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace, size_t bytes,
                             cudaStream_t stream) {
   if (!m) return VDITC_OK;
-  VDITC_TRY(cutlass_check("cutlass-sm100", e, m, n, k, workspace, bytes, cutlass_sm100_workspace(m, n, k)));
-  if (pairs(m, n)) return Pair::run("cutlass-sm100", e, x, weight, m, n, k, workspace, stream);
-  return Wide::run("cutlass-sm100", e, x, weight, m, n, k, workspace, stream);
+  VDITC_TRY(cutlass_check("expand-sm100", e, m, n, k, workspace, bytes, cutlass_sm100_workspace(m, n, k)));
+  if (pairs(m, n)) return Pair::run("expand-sm100", e, x, weight, m, n, k, workspace, stream);
+  return Wide::run("expand-sm100", e, x, weight, m, n, k, workspace, stream);
 }
 
 }  // namespace vditc::qlinear
