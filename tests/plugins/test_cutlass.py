@@ -79,7 +79,7 @@ def test_machine_code(source: str, architecture: str, product: str, least: int, 
 
 
 def loops_around(product: str, code: str) -> list[list[str]]:
-    """The instructions of each shortest loop around a product, from what nvdisasm prints: labels, and branches back to them."""
+    """The instructions of the innermost loops around products, from what nvdisasm prints: labels, and branches back to them."""
     found: list[list[str]] = []
     for kernel in re.split(r"^\s*\.section\s", code, flags=re.MULTILINE)[1:]:
         labels: dict[str, int] = {}
@@ -95,5 +95,6 @@ def loops_around(product: str, code: str) -> list[list[str]]:
                     back.append((labels[target[1]], len(body)))
         at = [i for i, instruction in enumerate(body) if product in instruction]
         around = {min(spans, key=lambda span: span[1] - span[0]) for i in at if (spans := [b for b in back if b[0] <= i < b[1]])}
-        found += [body[begin:end] for begin, end in sorted(around)]
+        inner = [b for b in around if not any(c != b and b[0] <= c[0] and c[1] <= b[1] for c in around)]
+        found += [body[begin:end] for begin, end in sorted(inner)]
     return found
