@@ -23,7 +23,6 @@ KERNELS = [
     ("sm100", "100a", "UTCIMMA", 4),
     ("sm100", "110a", "UTCIMMA", 4),
 ]
-SPILLED = 64  # bytes of a thread that may go to memory around the epilogue, of 128 accumulators and what it computes with
 
 
 def run(*command: str | Path) -> str:
@@ -56,7 +55,7 @@ def test_every_output_has_one_thread(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "architecture", "product", "least"), KERNELS)
 def test_machine_code(source: str, architecture: str, product: str, least: int, tmp_path: Path) -> None:
-    """Products of int8 in a loop that touches no local memory, and next to no spills."""
+    """Products of int8 in a loop that touches no local memory; nothing of 128 accumulators is spilled around the epilogue either."""
     toolkit = find_toolkit(host_machine(), cache_home())
     cubin = tmp_path / "kernels.cubin"
     said = run(
@@ -67,7 +66,7 @@ def test_machine_code(source: str, architecture: str, product: str, least: int, 
     )
     kernels = usages(said.splitlines())
     assert len(kernels) == 2
-    assert all(k.spill_stores <= SPILLED and k.spill_loads <= SPILLED and k.stack <= SPILLED for k in kernels), kernels
+    assert not [k for k in kernels if k.stack or k.spill_stores or k.spill_loads]
     nvdisasm = next(unpacked(NVDISASM, cache_home(), instead="connect to PyPI once").glob("nvidia/*/bin/nvdisasm"))
     nvdisasm.chmod(0o755)
     code = run(nvdisasm, "-c", cubin)
