@@ -179,7 +179,7 @@ def build(
 def _settings(wanted: Wanted, cache: Path, sources: Path) -> tuple[dict[str, Any], list[str]]:
     """What nvcc's library is made of, and CMake's options for it."""
     toolkit = find_toolkit(wanted.machine, cache)
-    cutlass = find_cutlass(cache) if any(Path(name).stem.startswith("cutlass_") for name, _ in units(wanted, sources)) else None
+    cutlass = find_cutlass(cache) if any(Path(name).match("cutlass_*.cu") for name, _ in units(wanted, sources)) else None
     made_of = {
         "cuda": toolkit.version,
         "cxx": toolkit.cxx_version,
