@@ -1,4 +1,4 @@
-// Which rows and columns of a product each thread of CUTLASS's kernels has: functions of CUTLASS's layouts alone, which a host evaluates too.
+// Which rows and columns of a product each thread of CUTLASS's kernels has: functions of CUTLASS's layouts, which a host evaluates too.
 #pragma once
 #include <cute/tensor.hpp>
 #include <cutlass/gemm/gemm.h>
@@ -35,7 +35,8 @@ template <class Places>
 CUTE_HOST_DEVICE int64_t sm90_row(const Places& at, int block, int half) {
   return cute::get<0>(at(cute::make_coord(0, half, 0), block, 0));
 }
-// The first of the eight columns that a thread has of the first four groups when the lanes of its row have shared them out: group i to lane i.
+// The first of the eight columns that a thread has of the first four groups once the lanes of its row have shared them out, group i to
+// lane i.
 template <class Places>
 CUTE_HOST_DEVICE int sm90_column(const Places& at, int thread) {
   const int lane = thread % LANES_OF_ROW;

@@ -10,7 +10,7 @@
 
 namespace vditc::qlinear {
 
-// A copy that no compiler sees through: it would turn the comparisons of the epilogue back into a computed index, and registers into memory.
+// A copy that no compiler sees through: it would turn comparisons back into a computed index, and registers into memory.
 CUTLASS_DEVICE int copied(int sum) {
 #ifdef __CUDA_ARCH__
   int copy;

@@ -14,8 +14,8 @@ constexpr int TMA_ALIGNMENT = 16;  // bytes of a row of a tensor that TMA loads
 template <class Arch, class Tile, class Cluster, class Schedule, class Finish>
 struct Gemm3x {
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      Arch, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, TMA_ALIGNMENT, int8_t, cutlass::layout::ColumnMajor, TMA_ALIGNMENT,
-      int32_t, Tile, Cluster, cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Finish::SharedStorage))>,
+      Arch, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, TMA_ALIGNMENT, int8_t, cutlass::layout::ColumnMajor,
+      TMA_ALIGNMENT, int32_t, Tile, Cluster, cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Finish::SharedStorage))>,
       Schedule>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Finish>;
   using Device = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
@@ -35,8 +35,9 @@ struct Gemm3x {
   static Status run(const char* name, const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace,
                     cudaStream_t stream) {
     auto made = arguments(e, x, weight, m, n, k);
-    cudaError_t error = cudaGetDevice(&made.hw_info.device_id);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&made.hw_info.sm_count, cudaDevAttrMultiProcessorCount, made.hw_info.device_id);
+    auto& gpu = made.hw_info;
+    cudaError_t error = cudaGetDevice(&gpu.device_id);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, gpu.device_id);
     if (error != cudaSuccess) return fail_cuda(error, name);
     if (Device::can_implement(made) != cutlass::Status::kSuccess)
       return fail(VDITC_NO_KERNEL, "%s: CUTLASS has no such product: m %lld, n %d, k %d", name, static_cast<long long>(m), n, k);

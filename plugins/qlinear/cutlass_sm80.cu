@@ -25,15 +25,15 @@ struct Gemm {
       cutlass::arch::Sm80, Tile, Warp, cutlass::gemm::GemmShape<16, 8, 32>,
       cutlass::epilogue::thread::LinearCombination<cutlass::half_t, VECTOR, int32_t, float>, Swizzle, STAGES,
       cutlass::arch::OpMultiplyAddSaturate>::GemmKernel;
-  static_assert(std::is_base_of_v<typename Base::Epilogue::OutputTileIterator::ThreadMap, Map>, "the places that the accumulators are brought to");
+  static_assert(std::is_base_of_v<typename Base::Epilogue::OutputTileIterator::ThreadMap, Map>, "the places of accumulators");
   // Not unrolled: the epilogue is long, and its accumulators pass through shared memory anyway.
   using Visited = cutlass::epilogue::threadblock::EpilogueWithVisitorCallbacks<typename Base::Epilogue, Sm80Epilogue<Map>, 1, false>;
   using Kernel = cutlass::gemm::kernel::GemmWithEpilogueVisitor<typename Base::Mma, Visited, Swizzle>;
   using Device = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
   static Status run(const Epilogue& e, const int8_t* x, const int8_t* weight, int m, int n, int k, cudaStream_t stream) {
-    const typename Device::Arguments arguments(cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k}, 1, e, x, weight, nullptr, nullptr, 0, 0, 0, 0,
-                                               k, k, 0, 0);
+    const typename Device::Arguments arguments(cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k}, 1, e, x, weight, nullptr, nullptr, 0, 0,
+                                               0, 0, k, k, 0, 0);
     Device gemm;
     return cutlass_status("expand-sm80", gemm(arguments, nullptr, stream), reinterpret_cast<const void*>(cutlass::Kernel2<Kernel>));
   }
