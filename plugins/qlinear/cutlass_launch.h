@@ -13,10 +13,10 @@ constexpr int TMA_ALIGNMENT = 16;  // bytes of a row of a tensor that TMA loads
 // `Finish`: the epilogue collective, with the shared memory that it needs of what the stages of operands leave over.
 template <class Arch, class Tile, class Cluster, class Schedule, class Finish>
 struct Gemm3x {
+  using Stages = cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Finish::SharedStorage))>;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       Arch, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, TMA_ALIGNMENT, int8_t, cutlass::layout::ColumnMajor,
-      TMA_ALIGNMENT, int32_t, Tile, Cluster, cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Finish::SharedStorage))>,
-      Schedule>::CollectiveOp;
+      TMA_ALIGNMENT, int32_t, Tile, Cluster, Stages, Schedule>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Finish>;
   using Device = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 

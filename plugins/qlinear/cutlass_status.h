@@ -25,8 +25,8 @@ inline Status cutlass_check(const char* name, const Epilogue& e, int64_t m, int 
   return VDITC_OK;
 }
 
-// What came of a launch. CUTLASS asks CUDA for its error and keeps it to itself, so `kernel` is asked about: most often there is no code for
-// the GPU.
+// What came of a launch. CUTLASS asks CUDA for its error and keeps it to itself, so `kernel` is asked about: most often there is no code
+// for the GPU.
 inline Status cutlass_status(const char* name, cutlass::Status found, const void* kernel) {
   if (found == cutlass::Status::kSuccess) return VDITC_OK;
   cudaFuncAttributes attributes;
