@@ -47,10 +47,6 @@ class _Problem(ctypes.Structure):
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("m", ctypes.c_int64),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank")
-        ),
         *((name, ctypes.c_int32) for name in (*_SUMS, *_REST)),
         ("gate_rows", Rows),
         ("residual_rows", Rows),

@@ -11,12 +11,12 @@ import pytest
 import tolerances
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qlinear_layers import FLOATS, UNPACKED, Layer, accumulated, aligned, computed, exact, exact_sums, layer, library, placed
+from qlinear_layers import FLOATS, UNPACKED, Layer, accumulated, computed, exact, exact_sums, layer, library, placed
 
 from vditc.plugins.library import KernelError
 from vditc.plugins.packing import pack
 from vditc.plugins.qlinear import kernels, reference
-from vditc.plugins.qlinear.kernels import Problem, Tactic
+from vditc.plugins.qlinear.kernels import Problem, Tactic, aligned
 from vditc.plugins.qlinear.op import QLinear
 
 # bits, unsigned
