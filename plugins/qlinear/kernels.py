@@ -163,6 +163,12 @@ def accumulators(
     )
 
 
+def expand(library: Library, problem: Problem, weight: Tensor, out: Tensor, stream: int = 0) -> None:
+    """out int8 [n, k] = the codes of packed weights."""
+    addresses = (ctypes.c_void_p(_address(tensor)) for tensor in (weight, out))
+    library.call("vditc_qlinear_expand", ctypes.byref(problem.native()), *addresses, ctypes.c_void_p(stream))
+
+
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """An array of zeros at a multiple of 16, as the library wants its tensors."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -32,16 +32,16 @@ Status rows(const char* name, const vditc_rows& found) {
               static_cast<long long>(found.count));
 }
 
-Status pointer(const char* name, const void* found) {
-  if (!found) return fail(VDITC_BAD_ARGUMENT, "%s is null; the problem says that it is there", name);
-  if (reinterpret_cast<uintptr_t>(found) % 16 == 0) return VDITC_OK;
-  return fail(VDITC_BAD_ARGUMENT, "%s = %p; wanted an address that is a multiple of 16", name, found);
-}
-
 // The greatest magnitude of a code.
 int64_t magnitude(int bits, bool is_unsigned) { return is_unsigned ? (1 << bits) - 1 : 1 << (bits - 1); }
 
 }  // namespace
+
+Status check_pointer(const char* name, const void* found) {
+  if (!found) return fail(VDITC_BAD_ARGUMENT, "%s is null; wanted a tensor, as the problem has it", name);
+  if (reinterpret_cast<uintptr_t>(found) % 16 == 0) return VDITC_OK;
+  return fail(VDITC_BAD_ARGUMENT, "%s = %p; wanted an address that is a multiple of 16", name, found);
+}
 
 Status check_problem(const vditc_qlinear_problem* problem) {
   if (!problem) return fail(VDITC_BAD_ARGUMENT, "problem is null; wanted a vditc_qlinear_problem");
@@ -80,25 +80,25 @@ Status check_problem(const vditc_qlinear_problem* problem) {
 Status check_tensors(const vditc_qlinear_problem& p, const vditc_qlinear_tensors* tensors, bool accumulators) {
   if (!tensors) return fail(VDITC_BAD_ARGUMENT, "tensors is null; wanted a vditc_qlinear_tensors");
   const vditc_qlinear_tensors& t = *tensors;
-  VDITC_TRY(pointer("x", t.x));
-  VDITC_TRY(pointer("weight", t.weight));
+  VDITC_TRY(check_pointer("x", t.x));
+  VDITC_TRY(check_pointer("weight", t.weight));
   if (accumulators) return VDITC_OK;
-  VDITC_TRY(pointer("scale", t.scale));
-  VDITC_TRY(pointer("weight_scale", t.weight_scale));
+  VDITC_TRY(check_pointer("scale", t.scale));
+  VDITC_TRY(check_pointer("weight_scale", t.weight_scale));
   if (p.rank) {
-    VDITC_TRY(pointer("left", t.left));
-    VDITC_TRY(pointer("right", t.right));
+    VDITC_TRY(check_pointer("left", t.left));
+    VDITC_TRY(check_pointer("right", t.right));
   }
   if (p.low_rank) {
-    VDITC_TRY(pointer("down", t.down));
-    VDITC_TRY(pointer("up", t.up));
+    VDITC_TRY(check_pointer("down", t.down));
+    VDITC_TRY(check_pointer("up", t.up));
   }
-  if (p.bias) VDITC_TRY(pointer("bias", t.bias));
+  if (p.bias) VDITC_TRY(check_pointer("bias", t.bias));
   if (p.gated) {
-    VDITC_TRY(pointer("gate", t.gate));
-    VDITC_TRY(pointer("residual", t.residual));
+    VDITC_TRY(check_pointer("gate", t.gate));
+    VDITC_TRY(check_pointer("residual", t.residual));
   }
-  return pointer("y", t.y);
+  return check_pointer("y", t.y);
 }
 
 Status check_tactic(const vditc_qlinear_problem& p, int tactic) {

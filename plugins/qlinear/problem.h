@@ -11,6 +11,8 @@ constexpr int TACTIC_COUNT = sizeof TACTICS / sizeof *TACTICS;
 Status check_problem(const vditc_qlinear_problem* problem);
 // Of a checked problem with rows. `accumulators`: whether only x and the weights are read.
 Status check_tensors(const vditc_qlinear_problem& problem, const vditc_qlinear_tensors* tensors, bool accumulators);
+// A tensor that has to be there, aligned to 16 bytes.
+Status check_pointer(const char* name, const void* found);
 // Whether the tactic computes a checked problem at all; on which GPUs is `listed`'s.
 Status check_tactic(const vditc_qlinear_problem& problem, int tactic);
 
