@@ -40,7 +40,7 @@ def run(library: Library) -> int:
     for m, n, k in SHAPES:
         for bits, unsigned in ((8, False), (4, False), (4, True), (3, False)):
             for packed, group, low_rank in ((False, 0, 0), (True, 0, 16), (False, 128, 48)):
-                if packed and k % 32 or group and k % group:
+                if (packed and k % 32) or (group and k % group):
                     continue
                 op = QLinear(
                     n=n,
@@ -73,5 +73,5 @@ def run(library: Library) -> int:
 if __name__ == "__main__":
     loaded = Library(Path(sys.argv[1]))
     qlinear_layers.library = lambda: loaded  # type: ignore[assignment]
-    qlinear_layers.aligned = exactly
+    qlinear_layers.aligned = exactly  # type: ignore[attr-defined]
     print(f"{run(loaded)} launches")
