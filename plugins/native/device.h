@@ -17,9 +17,9 @@
 #ifdef VDITC_EMULATED
 #include "native/emulator.h"
 #else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#ifndef __CUDACC_RTC__  // which knows CUDA's types by itself
 #include <cuda_runtime.h>
+#endif
 #define VDITC_DEVICE __device__ __forceinline__
 #define VDITC_BOTH __host__ __device__ __forceinline__
 
@@ -86,10 +86,25 @@ VDITC_DEVICE float from_int(int a) { return __int2float_rn(a); }
 VDITC_DEVICE int to_int(float a) { return __float2int_rn(a); }
 VDITC_DEVICE uint32_t bits_of(float a) { return __float_as_uint(a); }
 VDITC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
-VDITC_DEVICE float from_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-VDITC_DEVICE uint16_t to_fp16(float a) { return __half_as_ushort(__float2half_rn(a)); }
-VDITC_DEVICE float from_bf16(uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
-VDITC_DEVICE uint16_t to_bf16(float a) { return __bfloat16_as_ushort(__float2bfloat16_rn(a)); }
+
+// PTX ISA, cvt: to the nearest, ties to even.
+VDITC_DEVICE float from_fp16(uint16_t bits) {
+  float a;
+  asm("cvt.f32.f16 %0, %1;\n" : "=f"(a) : "h"(bits));
+  return a;
+}
+VDITC_DEVICE uint16_t to_fp16(float a) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(bits) : "f"(a));
+  return bits;
+}
+VDITC_DEVICE float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+VDITC_DEVICE uint16_t to_bf16(float a) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(bits) : "f"(a));
+  return bits;
+}
+
 // Byte i of the result is byte s_i of b:a, s_i being hexadecimal digit i (from the lowest) of `select`, 0 ... 7.
 VDITC_DEVICE uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t select) { return __byte_perm(a, b, select); }
 // a - b of the two bf16 in each word, rounded once.

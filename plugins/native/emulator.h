@@ -94,13 +94,18 @@ inline float float_of(uint32_t bits) {
   std::memcpy(&a, &bits, 4);
   return a;
 }
+#ifdef __aarch64__  // where g++ has _Float16 from version 13 on
+using NativeHalf = __fp16;
+#else
+using NativeHalf = _Float16;
+#endif
 inline float from_fp16(uint16_t bits) {
-  _Float16 half;
+  NativeHalf half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
 }
 inline uint16_t to_fp16(float a) {
-  const auto half = static_cast<_Float16>(a);
+  const auto half = static_cast<NativeHalf>(a);
   uint16_t bits;
   std::memcpy(&bits, &half, 2);
   return bits;

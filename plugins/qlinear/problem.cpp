@@ -32,6 +32,20 @@ Status rows(const char* name, const vditc_rows& found) {
               static_cast<long long>(found.count));
 }
 
+// Whether the library has the tactic: CUTLASS's are compiled for generations of GPUs.
+constexpr bool built(int tactic) {
+#ifdef VDITC_CUTLASS_SM80
+  if (tactic == VDITC_EXPAND_SM80) return true;
+#endif
+#ifdef VDITC_CUTLASS_SM90
+  if (tactic == VDITC_EXPAND_SM90) return true;
+#endif
+#ifdef VDITC_CUTLASS_SM100
+  if (tactic == VDITC_EXPAND_SM100) return true;
+#endif
+  return tactic < VDITC_EXPAND_SM80;
+}
+
 // The greatest magnitude of a code.
 int64_t magnitude(int bits, bool is_unsigned) { return is_unsigned ? (1 << bits) - 1 : 1 << (bits - 1); }
 
@@ -120,13 +134,10 @@ Status check_tactic(const vditc_qlinear_problem& p, int tactic) {
     case VDITC_EXPAND_SM80:
     case VDITC_EXPAND_SM90:
     case VDITC_EXPAND_SM100:
-#ifdef VDITC_CUTLASS
+      if (!built(tactic)) return fail(VDITC_NO_KERNEL, "%s: the library was built without it", name);
       if (p.packed || p.low_rank || p.k % 16)
         return fail(VDITC_NO_KERNEL, "%s: packed = %d, low_rank = %d, k = %d; wanted neither and k a multiple of 16", name, p.packed, p.low_rank, p.k);
       break;
-#else
-      return fail(VDITC_NO_KERNEL, "%s: the library was built without CUTLASS", name);
-#endif
     default:
       break;
   }
