@@ -136,7 +136,8 @@ Status check_tactic(const vditc_qlinear_problem& p, int tactic) {
     case VDITC_EXPAND_SM100:
       if (!built(tactic)) return fail(VDITC_NO_KERNEL, "%s: the library was built without it", name);
       if (p.packed || p.low_rank || p.k % 16)
-        return fail(VDITC_NO_KERNEL, "%s: packed = %d, low_rank = %d, k = %d; wanted neither and k a multiple of 16", name, p.packed, p.low_rank, p.k);
+        return fail(VDITC_NO_KERNEL, "%s: packed = %d, low_rank = %d, k = %d; wanted neither and k a multiple of 16", name, p.packed,
+                    p.low_rank, p.k);
       break;
     default:
       break;
@@ -154,17 +155,18 @@ int listed(const vditc_qlinear_problem& p, int sm, int (&ids)[TACTIC_COUNT]) {
   };
   if (sm < 80) return 0;
   const bool ampere = sm < 90;
-  // Expansion is a pass over the weights, which costs 9 to 26 % of the product at 4096 rows of datacentre GPUs and half of it at 1024.
+  // Expansion is a pass over the weights: by bytes, 9 to 26 % of the product's time at 4096 rows of datacentre GPUs, more of fewer rows.
   const bool tall = p.m >= 2048;
-  // Blocks of 128 x 128 that do not fill a GPU of about 100 processors once: smaller ones use more of them.
-  const bool few = (p.m + 127) / 128 * ((p.n + 127) / 128) < 100;
+  // Blocks of 128 x 128 that do not fill the GPU's processors once, or of which half has no rows: smaller ones keep more of them busy.
+  const int64_t processors = sm == 87 ? 16 : sm == 101 || sm == 110 ? 20 : 100;  // AGX Orin, Thor; others have 60 to 190
+  const bool few = p.m <= 64 || (p.m + 127) / 128 * ((p.n + 127) / 128) < processors;
   if (ampere) add(VDITC_INT4);                            // twice the rate of int8; an emulation from sm_90 on
   if (sm == 103) add(VDITC_CARRIER);                      // int8 has 1/15 of the rate of bf16
   if (sm == 90 && tall) add(VDITC_EXPAND_SM90);           // mma.sync has no full rate on sm_90, 100, 110
   if ((sm == 100 || sm == 101 || sm == 110) && tall) add(VDITC_EXPAND_SM100);
   add(few ? VDITC_UNPACK_64 : VDITC_UNPACK_128);          // unpacking hides behind the products of sm_80 ... 89 and 120
   add(few ? VDITC_UNPACK_128 : VDITC_UNPACK_64);
-  if (ampere || sm >= 120) add(VDITC_EXPAND_SM80);        // a leaner loop behind one more pass
+  if (ampere || sm >= 120) add(VDITC_EXPAND_SM80);        // another loop, behind one more pass
   if (sm == 90 && !tall) add(VDITC_EXPAND_SM90);
   if ((sm == 100 || sm == 101 || sm == 110) && !tall) add(VDITC_EXPAND_SM100);
   return count;

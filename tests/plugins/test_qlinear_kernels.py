@@ -262,6 +262,8 @@ def test_the_best_guess_stands_first() -> None:
     for problem, sm, wanted in (
         (tall, 80, [Tactic.UNPACK_128, Tactic.UNPACK_64]),
         (few, 87, [Tactic.UNPACK_64, Tactic.UNPACK_128]),
+        (dataclasses.replace(few, m=256), 80, [Tactic.UNPACK_64, Tactic.UNPACK_128]),
+        (dataclasses.replace(few, m=256), 87, [Tactic.UNPACK_128, Tactic.UNPACK_64]),
         (nibbles, 89, [Tactic.INT4, Tactic.UNPACK_128, Tactic.UNPACK_64]),
         (nibbles, 90, [Tactic.UNPACK_128, Tactic.UNPACK_64]),
         (tall, 103, [Tactic.CARRIER, Tactic.UNPACK_128, Tactic.UNPACK_64]),
