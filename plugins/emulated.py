@@ -26,7 +26,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    "-Wno-unknown-pragmas",  # unroll
+    "-Wno-unknown-pragmas",  # "#pragma unroll" is nvcc's
     "-DVDITC_EMULATED",
     f"-I{SOURCES}",
 )

@@ -10,6 +10,9 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace vditc {
 namespace {
@@ -141,6 +144,9 @@ void resume(int thread) {
 void run_block(int threads) {
   for (int i = 0; i < threads; ++i) {
     Fibre& fibre = block->fibres[i];
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(fibre.stack.get(), STACK);  // the last block's threads never returned from their frames
+#endif
     prepare(fibre.context, fibre.stack.get(), start);
     fibre.done = false;
   }

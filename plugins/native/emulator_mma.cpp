@@ -4,6 +4,10 @@
 
 #include "native/emulator.h"
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O3")  // vectors for the sums, which are most of what the emulator does
+#endif
+
 namespace vditc {
 namespace {
 
@@ -39,18 +43,18 @@ unsigned char* leave_row(const void* row) {
 struct Signed8 {
   static constexpr int BITS = 8;
   using Sum = int;
-  static int value(uint32_t bits) { return static_cast<int8_t>(bits); }
+  static short value(uint32_t bits) { return static_cast<int8_t>(bits); }
 };
 struct Unsigned8 : Signed8 {
-  static int value(uint32_t bits) { return static_cast<int>(bits & 255); }
+  static short value(uint32_t bits) { return static_cast<short>(bits & 255); }
 };
 struct Signed4 {
   static constexpr int BITS = 4;
   using Sum = int;
-  static int value(uint32_t bits) { return static_cast<int>((bits & 15) ^ 8) - 8; }
+  static short value(uint32_t bits) { return static_cast<short>(static_cast<int>((bits & 15) ^ 8) - 8); }
 };
 struct Unsigned4 : Signed4 {
-  static int value(uint32_t bits) { return static_cast<int>(bits & 15); }
+  static short value(uint32_t bits) { return static_cast<short>(bits & 15); }
 };
 struct Half {
   static constexpr int BITS = 16;
@@ -67,26 +71,33 @@ void products(unsigned char* buffer) {
   using Sum = typename A::Sum;
   using Value = decltype(A::value(0));
   constexpr int EACH = 32 / A::BITS, K = 8 * EACH;  // elements of a register; four lanes and two registers span K
-  Value a[16][K], b[8][K];
+  constexpr bool INTEGERS = std::is_same_v<Sum, int>;  // which compilers sum along K in vectors; others along columns, as order counts
+  Value a[16][K], b[INTEGERS ? 8 : K][INTEGERS ? K : 8];
+  Sum sums[16][8] = {};
   for (int l = 0; l < LANES; ++l) {
     uint32_t words[6];
     std::memcpy(words, buffer + SLOT * l, sizeof words);
     const int group = l / 4, first = l % 4 * EACH;
     for (int e = 0; e < EACH; ++e) {
       for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][first + i / 2 * (K / 2) + e] = A::value(words[i] >> (A::BITS * e));
-      for (int i = 0; i < 2; ++i) b[group][first + i * (K / 2) + e] = B::value(words[4 + i] >> (A::BITS * e));
+      for (int i = 0; i < 2; ++i) {
+        const int k = first + i * (K / 2) + e;
+        b[INTEGERS ? group : k][INTEGERS ? k : group] = B::value(words[4 + i] >> (A::BITS * e));
+      }
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    if constexpr (INTEGERS) {
+      for (int column = 0; column < 8; ++column)
+        for (int k = 0; k < K; ++k) sums[row][column] += a[row][k] * b[column][k];
+    } else {
+      for (int k = 0; k < K; ++k)
+        for (int column = 0; column < 8; ++column) sums[row][column] += static_cast<Sum>(a[row][k]) * static_cast<Sum>(b[k][column]);
     }
   }
   for (int l = 0; l < LANES; ++l) {
-    Sum sums[4];
-    for (int i = 0; i < 4; ++i) {
-      const Value* left = a[l / 4 + i / 2 * 8];
-      const Value* right = b[l % 4 * 2 + i % 2];
-      Sum sum = 0;
-      for (int k = 0; k < K; ++k) sum += static_cast<Sum>(left[k]) * static_cast<Sum>(right[k]);
-      sums[i] = sum;
-    }
-    std::memcpy(buffer + SLOT * l, sums, sizeof sums);
+    const Sum* pairs[2] = {&sums[l / 4][l % 4 * 2], &sums[l / 4 + 8][l % 4 * 2]};
+    for (int i = 0; i < 4; ++i) std::memcpy(buffer + SLOT * l + i * sizeof(Sum), &pairs[i / 2][i % 2], sizeof(Sum));
   }
 }
 

@@ -4,17 +4,6 @@
 
 namespace vditc {
 
-// 2^a; 0 where that is no normal number. The GPU's own approximation (PTX ISA, ex2.approx: 2^-22).
-VDITC_DEVICE float power_of_two(float a) {
-#ifdef VDITC_EMULATED
-  return std::exp2(a);
-#else
-  float out;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(a));
-  return out;
-#endif
-}
-
 // 1 / a to within 2^-23 (PTX ISA, rcp.approx).
 VDITC_DEVICE float nearly_reciprocal(float a) {
 #ifdef VDITC_EMULATED

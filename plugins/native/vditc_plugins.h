@@ -109,6 +109,8 @@ VDITC_API vditc_status vditc_qlinear_launch(const vditc_qlinear_problem* problem
 /* The accumulators alone, int32 [m, n] (problems without groups): what tests compare. */
 VDITC_API vditc_status vditc_qlinear_accumulators(const vditc_qlinear_problem* problem, const vditc_qlinear_tensors* tensors, int32_t tactic,
                                                   int32_t* accumulators, void* workspace, size_t workspace_bytes, void* stream);
+/* The problem's packed weights as int8 row-major [n, k]; unsigned codes are 0 ... 15, others two's complement. */
+VDITC_API vditc_status vditc_qlinear_expand(const vditc_qlinear_problem* problem, const int8_t* weight, int8_t* out, void* stream);
 
 /* ---- vditc.QuantizeToken (docs/plugins/quantize_token.md) ------------------------------------------------------------------------- */
 

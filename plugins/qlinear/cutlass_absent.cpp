@@ -1,8 +1,10 @@
 // The tactics of CUTLASS for generations of GPUs that this library is not for: where one generation was compiled, launch.cu names them all.
 #ifdef VDITC_CUTLASS
-#include "qlinear/tactics.h"
+#include "native/status.h"
 
 namespace vditc::qlinear {
+
+struct Epilogue;  // epilogue.h is for compilers that know GPUs; declarations as in tactics.h
 
 #define VDITC_ABSENT(generation)                                                                                                   \
   size_t cutlass_##generation##_workspace(int64_t, int, int) { return 0; }                                                         \

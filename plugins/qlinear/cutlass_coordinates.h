@@ -1,4 +1,4 @@
-// Which rows and columns of a product each thread of CUTLASS's kernels has: functions of CUTLASS's layouts alone, which a host evaluates too.
+// Which rows and columns of a product each thread of CUTLASS's kernels has: functions of CUTLASS's layouts, which a host evaluates too.
 #pragma once
 #include <cute/tensor.hpp>
 #include <cutlass/gemm/gemm.h>
@@ -22,7 +22,7 @@ CUTE_HOST_DEVICE auto tile_places(const Shape& shape, const Tile&, const Place& 
   return local_tile(all, take<0, 2>(Tile{}), make_coord(get<0>(place), get<1>(place)));
 }
 
-constexpr int GROUP = 8;  // columns of a fragment of wgmma that four lanes have, two each
+constexpr int FRAGMENT = 8;  // columns of a fragment of wgmma that four lanes have, two each
 constexpr int LANES_OF_ROW = 4;
 
 // wgmma: of a thread's accumulators ((2 columns, 2 rows, groups), blocks of 64 rows, 1).
@@ -35,11 +35,12 @@ template <class Places>
 CUTE_HOST_DEVICE int64_t sm90_row(const Places& at, int block, int half) {
   return cute::get<0>(at(cute::make_coord(0, half, 0), block, 0));
 }
-// The first of the eight columns that a thread has of the first four groups when the lanes of its row have shared them out: group i to lane i.
+// The first of the eight columns that a thread has of the first four groups once the lanes of its row have shared them out, group i to
+// lane i.
 template <class Places>
 CUTE_HOST_DEVICE int sm90_column(const Places& at, int thread) {
   const int lane = thread % LANES_OF_ROW;
-  return static_cast<int>(cute::get<1>(at(cute::make_coord(0, 0, 0), 0, 0))) - 2 * lane + GROUP * lane;
+  return static_cast<int>(cute::get<1>(at(cute::make_coord(0, 0, 0), 0, 0))) - 2 * lane + FRAGMENT * lane;
 }
 
 constexpr int TMEM_COLUMNS = 32;  // that a thread loads of its row of tensor memory at a time

@@ -40,6 +40,7 @@ struct Sm100Epilogue : FormalEpilogue {
       Sources sources[SLICE / VECTOR];
 #pragma unroll
       for (int v = 0; v < SLICE / VECTOR; ++v) sources_of(e, row, n + v * VECTOR, sources[v]);
+      warp_barrier();  // loads of tensor memory want the warp's threads at one place, whichever rows they had
       auto slice = make_tensor<int32_t>(shape(at(_, _, _, _0{}, _0{})));
       copy(copy_slice, mine(_, _, _, _0{}, s), slice);
       cutlass::arch::fence_view_async_tmem_load();
@@ -55,6 +56,7 @@ struct Sm100Epilogue : FormalEpilogue {
         finish_vector(e, row, n + v * VECTOR, columns_of(e, n + v * VECTOR), sources[v], part);
       }
     }
+    warp_barrier();
     return cute::make_tuple(state);
   }
 

@@ -13,7 +13,8 @@ namespace vditc::qlinear {
 template <class ThreadMap>
 struct Sm80Epilogue {
   static_assert(ThreadMap::kElementsPerAccess == VECTOR);
-  static constexpr int STEP_ROWS = ThreadMap::Iterations::kCluster * ThreadMap::Iterations::kGroup * ThreadMap::Iterations::kRow;
+  static_assert(ThreadMap::Iterations::kCluster == 1 && ThreadMap::Iterations::kGroup == 1, "rows of a step are rows of a warp");
+  static constexpr int STEP_ROWS = ThreadMap::Iterations::kRow;
   static constexpr int STEP_COLUMNS = ThreadMap::Iterations::kColumn;
 
   using Arguments = Epilogue;

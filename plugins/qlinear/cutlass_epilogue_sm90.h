@@ -10,7 +10,7 @@
 
 namespace vditc::qlinear {
 
-// A copy that no compiler sees through: it would turn the comparisons of the epilogue back into a computed index, and registers into memory.
+// A copy that no compiler sees through: it would turn comparisons back into a computed index, and registers into memory.
 CUTLASS_DEVICE int copied(int sum) {
 #ifdef __CUDA_ARCH__
   int copy;
@@ -31,7 +31,7 @@ struct Sm90Epilogue : FormalEpilogue {
     const auto at = sm90_places(mma, problem, tile, place, thread);
     constexpr int BLOCKS = size<1>(Layout{}), SLICES = size<0, 2>(Layout{}) / 4;
     static_assert(size<0, 0>(Layout{}) == 2 && size<0, 1>(Layout{}) == 2 && size<2>(Layout{}) == 1, "a fragment of wgmma");
-    static_assert(VECTOR == GROUP);
+    static_assert(VECTOR == FRAGMENT);
     const int first = sm90_column(at, thread);
     // Rolled, as the code of a slice is long. Registers have no computed index: a slice's are copied out by comparing.
 #pragma unroll 1
@@ -39,7 +39,7 @@ struct Sm90Epilogue : FormalEpilogue {
       const Row rows[2] = {row_or_none(e, sm90_row(at, b, 0)), row_or_none(e, sm90_row(at, b, 1))};
 #pragma unroll 1
       for (int s = 0; s < SLICES; ++s) {
-        const int n = first + s * LANES_OF_ROW * GROUP;
+        const int n = first + s * LANES_OF_ROW * FRAGMENT;
         Sources sources[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) sources_of(e, rows[h], n, sources[h]);
@@ -62,6 +62,7 @@ struct Sm90Epilogue : FormalEpilogue {
         }
       }
     }
+    warp_barrier();  // the next product wants the warp's threads at one place, whichever rows they had
   }
 
  private:

@@ -13,10 +13,10 @@ constexpr int TMA_ALIGNMENT = 16;  // bytes of a row of a tensor that TMA loads
 // `Finish`: the epilogue collective, with the shared memory that it needs of what the stages of operands leave over.
 template <class Arch, class Tile, class Cluster, class Schedule, class Finish>
 struct Gemm3x {
+  using Stages = cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Finish::SharedStorage))>;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      Arch, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, TMA_ALIGNMENT, int8_t, cutlass::layout::ColumnMajor, TMA_ALIGNMENT,
-      int32_t, Tile, Cluster, cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Finish::SharedStorage))>,
-      Schedule>::CollectiveOp;
+      Arch, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, TMA_ALIGNMENT, int8_t, cutlass::layout::ColumnMajor,
+      TMA_ALIGNMENT, int32_t, Tile, Cluster, Stages, Schedule>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Finish>;
   using Device = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
@@ -35,13 +35,14 @@ struct Gemm3x {
   static Status run(const char* name, const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace,
                     cudaStream_t stream) {
     auto made = arguments(e, x, weight, m, n, k);
-    cudaError_t error = cudaGetDevice(&made.hw_info.device_id);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&made.hw_info.sm_count, cudaDevAttrMultiProcessorCount, made.hw_info.device_id);
+    auto& gpu = made.hw_info;
+    cudaError_t error = cudaGetDevice(&gpu.device_id);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, gpu.device_id);
     if (error != cudaSuccess) return fail_cuda(error, name);
     if (Device::can_implement(made) != cutlass::Status::kSuccess)
       return fail(VDITC_NO_KERNEL, "%s: CUTLASS has no such product: m %lld, n %d, k %d", name, static_cast<long long>(m), n, k);
     Device gemm;
-    return cutlass_status(name, gemm(made, workspace, stream));
+    return cutlass_status(name, gemm(made, workspace, stream), reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>));
   }
 };
 

@@ -22,12 +22,12 @@ bool pairs(int64_t m, int n) { return (m / 256) * ((n + 255) / 256) >= 256; }
 
 size_t cutlass_sm100_workspace(int64_t m, int n, int k) { return pairs(m, n) ? Pair::workspace(m, n, k) : Wide::workspace(m, n, k); }
 
-Status launch_cutlass_sm100(const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace, size_t bytes,
-                            cudaStream_t stream) {
+Status launch_cutlass_sm100(const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace,
+                            size_t bytes, cudaStream_t stream) {
   if (!m) return VDITC_OK;
-  VDITC_TRY(cutlass_check("cutlass-sm100", e, m, n, k, workspace, bytes, cutlass_sm100_workspace(m, n, k)));
-  if (pairs(m, n)) return Pair::run("cutlass-sm100", e, x, weight, m, n, k, workspace, stream);
-  return Wide::run("cutlass-sm100", e, x, weight, m, n, k, workspace, stream);
+  VDITC_TRY(cutlass_check("expand-sm100", e, m, n, k, workspace, bytes, cutlass_sm100_workspace(m, n, k)));
+  if (pairs(m, n)) return Pair::run("expand-sm100", e, x, weight, m, n, k, workspace, stream);
+  return Wide::run("expand-sm100", e, x, weight, m, n, k, workspace, stream);
 }
 
 }  // namespace vditc::qlinear

@@ -1,6 +1,8 @@
 // QLinear's products by CUTLASS 2.x: mma.sync on int8, cp.async. Runs on sm_80 and everything later.
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 
+#include <type_traits>
+
 #include "qlinear/cutlass_epilogue_sm80.h"
 #include "qlinear/cutlass_status.h"
 #include "qlinear/tactics.h"
@@ -23,16 +25,17 @@ struct Gemm {
       cutlass::arch::Sm80, Tile, Warp, cutlass::gemm::GemmShape<16, 8, 32>,
       cutlass::epilogue::thread::LinearCombination<cutlass::half_t, VECTOR, int32_t, float>, Swizzle, STAGES,
       cutlass::arch::OpMultiplyAddSaturate>::GemmKernel;
+  static_assert(std::is_base_of_v<typename Base::Epilogue::OutputTileIterator::ThreadMap, Map>, "the places of accumulators");
   // Not unrolled: the epilogue is long, and its accumulators pass through shared memory anyway.
   using Visited = cutlass::epilogue::threadblock::EpilogueWithVisitorCallbacks<typename Base::Epilogue, Sm80Epilogue<Map>, 1, false>;
   using Kernel = cutlass::gemm::kernel::GemmWithEpilogueVisitor<typename Base::Mma, Visited, Swizzle>;
   using Device = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
   static Status run(const Epilogue& e, const int8_t* x, const int8_t* weight, int m, int n, int k, cudaStream_t stream) {
-    const typename Device::Arguments arguments(cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k}, 1, e, x, weight, nullptr, nullptr, 0, 0, 0, 0,
-                                               k, k, 0, 0);
+    const typename Device::Arguments arguments(cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k}, 1, e, x, weight, nullptr, nullptr, 0, 0,
+                                               0, 0, k, k, 0, 0);
     Device gemm;
-    return cutlass_status("cutlass-sm80", gemm(arguments, nullptr, stream));
+    return cutlass_status("expand-sm80", gemm(arguments, nullptr, stream), reinterpret_cast<const void*>(cutlass::Kernel2<Kernel>));
   }
 };
 
@@ -53,7 +56,7 @@ size_t cutlass_sm80_workspace(int64_t, int, int) { return 0; }
 Status launch_cutlass_sm80(const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace, size_t bytes,
                            cudaStream_t stream) {
   if (!m) return VDITC_OK;
-  VDITC_TRY(cutlass_check("cutlass-sm80", e, m, n, k, workspace, bytes, cutlass_sm80_workspace(m, n, k)));
+  VDITC_TRY(cutlass_check("expand-sm80", e, m, n, k, workspace, bytes, cutlass_sm80_workspace(m, n, k)));
   const int rows = static_cast<int>(m);
   if (tall(m, n)) return Gemm<cutlass::gemm::GemmShape<256, 128, 64>>::run(e, x, weight, rows, n, k, stream);
   return Gemm<cutlass::gemm::GemmShape<128, 128, 64>>::run(e, x, weight, rows, n, k, stream);

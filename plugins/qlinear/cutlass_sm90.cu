@@ -27,9 +27,9 @@ size_t cutlass_sm90_workspace(int64_t m, int n, int k) { return large(m, n, k) ?
 Status launch_cutlass_sm90(const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k, void* workspace, size_t bytes,
                            cudaStream_t stream) {
   if (!m) return VDITC_OK;
-  VDITC_TRY(cutlass_check("cutlass-sm90", e, m, n, k, workspace, bytes, cutlass_sm90_workspace(m, n, k)));
-  if (large(m, n, k)) return Large::run("cutlass-sm90", e, x, weight, m, n, k, workspace, stream);
-  return Small::run("cutlass-sm90", e, x, weight, m, n, k, workspace, stream);
+  VDITC_TRY(cutlass_check("expand-sm90", e, m, n, k, workspace, bytes, cutlass_sm90_workspace(m, n, k)));
+  if (large(m, n, k)) return Large::run("expand-sm90", e, x, weight, m, n, k, workspace, stream);
+  return Small::run("expand-sm90", e, x, weight, m, n, k, workspace, stream);
 }
 
 }  // namespace vditc::qlinear

@@ -9,10 +9,12 @@
 
 namespace vditc::qlinear {
 
-inline Status cutlass_check(const char* name, const Epilogue& e, int64_t m, int n, int k, const void* workspace, size_t bytes, size_t needed) {
+inline Status cutlass_check(const char* name, const Epilogue& e, int64_t m, int n, int k, const void* workspace, size_t bytes,
+                            size_t needed) {
   if (k < 16 || k % 16) return fail(VDITC_BAD_ARGUMENT, "%s: k %d; wanted a multiple of 16, the bytes that it loads at once", name, k);
   if (m > INT_MAX || n < 1)
-    return fail(VDITC_BAD_ARGUMENT, "%s: m %lld, n %d; wanted fewer than 2^31 rows and at least one column", name, static_cast<long long>(m), n);
+    return fail(VDITC_BAD_ARGUMENT, "%s: m %lld, n %d; wanted fewer than 2^31 rows and at least one column", name,
+                static_cast<long long>(m), n);
   if (e.m != m || e.n != n)
     return fail(VDITC_BAD_ARGUMENT, "%s: an epilogue of %lld x %d for a product of %lld x %d", name, static_cast<long long>(e.m), e.n,
                 static_cast<long long>(m), n);
@@ -23,13 +25,13 @@ inline Status cutlass_check(const char* name, const Epilogue& e, int64_t m, int 
   return VDITC_OK;
 }
 
-// Behind a launch, which leaves its CUDA error as the thread's last.
-inline Status cutlass_status(const char* name, cutlass::Status found) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return fail_cuda(error, name);
+// What came of a launch. CUTLASS asks CUDA for its error and keeps it to itself, so `kernel` is asked about: most often there is no code
+// for the GPU.
+inline Status cutlass_status(const char* name, cutlass::Status found, const void* kernel) {
   if (found == cutlass::Status::kSuccess) return VDITC_OK;
-  const bool no_kernel = found == cutlass::Status::kErrorArchMismatch || found == cutlass::Status::kErrorNotSupported;
-  return fail(no_kernel ? VDITC_NO_KERNEL : VDITC_CUDA_ERROR, "%s: %s", name, cutlass::cutlassGetStatusString(found));
+  cudaFuncAttributes attributes;
+  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return fail_cuda(error, name);
+  return fail(VDITC_CUDA_ERROR, "%s: CUTLASS: %s", name, cutlass::cutlassGetStatusString(found));
 }
 
 }  // namespace vditc::qlinear

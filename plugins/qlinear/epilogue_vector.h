@@ -13,8 +13,8 @@ struct Columns {
   float bias[VECTOR];
 };
 
-// gate and residual of a row in eight columns, of 16 bits each, two a word. Those of float32 are read where they are used: kept from early on, they
-// would cost the registers of another row.
+// gate and residual of a row in eight columns, of 16 bits each, two a word. Those of float32 are read where they are used: kept from early
+// on, they would cost the registers of another row.
 struct Sources {
   uint32_t gate[VECTOR / 2];
   uint32_t residual[VECTOR / 2];
@@ -114,7 +114,8 @@ VDITC_DEVICE void store_accumulators(const Epilogue& e, int64_t m, int n, const 
     if (n + i < e.n) to[i] = sums[i];
 }
 
-// The outputs of a row in columns n ... n + 7 from their integer sums; rows and columns that there are not are left out. n is a multiple of 8.
+// The outputs of a row in columns n ... n + 7 from their integer sums; none of rows and columns that there are not. n is a multiple
+// of 8.
 VDITC_DEVICE void finish_vector(const Epilogue& e, const Row& row, int n, const Columns& columns, const Sources& sources,
                                 const int (&sums)[VECTOR]) {
   if (row.m >= e.m || n >= e.n) return;
@@ -123,16 +124,18 @@ VDITC_DEVICE void finish_vector(const Epilogue& e, const Row& row, int n, const 
 #pragma unroll
   for (int i = 0; i < VECTOR; ++i) y[i] = multiply(multiply(from_int(sums[i]), columns.weight_scale[i]), row.scale);
   if (e.rank) {
+    // Read here and not from `row`, where they would cost registers of all layers that have none.
+    const float* left = e.left + row.m * e.rank;
     float right[VECTOR], term[VECTOR];
     load_floats(e, e.right, n, right);
 #pragma unroll
-    for (int i = 0; i < VECTOR; ++i) term[i] = multiply(row.left[0], right[i]);
+    for (int i = 0; i < VECTOR; ++i) term[i] = multiply(left[0], right[i]);
 #pragma unroll
     for (int r = 1; r < MAX_RANK; ++r)
       if (r < e.rank) {
         load_floats(e, e.right + static_cast<int64_t>(r) * e.n, n, right);
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) term[i] = add(term[i], multiply(row.left[r], right[i]));
+        for (int i = 0; i < VECTOR; ++i) term[i] = add(term[i], multiply(left[r], right[i]));
       }
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) y[i] = add(y[i], term[i]);

@@ -47,10 +47,6 @@ class _Problem(ctypes.Structure):
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("m", ctypes.c_int64),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank")
-        ),
         *((name, ctypes.c_int32) for name in (*_SUMS, *_REST)),
         ("gate_rows", Rows),
         ("residual_rows", Rows),
@@ -165,6 +161,12 @@ def accumulators(
         ctypes.c_size_t(_room(workspace, room)),
         ctypes.c_void_p(stream),
     )
+
+
+def expand(library: Library, problem: Problem, weight: Tensor, out: Tensor, stream: int = 0) -> None:
+    """out int8 [n, k] = the codes of packed weights."""
+    addresses = (ctypes.c_void_p(_address(tensor)) for tensor in (weight, out))
+    library.call("vditc_qlinear_expand", ctypes.byref(problem.native()), *addresses, ctypes.c_void_p(stream))
 
 
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:

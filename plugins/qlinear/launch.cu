@@ -105,14 +105,12 @@ Status compute(const vditc_qlinear_problem* problem, const vditc_qlinear_tensors
   VDITC_TRY(choose(p, tactic));
   if (p.m == 0) return VDITC_OK;
   VDITC_TRY(check_tensors(p, tensors, sums_alone));
-  if (sums_alone && (!accumulators || reinterpret_cast<uintptr_t>(accumulators) % 16))
-    return fail(VDITC_BAD_ARGUMENT, "accumulators = %p; wanted an address that is a multiple of 16", static_cast<void*>(accumulators));
+  if (sums_alone) VDITC_TRY(check_pointer("accumulators", accumulators));
   size_t wanted;
   VDITC_TRY(workspace_of(p, tactic, &wanted));
   if (workspace_bytes < wanted)
     return fail(VDITC_WORKSPACE_TOO_SMALL, "%s: a workspace of %zu bytes; wanted %zu", vditc_qlinear_tactic_name(tactic), workspace_bytes, wanted);
-  if (wanted && (!workspace || reinterpret_cast<uintptr_t>(workspace) % 16))
-    return fail(VDITC_BAD_ARGUMENT, "workspace = %p; wanted an address that is a multiple of 16", workspace);
+  if (wanted) VDITC_TRY(check_pointer("workspace", workspace));
   const auto stream = static_cast<cudaStream_t>(stream_of_caller);
   const Epilogue epilogue = epilogue_of(p, *tensors, sums_alone ? accumulators : nullptr);
 #ifdef VDITC_CUTLASS
@@ -185,4 +183,11 @@ extern "C" vditc_status vditc_qlinear_launch(const vditc_qlinear_problem* proble
 extern "C" vditc_status vditc_qlinear_accumulators(const vditc_qlinear_problem* problem, const vditc_qlinear_tensors* tensors, int32_t tactic,
                                                    int32_t* accumulators, void* workspace, size_t workspace_bytes, void* stream) {
   return compute(problem, tensors, tactic, true, accumulators, workspace, workspace_bytes, stream);
+}
+
+extern "C" vditc_status vditc_qlinear_expand(const vditc_qlinear_problem* problem, const int8_t* weight, int8_t* out, void* stream) {
+  VDITC_TRY(check_problem(problem));
+  VDITC_TRY(check_pointer("weight", weight));
+  VDITC_TRY(check_pointer("out", out));
+  return expand_weights(*problem, weight, out, static_cast<cudaStream_t>(stream));
 }

@@ -32,16 +32,30 @@ Status rows(const char* name, const vditc_rows& found) {
               static_cast<long long>(found.count));
 }
 
-Status pointer(const char* name, const void* found) {
-  if (!found) return fail(VDITC_BAD_ARGUMENT, "%s is null; the problem says that it is there", name);
-  if (reinterpret_cast<uintptr_t>(found) % 16 == 0) return VDITC_OK;
-  return fail(VDITC_BAD_ARGUMENT, "%s = %p; wanted an address that is a multiple of 16", name, found);
+// Whether the library has the tactic: CUTLASS's are compiled for generations of GPUs.
+constexpr bool built(int tactic) {
+#ifdef VDITC_CUTLASS_SM80
+  if (tactic == VDITC_EXPAND_SM80) return true;
+#endif
+#ifdef VDITC_CUTLASS_SM90
+  if (tactic == VDITC_EXPAND_SM90) return true;
+#endif
+#ifdef VDITC_CUTLASS_SM100
+  if (tactic == VDITC_EXPAND_SM100) return true;
+#endif
+  return tactic < VDITC_EXPAND_SM80;
 }
 
 // The greatest magnitude of a code.
 int64_t magnitude(int bits, bool is_unsigned) { return is_unsigned ? (1 << bits) - 1 : 1 << (bits - 1); }
 
 }  // namespace
+
+Status check_pointer(const char* name, const void* found) {
+  if (!found) return fail(VDITC_BAD_ARGUMENT, "%s is null; wanted a tensor, as the problem has it", name);
+  if (reinterpret_cast<uintptr_t>(found) % 16 == 0) return VDITC_OK;
+  return fail(VDITC_BAD_ARGUMENT, "%s = %p; wanted an address that is a multiple of 16", name, found);
+}
 
 Status check_problem(const vditc_qlinear_problem* problem) {
   if (!problem) return fail(VDITC_BAD_ARGUMENT, "problem is null; wanted a vditc_qlinear_problem");
@@ -80,25 +94,25 @@ Status check_problem(const vditc_qlinear_problem* problem) {
 Status check_tensors(const vditc_qlinear_problem& p, const vditc_qlinear_tensors* tensors, bool accumulators) {
   if (!tensors) return fail(VDITC_BAD_ARGUMENT, "tensors is null; wanted a vditc_qlinear_tensors");
   const vditc_qlinear_tensors& t = *tensors;
-  VDITC_TRY(pointer("x", t.x));
-  VDITC_TRY(pointer("weight", t.weight));
+  VDITC_TRY(check_pointer("x", t.x));
+  VDITC_TRY(check_pointer("weight", t.weight));
   if (accumulators) return VDITC_OK;
-  VDITC_TRY(pointer("scale", t.scale));
-  VDITC_TRY(pointer("weight_scale", t.weight_scale));
+  VDITC_TRY(check_pointer("scale", t.scale));
+  VDITC_TRY(check_pointer("weight_scale", t.weight_scale));
   if (p.rank) {
-    VDITC_TRY(pointer("left", t.left));
-    VDITC_TRY(pointer("right", t.right));
+    VDITC_TRY(check_pointer("left", t.left));
+    VDITC_TRY(check_pointer("right", t.right));
   }
   if (p.low_rank) {
-    VDITC_TRY(pointer("down", t.down));
-    VDITC_TRY(pointer("up", t.up));
+    VDITC_TRY(check_pointer("down", t.down));
+    VDITC_TRY(check_pointer("up", t.up));
   }
-  if (p.bias) VDITC_TRY(pointer("bias", t.bias));
+  if (p.bias) VDITC_TRY(check_pointer("bias", t.bias));
   if (p.gated) {
-    VDITC_TRY(pointer("gate", t.gate));
-    VDITC_TRY(pointer("residual", t.residual));
+    VDITC_TRY(check_pointer("gate", t.gate));
+    VDITC_TRY(check_pointer("residual", t.residual));
   }
-  return pointer("y", t.y);
+  return check_pointer("y", t.y);
 }
 
 Status check_tactic(const vditc_qlinear_problem& p, int tactic) {
@@ -120,13 +134,11 @@ Status check_tactic(const vditc_qlinear_problem& p, int tactic) {
     case VDITC_EXPAND_SM80:
     case VDITC_EXPAND_SM90:
     case VDITC_EXPAND_SM100:
-#ifdef VDITC_CUTLASS
+      if (!built(tactic)) return fail(VDITC_NO_KERNEL, "%s: the library was built without it", name);
       if (p.packed || p.low_rank || p.k % 16)
-        return fail(VDITC_NO_KERNEL, "%s: packed = %d, low_rank = %d, k = %d; wanted neither and k a multiple of 16", name, p.packed, p.low_rank, p.k);
+        return fail(VDITC_NO_KERNEL, "%s: packed = %d, low_rank = %d, k = %d; wanted neither and k a multiple of 16", name, p.packed,
+                    p.low_rank, p.k);
       break;
-#else
-      return fail(VDITC_NO_KERNEL, "%s: the library was built without CUTLASS", name);
-#endif
     default:
       break;
   }
@@ -143,17 +155,18 @@ int listed(const vditc_qlinear_problem& p, int sm, int (&ids)[TACTIC_COUNT]) {
   };
   if (sm < 80) return 0;
   const bool ampere = sm < 90;
-  // Expansion is a pass over the weights, which costs 9 to 26 % of the product at 4096 rows of datacentre GPUs and half of it at 1024.
+  // Expansion is a pass over the weights: by bytes, 9 to 26 % of the product's time at 4096 rows of datacentre GPUs, more of fewer rows.
   const bool tall = p.m >= 2048;
-  // Blocks of 128 x 128 that do not fill a GPU of about 100 processors once: smaller ones use more of them.
-  const bool few = (p.m + 127) / 128 * ((p.n + 127) / 128) < 100;
+  // Blocks of 128 x 128 that do not fill the GPU's processors once, or of which half has no rows: smaller ones keep more of them busy.
+  const int64_t processors = sm == 87 ? 16 : sm == 101 || sm == 110 ? 20 : 100;  // AGX Orin, Thor; others have 60 to 190
+  const bool few = p.m <= 64 || (p.m + 127) / 128 * ((p.n + 127) / 128) < processors;
   if (ampere) add(VDITC_INT4);                            // twice the rate of int8; an emulation from sm_90 on
   if (sm == 103) add(VDITC_CARRIER);                      // int8 has 1/15 of the rate of bf16
   if (sm == 90 && tall) add(VDITC_EXPAND_SM90);           // mma.sync has no full rate on sm_90, 100, 110
   if ((sm == 100 || sm == 101 || sm == 110) && tall) add(VDITC_EXPAND_SM100);
   add(few ? VDITC_UNPACK_64 : VDITC_UNPACK_128);          // unpacking hides behind the products of sm_80 ... 89 and 120
   add(few ? VDITC_UNPACK_128 : VDITC_UNPACK_64);
-  if (ampere || sm >= 120) add(VDITC_EXPAND_SM80);        // a leaner loop behind one more pass
+  if (ampere || sm >= 120) add(VDITC_EXPAND_SM80);        // another loop, behind one more pass
   if (sm == 90 && !tall) add(VDITC_EXPAND_SM90);
   if ((sm == 100 || sm == 101 || sm == 110) && !tall) add(VDITC_EXPAND_SM100);
   return count;

@@ -11,6 +11,8 @@ constexpr int TACTIC_COUNT = sizeof TACTICS / sizeof *TACTICS;
 Status check_problem(const vditc_qlinear_problem* problem);
 // Of a checked problem with rows. `accumulators`: whether only x and the weights are read.
 Status check_tensors(const vditc_qlinear_problem& problem, const vditc_qlinear_tensors* tensors, bool accumulators);
+// A tensor that has to be there, aligned to 16 bytes.
+Status check_pointer(const char* name, const void* found);
 // Whether the tactic computes a checked problem at all; on which GPUs is `listed`'s.
 Status check_tactic(const vditc_qlinear_problem& problem, int tactic);
 
@@ -18,7 +20,9 @@ Status check_tactic(const vditc_qlinear_problem& problem, int tactic);
 int listed(const vditc_qlinear_problem& problem, int sm, int (&ids)[TACTIC_COUNT]);
 
 // Bytes of a row of x in the kernels that unpack weights; where that is not what it has in memory, rows are padded into the workspace.
-inline int64_t row_bytes(const vditc_qlinear_problem& problem) { return problem.packed ? problem.k / 2 : (static_cast<int64_t>(problem.k) + 15) / 16 * 16; }
+inline int64_t row_bytes(const vditc_qlinear_problem& problem) {
+  return problem.packed ? problem.k / 2 : (static_cast<int64_t>(problem.k) + 15) / 16 * 16;
+}
 inline bool padded(const vditc_qlinear_problem& problem) { return !problem.packed && problem.k % 16 != 0; }
 inline bool expands(int tactic) { return tactic >= VDITC_EXPAND_SM80; }
 // Bytes of the expanded weights, a multiple of 256.

@@ -9,8 +9,9 @@ namespace vditc::qlinear {
 // Four warps of 64 x 64, whose sums take half of the registers; with groups, which have two sums an output, eight of 64 x 32.
 using Big = Shape<128, 128, 2, 2, 2>;
 using BigGrouped = Shape<128, 128, 2, 4, 1>;
-using Small = Shape<64, 64, 2, 2, 3>;
+using Small = Shape<64, 64, 2, 2, 4>;
 
+#ifndef __CUDACC_RTC__
 template <class Kernel>
 Status launch_unpack(UnpackArguments& a, cudaStream_t stream) {
   const int64_t tiles_m = (a.epilogue.m + Kernel::BM - 1) / Kernel::BM, tiles_n = (a.epilogue.n + Kernel::BN - 1) / Kernel::BN;
@@ -48,5 +49,6 @@ template <class Weights>
 Status launch_weights(int tactic, bool packed, UnpackArguments& a, cudaStream_t stream) {
   return packed ? launch_tactic<Weights, Nibbles>(tactic, a, stream) : launch_tactic<Weights, Bytes>(tactic, a, stream);
 }
+#endif
 
 }  // namespace vditc::qlinear

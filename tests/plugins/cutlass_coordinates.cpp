@@ -129,8 +129,8 @@ int sm100(const char* name, const Mma& mma, int tile_row, int tile_column) {
         return std::printf("%s: thread %d, slice %d reads tensor memory at %x\n", name, thread, slice, address), 1;
       for (int i = 0; i < size(mine); ++i) {
         if (get<0>(mine(i)) != tile_row * 128 + thread || get<1>(mine(i)) != first + i)
-          return std::printf("%s: thread %d, slice %d, register %d is (%d, %d)\n", name, thread, slice, i, static_cast<int>(get<0>(mine(i))),
-                             static_cast<int>(get<1>(mine(i)))),
+          return std::printf("%s: thread %d, slice %d, register %d is (%d, %d)\n", name, thread, slice, i,
+                             static_cast<int>(get<0>(mine(i))), static_cast<int>(get<1>(mine(i)))),
                  1;
         if (i % WIDTH == 0) seen.vector(get<0>(mine(i)), get<1>(mine(i)));
       }

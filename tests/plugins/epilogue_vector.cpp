@@ -106,7 +106,8 @@ int check(int64_t m, int n, int output, int rank, bool bias, int activation, boo
   std::vector<unsigned char> wanted(m * n * width_of(output) + 64, 0x5a);
   for (int64_t i = 0; i < m; ++i)
     for (int j = 0; j < n; ++j)
-      put(wanted.data() + (i * n + j) * width_of(output), finish(e, row_of(e, i), j, scaled(e, j, sums[i * width + j]), false, 0.0f), output);
+      put(wanted.data() + (i * n + j) * width_of(output), finish(e, row_of(e, i), j, scaled(e, j, sums[i * width + j]), false, 0.0f),
+          output);
   if (launch<Kernel>(grid, 0, nullptr, {e, sums.data(), width})) return std::puts(vditc_last_error()), 1;
   if (wrong("outputs", e, y.data, wanted)) return 1;
 
