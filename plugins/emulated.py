@@ -29,14 +29,17 @@ FLAGS = (
     "-DVDITC_EMULATED",
     f"-I{SOURCES}",
 )
-_REAL_ONLY = ("cutlass_*", "plugin*")  # CUTLASS is nvcc's alone; plugins are TensorRT's
+_REAL_ONLY = ("cutlass_*",)  # nvcc's alone
+_TENSORRT = ("plugin*",)
 
 
-def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) -> Path:
-    """Path of the library, built if its sources changed. `extra`: more flags of g++. InputError without g++ or with an error of it."""
-    units = sorted(
-        p for suffix in ("cpp", "cu") for p in SOURCES.glob(f"*/*.{suffix}") if not any(p.match(skipped) for skipped in _REAL_ONLY)
-    )
+def emulated_library(cache: Path | None = None, *, tensorrt: bool = False, extra: Sequence[str] = ()) -> Path:
+    """Path of the library, built if its sources changed. `tensorrt`: with the plugins of TensorRT around the kernels, as the real one has them.
+
+    `extra`: more flags of g++. InputError without g++ or with an error of it.
+    """
+    skipped = _REAL_ONLY if tensorrt else (*_REAL_ONLY, *_TENSORRT)
+    units = sorted(p for suffix in ("cpp", "cu") for p in SOURCES.glob(f"*/*.{suffix}") if not any(p.match(pattern) for pattern in skipped))
     headers = sorted(SOURCES.glob("*/*.h"))
     digest = hashlib.sha256(repr((FLAGS, extra)).encode())
     for source in (*units, *headers):
@@ -60,6 +63,6 @@ def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) ->
             if job.returncode:
                 raise InputError(found=said.strip()[-2000:], wanted="sources that compile", where=str(unit), fix="see the message")
         linked = Path(work) / "out.so"
-        subprocess.run([compiler, "-shared", *extra, *(str(made) for _, made, _ in jobs), "-o", str(linked)], check=True)
+        subprocess.run([compiler, "-shared", *extra, *(str(made) for _, made, _ in jobs), "-o", str(linked), "-ldl"], check=True)
         linked.rename(out)
     return out

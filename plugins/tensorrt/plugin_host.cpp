@@ -12,59 +12,12 @@
 #include <typeinfo>
 #include <vector>
 
+#include "tensorrt/generations.h"
+
 namespace vditc::tensorrt {
 namespace {
 
 using nvinfer1::IPluginCreatorInterface;
-
-// Interfaces of TensorRT 10 (as far as they are called) and of 11, in the order of their virtual functions.
-namespace ten {
-struct Logger {
-  virtual void log(int32_t severity, const char* message) noexcept = 0;
-  virtual ~Logger() = default;
-};
-struct Finder {
-  virtual Logger* findLogger() = 0;
-  virtual ~Finder() = default;
-};
-struct Registry {
-  virtual bool registerCreatorV2(void*, const char*) noexcept = 0;
-  virtual void* getPluginCreatorList(int32_t*) const noexcept = 0;
-  virtual void* getPluginCreator(const char*, const char*, const char*) noexcept = 0;
-  virtual ~Registry() noexcept = default;
-  virtual void setErrorRecorder(void*) noexcept = 0;
-  virtual void* getErrorRecorder() const noexcept = 0;
-  virtual bool deregisterCreatorV2(const void*) noexcept = 0;
-  virtual bool isParentSearchEnabled() const = 0;
-  virtual void setParentSearchEnabled(bool) = 0;
-  virtual void* loadLibrary(const char*) noexcept = 0;
-  virtual void deregisterLibrary(void*) noexcept = 0;
-  virtual bool registerCreator(IPluginCreatorInterface&, const char*) noexcept = 0;
-  virtual IPluginCreatorInterface* const* getAllCreators(int32_t*) const noexcept = 0;
-  virtual IPluginCreatorInterface* getCreator(const char* name, const char* version, const char* domain) noexcept = 0;
-};
-}  // namespace ten
-
-namespace eleven {
-struct Logger : nvinfer1::IVersionedInterface {
-  virtual void log(int32_t severity, const char* message) noexcept = 0;
-};
-struct Finder : nvinfer1::IVersionedInterface {
-  virtual Logger* findLogger() = 0;
-};
-struct Registry {
-  virtual ~Registry() noexcept = default;
-  virtual void setErrorRecorder(void*) noexcept = 0;
-  virtual void* getErrorRecorder() const noexcept = 0;
-  virtual bool isParentSearchEnabled() const = 0;
-  virtual void setParentSearchEnabled(bool) = 0;
-  virtual void* loadLibrary(const char*) noexcept = 0;
-  virtual void deregisterLibrary(void*) noexcept = 0;
-  virtual bool registerCreator(IPluginCreatorInterface&, const char*) noexcept = 0;
-  virtual IPluginCreatorInterface* const* getAllCreators(int32_t*) const noexcept = 0;
-  virtual IPluginCreatorInterface* getCreator(const char* name, const char* version, const char* domain) noexcept = 0;
-};
-}  // namespace eleven
 
 enum class Generation { UNKNOWN, TEN, ELEVEN };
 
