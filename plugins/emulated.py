@@ -29,17 +29,15 @@ FLAGS = (
     "-DVDITC_EMULATED",
     f"-I{SOURCES}",
 )
-_REAL_ONLY = ("cutlass_*",)  # nvcc's alone
-_TENSORRT = ("plugin*",)
+_REAL_ONLY = "cutlass_*"  # CUTLASS is nvcc's alone
 
 
-def emulated_library(cache: Path | None = None, *, tensorrt: bool = False, extra: Sequence[str] = ()) -> Path:
-    """Path of the library, built if its sources changed. `tensorrt`: with the plugins of TensorRT around the kernels, as the real one has them.
+def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) -> Path:
+    """Path of the library, built if its sources changed. `extra`: more flags of g++. InputError without g++ or with an error of it.
 
-    `extra`: more flags of g++. InputError without g++ or with an error of it.
+    It has the plugins of TensorRT too, around the emulated kernels: a host of theirs hands them host memory.
     """
-    skipped = _REAL_ONLY if tensorrt else (*_REAL_ONLY, *_TENSORRT)
-    units = sorted(p for suffix in ("cpp", "cu") for p in SOURCES.glob(f"*/*.{suffix}") if not any(p.match(pattern) for pattern in skipped))
+    units = sorted(p for suffix in ("cpp", "cu") for p in SOURCES.glob(f"*/*.{suffix}") if not p.match(_REAL_ONLY))
     headers = sorted(SOURCES.glob("*/*.h"))
     digest = hashlib.sha256(repr((FLAGS, extra)).encode())
     for source in (*units, *headers):
