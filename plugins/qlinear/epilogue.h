@@ -10,6 +10,7 @@
 // numpy's float32 gives the same bits (plugins/qlinear/reference.py), but for GELU and the branch.
 #pragma once
 #include "native/device.h"
+#include "native/gelu.h"
 #include "native/vditc_plugins.h"
 
 namespace vditc::qlinear {
