@@ -34,16 +34,6 @@ VDITC_DEVICE float from_bits(uint32_t bits) {
 #endif
 }
 
-VDITC_DEVICE uint32_t bits_of(float a) {
-#ifdef VDITC_EMULATED
-  uint32_t bits;
-  std::memcpy(&bits, &a, 4);
-  return bits;
-#else
-  return __float_as_uint(a);
-#endif
-}
-
 // The lowest bytes of four words, the first one lowest.
 VDITC_DEVICE uint32_t lowest_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
 #ifdef VDITC_EMULATED
