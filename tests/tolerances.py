@@ -46,3 +46,10 @@ PLUGIN_BODY = {"fp32": 2e-6, "fp16": 5e-4}
 # relative error, which is some roundings of 2^-24; also of a weighed sum of codes, relative to the sum of its magnitudes.
 CODES_OFF = reference.CODES_OFF
 SCALE_OFF = reference.SCALE_OFF
+
+# A kernel's GELU against the oracle's, which is float64 rounded once: a few float32 operations and the library's erf or tanh, relative to
+# the greatest element; a 16-bit output may round to the other side.
+KERNEL_GELU = {"fp32": 2e-6, "fp16": 2.0**-10, "bf16": 2.0**-7}
+
+# What lies as near as a value of float32 to one that was rounded: the neighbour on the other side, relative.
+ONE_ROUNDING = {"fp32": 2.0**-22, "fp16": 2.0**-10, "bf16": 2.0**-7}

@@ -90,6 +90,8 @@ VDITC_DEVICE float from_fp16(uint16_t bits) { return __half2float(__ushort_as_ha
 VDITC_DEVICE uint16_t to_fp16(float a) { return __half_as_ushort(__float2half_rn(a)); }
 VDITC_DEVICE float from_bf16(uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
 VDITC_DEVICE uint16_t to_bf16(float a) { return __bfloat16_as_ushort(__float2bfloat16_rn(a)); }
+// Byte i of the result is byte s_i of b:a, s_i being hexadecimal digit i (from the lowest) of `select`, 0 ... 7.
+VDITC_DEVICE uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t select) { return __byte_perm(a, b, select); }
 // a - b of the two bf16 in each word, rounded once.
 VDITC_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
   uint32_t d;  // an instruction of sm_80, as sub.bf16x2 is of sm_90: b * -1 + a

@@ -117,6 +117,12 @@ inline uint16_t to_bf16(float a) {
   if (a != a) return static_cast<uint16_t>(wide >> 16 | 64);  // a NaN stays one
   return static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
 }
+inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t select) {
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(both >> (8 * (select >> (4 * i) & 7u)) & 255u) << (8 * i);
+  return word;
+}
 inline uint32_t subtract_bf16(uint32_t a, uint32_t b) {
   const auto half = [](uint32_t word, int i) { return from_bf16(static_cast<uint16_t>(word >> (16 * i))); };
   return static_cast<uint32_t>(to_bf16(half(a, 0) - half(b, 0))) | static_cast<uint32_t>(to_bf16(half(a, 1) - half(b, 1))) << 16;

@@ -105,12 +105,11 @@ struct Nibbles {
   }
 };
 
-// Two of a register's four signed bytes as two bf16, exact: 128 + the low seven bits is a bf16 whose last bits they are, from which goes
-// 128, or 256 where the byte is negative.
-VDITC_DEVICE uint32_t widen(uint32_t bytes, int first) {
-  const uint32_t pair = bytes >> (8 * first);
-  const uint32_t spread = (pair & 0xffu) | (pair & 0xff00u) << 8;
-  return subtract_bf16((spread & 0x007f007fu) | 0x43004300u, (spread & 0x00800080u) | 0x43004300u);
+// Bytes 0 and 1, or 2 and 3 (`second`), of a register of signed bytes as two bf16, exact: 128 + the low seven bits is a bf16 whose last bits
+// they are, from which goes 128, or 256 where the byte is negative.
+VDITC_DEVICE uint32_t widen(uint32_t bytes, bool second) {
+  const uint32_t word = select_bytes(bytes, 0x43434343u, second ? 0x4342 : 0x4140);  // 0x43 above every byte
+  return subtract_bf16(word & 0xff7fff7fu, word & 0xff80ff80u);
 }
 
 }  // namespace vditc::qlinear

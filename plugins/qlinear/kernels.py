@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vditc.plugins.library import Library, Rows, zeroed
 from vditc.plugins.packing import LAYOUT
+from vditc.plugins.qlinear.op import QLinear
 
 Array = npt.NDArray[Any]
 Tensor = Array | int  # an address is an int
@@ -36,14 +37,17 @@ class Tactic(enum.IntEnum):
     EXPAND_SM100 = 18
 
 
+_SUMS = ("bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank")
+_REST = ("bias", "activation", "gated", "output", "scale_per_row")
+
+
 class _Problem(ctypes.Structure):
     _fields_ = [
         ("struct_bytes", ctypes.c_uint32),
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("m", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank")),
-        *((name, ctypes.c_int32) for name in ("bias", "activation", "gated", "output", "scale_per_row")),
+        *((name, ctypes.c_int32) for name in (*_SUMS, *_REST)),
         ("gate_rows", Rows),
         ("residual_rows", Rows),
     ]
@@ -58,7 +62,7 @@ class _Tensors(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """`vditc_qlinear_problem`: `m` rows, `n` outputs, `k` inputs. `gate_rows`, `residual_rows`: (inner, count), row r reads (r / inner) % count."""
+    """`vditc_qlinear_problem`: `m` rows, `n` outputs, `k` inputs. `gate_rows`, `residual_rows`: (inner, count), see `Rows`."""
 
     m: int
     n: int
@@ -82,12 +86,21 @@ class Problem:
     def native(self) -> Any:
         """The C struct."""
         made = zeroed(_Problem)
-        for name in ("m", "n", "k", "bits", "activation_bits", "packed", "layout", "group", "rank", "low_rank", "bias", "gated", "scale_per_row"):
-            setattr(made, name, int(getattr(self, name)))
+        for name in ("m", "n", "k", *_SUMS, *_REST):
+            if name in self.__dict__ and not isinstance(value := getattr(self, name), str):
+                setattr(made, name, int(value))
         made.unsigned_weights = int(self.unsigned)
         made.activation, made.output = ACTIVATIONS[self.activation], TYPES[self.output]
         made.gate_rows, made.residual_rows = Rows(*self.gate_rows), Rows(*self.residual_rows)
         return made
+
+
+def problem_of(
+    op: QLinear, m: int, *, scale_per_row: bool = True, gate_rows: tuple[int, int] = (1, 1), residual_rows: tuple[int, int] = (1, 1)
+) -> Problem:
+    """The problem of the operator with `m` rows."""
+    same = {field.name: getattr(op, field.name) for field in dataclasses.fields(op)}
+    return Problem(m=m, scale_per_row=scale_per_row, gate_rows=gate_rows, residual_rows=residual_rows, **same)
 
 
 def tactics(library: Library, problem: Problem, sm: int) -> list[Tactic]:
@@ -104,8 +117,16 @@ def workspace_bytes(library: Library, problem: Problem, tactic: Tactic, sm: int)
     return found.value
 
 
-def launch(library: Library, problem: Problem, tensors: dict[str, Tensor], tactic: Tactic = Tactic.ANY, workspace: Tensor = 0, stream: int = 0,
-           *, room: int | None = None) -> None:  # fmt: skip
+def launch(
+    library: Library,
+    problem: Problem,
+    tensors: dict[str, Tensor],
+    tactic: Tactic = Tactic.ANY,
+    workspace: Tensor = 0,
+    stream: int = 0,
+    *,
+    room: int | None = None,
+) -> None:
     """y = the layer; `tensors`: those of `TENSORS` that the problem has. `room`: bytes of the workspace, where that is an address."""
     library.call(
         "vditc_qlinear_launch",
@@ -118,8 +139,17 @@ def launch(library: Library, problem: Problem, tensors: dict[str, Tensor], tacti
     )
 
 
-def accumulators(library: Library, problem: Problem, tensors: dict[str, Tensor], out: Tensor, tactic: Tactic = Tactic.ANY, workspace: Tensor = 0,
-                 stream: int = 0, *, room: int | None = None) -> None:  # fmt: skip
+def accumulators(
+    library: Library,
+    problem: Problem,
+    tensors: dict[str, Tensor],
+    out: Tensor,
+    tactic: Tactic = Tactic.ANY,
+    workspace: Tensor = 0,
+    stream: int = 0,
+    *,
+    room: int | None = None,
+) -> None:
     """out int32 [m, n] = x times the weights, which are all that is read of `tensors`."""
     library.call(
         "vditc_qlinear_accumulators",

@@ -132,8 +132,8 @@ struct CarrierProduct {
         Codes::registers(raw, half, bytes);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {  // rows 0-7, rows 8-15 of channels 0-15; of 16-31
-          a[i][r / 2][r % 2] = widen(bytes[r], 0);
-          a[i][r / 2][r % 2 + 2] = widen(bytes[r], 2);
+          a[i][r / 2][r % 2] = widen(bytes[r], false);
+          a[i][r / 2][r % 2 + 2] = widen(bytes[r], true);
         }
       }
 #pragma unroll
@@ -146,7 +146,7 @@ struct CarrierProduct {
           Weights::registers(words, j, b[0], b[1]);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const uint32_t b0 = widen(b[h], 0), b1 = widen(b[h], 2);
+            const uint32_t b0 = widen(b[h], false), b1 = widen(b[h], true);
 #pragma unroll
             for (int i = 0; i < TILES_M; ++i) mma_bf16(sums[i][4 * g + j], a[i][h], b0, b1);
           }

@@ -129,18 +129,38 @@ VDITC_DEVICE void write_four(void* to, int64_t at, int type, const float (&y)[4]
   }
 }
 
-// Rows m0 ... m0 + 15 out of the warp's stage: int sums, or float ones that are scaled by groups. `columns` and `n`: of this lane's four.
+// What a row has of its own in four columns.
+struct Terms {
+  Row row;
+  float gate[4], residual[4];
+};
+
+VDITC_DEVICE void load_terms(Terms& terms, const Epilogue& e, int64_t m, int n, bool whole, int there) {
+  if (m >= e.m || !e.y) return;
+  terms.row = row_of(e, m);
+  if (!e.gate) return;
+  read_four(terms.gate, e.gate, terms.row.gate * e.n + n, e.output, whole, there);
+  read_four(terms.residual, e.residual, terms.row.residual * e.n + n, e.output, whole, there);
+}
+
+// Rows m0 ... m0 + 15 out of the warp's stage: int sums, or float ones that are scaled by groups. `n`: the first of this lane's four columns.
 template <class Memory, int WN, class T>
-VDITC_DEVICE void write_rows(const Epilogue& e, const T* stage, const float* branch, bool has_branch, const Column (&columns)[4], int64_t m0, int n,
-                             int lane) {
-  constexpr int LANES = WN / 4;  // of a row
-  const int there = e.n - n;     // columns of this lane, if fewer than four
+VDITC_DEVICE void write_rows(const Epilogue& e, const T* stage, const float* branch, bool has_branch, int64_t m0, int n, int lane) {
+  constexpr int LANES = WN / 4, ROWS = 32 / LANES;  // of a row; at a time
+  const int there = e.n - n;                        // columns of this lane, if fewer than four
   const bool whole = e.n % 4 == 0;
   if (there <= 0) return;
+  Column columns[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) columns[c] = c < there && e.y ? column_of(e, n + c) : Column{};
+  Terms next{};
+  load_terms(next, e, m0 + lane / LANES, n, whole, there);
 #pragma unroll 1
-  for (int r = lane / LANES; r < 16; r += 32 / LANES) {
+  for (int r = lane / LANES; r < 16; r += ROWS) {
     const int64_t m = m0 + r;
     if (m >= e.m) return;
+    const Terms now = next;
+    if (r + ROWS < 16) load_terms(next, e, m + ROWS, n, whole, there);  // on its way while this row is computed
     const int at = r * Memory::STAGE_STRIDE + lane % LANES * 4;
     const int64_t out = m * e.n + n;
     T sums[4];
@@ -154,12 +174,7 @@ VDITC_DEVICE void write_rows(const Epilogue& e, const T* stage, const float* bra
         continue;
       }
     }
-    const Row row = row_of(e, m);
-    float gate[4] = {}, residual[4] = {}, y[4];
-    if (e.gate) {
-      read_four(gate, e.gate, row.gate * e.n + n, e.output, whole, there);
-      read_four(residual, e.residual, row.residual * e.n + n, e.output, whole, there);
-    }
+    float y[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       float scaled;
@@ -167,7 +182,7 @@ VDITC_DEVICE void write_rows(const Epilogue& e, const T* stage, const float* bra
         scaled = multiply(from_int(sums[c]), columns[c].scale);
       else
         scaled = sums[c];
-      y[c] = finish(e, row, columns[c], scaled, has_branch, has_branch ? branch[at + c] : 0.0f, gate[c], residual[c]);
+      y[c] = finish(e, now.row, columns[c], scaled, has_branch, has_branch ? branch[at + c] : 0.0f, now.gate[c], now.residual[c]);
     }
     write_four(e.y, out, e.output, y, whole, there);
   }

@@ -223,32 +223,36 @@ struct UnpackKernel {
       barrier();
     }
     const int n = n0 + warp_n + lane % (Shape::WN / 4) * 4;
-    Column columns[4];
-#pragma unroll
-    for (int c = 0; c < 4; ++c) columns[c] = n + c < a.epilogue.n ? column_of(a.epilogue, n + c) : Column{};
     T* stage = reinterpret_cast<T*>(memory.sums(warp));
-#pragma unroll
-    for (int i = 0; i < TILES_M; ++i) {
+#pragma unroll 1
+    for (int i = 0; i < TILES_M; ++i) {  // one copy of what follows, which is long
       if (has_branch) {
         float branch[TILES_N][4];
         multiply_branch<Memory, TILES_N>(memory, a.branch, warp_m + 16 * i, warp_n, lane, branch);
         put<Memory>(memory.branch(warp), branch, lane);
       }
-      T rows[TILES_N][4];
 #pragma unroll
-      for (int j = 0; j < TILES_N; ++j)
-#pragma unroll
-        for (int v = 0; v < 4; ++v) {
-          if constexpr (std::is_same_v<T, int>)
-            rows[j][v] = Product::integer(sums[i][j][v]) >> Product::SHIFT;
-          else
-            rows[j][v] = sums[i][j][v];
-        }
-      put<Memory>(stage, rows, lane);
+      for (int tile = 0; tile < TILES_M; ++tile)
+        if (tile == i) put_tile(stage, sums[tile], lane);
       warp_barrier();
-      write_rows<Memory, Shape::WN>(a.epilogue, stage, memory.branch(warp), has_branch, columns, m0 + warp_m + 16 * i, n, lane);
+      write_rows<Memory, Shape::WN>(a.epilogue, stage, memory.branch(warp), has_branch, m0 + warp_m + 16 * i, n, lane);
       warp_barrier();
     }
+  }
+
+  template <class T, class From>
+  static VDITC_DEVICE void put_tile(T* stage, const From (&sums)[TILES_N][4], int lane) {
+    T rows[TILES_N][4];
+#pragma unroll
+    for (int j = 0; j < TILES_N; ++j)
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        if constexpr (std::is_same_v<T, int>)
+          rows[j][v] = Product::integer(sums[j][v]) >> Product::SHIFT;
+        else
+          rows[j][v] = sums[j][v];
+      }
+    put<Memory>(stage, rows, lane);
   }
 };
 

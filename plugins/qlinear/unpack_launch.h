@@ -9,7 +9,7 @@ namespace vditc::qlinear {
 // Four warps of 64 x 64, whose sums take half of the registers; with groups, which have two sums an output, eight of 64 x 32.
 using Big = Shape<128, 128, 2, 2, 2>;
 using BigGrouped = Shape<128, 128, 2, 4, 1>;
-using Small = Shape<64, 64, 2, 2, 3>;
+using Small = Shape<64, 64, 2, 2, 4>;
 
 template <class Kernel>
 Status launch_unpack(UnpackArguments& a, cudaStream_t stream) {
