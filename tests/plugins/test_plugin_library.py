@@ -90,7 +90,12 @@ def test_creators_are_those_of_the_catalogue(host: Host) -> None:
 def test_qlinear_computes_what_the_oracle_does(name: str, host: Host, rng: np.random.Generator) -> None:
     """Configured for a profile, stored, made again, and run at three of its shapes."""
     op = LAYERS[name]
-    plugin, least, best, greatest = host.of(op), inputs_of(op, rng, (1, 1), (1, 1)), inputs_of(op, rng, (2, 17), (2, 1)), inputs_of(op, rng, (2, 70), (2, 1))
+    plugin, least, best, greatest = (
+        host.of(op),
+        inputs_of(op, rng, (1, 1), (1, 1)),
+        inputs_of(op, rng, (2, 17), (2, 1)),
+        inputs_of(op, rng, (2, 70), (2, 1)),
+    )
     plugin.configure([described(b.shape, b.dtype, least=a.shape, greatest=c.shape) for a, b, c in zip(least, best, greatest, strict=True)])
     before = plugin.cache_id
     plugin.reload()
@@ -119,7 +124,9 @@ def test_no_tokens_are_no_work(host: Host, rng: np.random.Generator) -> None:
     assert host.of(op).run(inputs_of(op, rng, (2, 0), (2, 1)))[0].shape == (2, 0, op.n)
 
 
-@pytest.mark.parametrize("gate", [(), (1,), (3,), (1, 1), (1, 3), (2, 1), (2, 3), (4, 1, 1), (4, 2, 1), (1, 2, 3), (1, 2, 1), (4, 2, 3), (1, 1, 3)])
+@pytest.mark.parametrize(
+    "gate", [(), (1,), (3,), (1, 1), (1, 3), (2, 1), (2, 3), (4, 1, 1), (4, 2, 1), (1, 2, 3), (1, 2, 1), (4, 2, 3), (1, 1, 3)]
+)
 def test_a_gate_is_broadcast(gate: tuple[int, ...], host: Host, rng: np.random.Generator) -> None:
     op = QLinear(n=20, k=32, bits=8, gated=True, output="fp32")
     tokens = (4, 2, 3) if len(gate) > 2 else (2, 3)
@@ -251,8 +258,18 @@ BAD_TENSORS = [
     (_ALL, "down", np.zeros((2, 3, 32), np.float16), "down [2, 3, 32]; wanted [2, 3, 16]"),
     (_ALL, "up", np.zeros((70, 16), np.float16), "up [70, 16]; wanted [16, 70]"),
     (_ALL, "b", np.zeros(1, np.float32), "b [1]; wanted [70]"),
-    (_ALL, "residual", np.zeros((2, 3, 1), np.float16), "residual [2, 3, 1]; wanted a shape that is broadcast to [2, 3, 70], with the last axis"),
-    (_ALL, "residual", np.zeros((1, 2, 3, 70), np.float16), "residual [1, 2, 3, 70]; wanted a shape that is broadcast to [2, 3, 70], with no axis in"),
+    (
+        _ALL,
+        "residual",
+        np.zeros((2, 3, 1), np.float16),
+        "residual [2, 3, 1]; wanted a shape that is broadcast to [2, 3, 70], with the last axis",
+    ),
+    (
+        _ALL,
+        "residual",
+        np.zeros((1, 2, 3, 70), np.float16),
+        "residual [1, 2, 3, 70]; wanted a shape that is broadcast to [2, 3, 70], with no axis in",
+    ),
     (_ALL, "residual", np.zeros((2, 2, 70), np.float16), "residual [2, 2, 70]; wanted a shape that is broadcast to [2, 3, 70]"),
 ]
 
@@ -270,7 +287,9 @@ def test_a_tensor_that_does_not_fit_is_refused_when_built_and_when_run(op: QLine
 
 def test_types_and_numbers_of_tensors_are_checked(host: Host, rng: np.random.Generator) -> None:
     plugin, given = host.of(_ALL), [described(a.shape, a.dtype) for a in inputs_of(_ALL, rng)]
-    with pytest.raises(HostError, match=r"12 inputs and 1 outputs; wanted x, scale, weight, weight_scale, left, right, down, up, b, gate, residual"):
+    with pytest.raises(
+        HostError, match=r"12 inputs and 1 outputs; wanted x, scale, weight, weight_scale, left, right, down, up, b, gate, residual"
+    ):
         plugin.infer([*given, given[0]])
     given[0] = described((2, 3, 96), np.float16)
     with pytest.raises(HostError, match="configure 1"):
@@ -328,7 +347,9 @@ BAD_TOKENS: list[tuple[QuantizeToken, dict[str, tuple[int, ...]], str]] = [
 
 
 @pytest.mark.parametrize(("op", "shapes", "said"), BAD_TOKENS, ids=[said for *_, said in BAD_TOKENS])
-def test_tensors_that_do_not_fit_quantize_token_are_refused(op: QuantizeToken, shapes: dict[str, tuple[int, ...]], said: str, host: Host) -> None:
+def test_tensors_that_do_not_fit_quantize_token_are_refused(
+    op: QuantizeToken, shapes: dict[str, tuple[int, ...]], said: str, host: Host
+) -> None:
     given = dict(zip(op.inputs, token_inputs(op, np.float32, (2, 3), 256 if op.rotation else 64, np.random.default_rng(0)), strict=True))
     given |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(HostError) as caught:

@@ -14,7 +14,9 @@ import vditc.plugins.emulated
 SOURCES = vditc.plugins.emulated.SOURCES
 ROOT = Path(os.environ.get("TENSORRT_ROOT", "/nowhere"))
 INCLUDE = next((p for p in (ROOT / "include", ROOT) if (p / "NvInfer.h").is_file()), None)
-CUDA = next((p for p in map(Path, ("/usr/local/cuda/include", *sorted(map(str, Path("/usr/local").glob("cuda-*/include"))))) if p.is_dir()), None)
+CUDA = next(
+    (p for p in map(Path, ("/usr/local/cuda/include", *sorted(map(str, Path("/usr/local").glob("cuda-*/include"))))) if p.is_dir()), None
+)
 needs_headers = pytest.mark.skipif(INCLUDE is None, reason="no NvInfer.h: set TENSORRT_ROOT to TensorRT's folder")
 needs_cuda = pytest.mark.skipif(CUDA is None, reason="no cuda_runtime_api.h below /usr/local, which NvInfer.h includes")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -37,4 +39,13 @@ def test_layouts_and_virtual_functions_are_tensorrts(tmp_path: Path) -> None:
 @needs_cuda
 @pytest.mark.parametrize("source", [p.relative_to(SOURCES) for p in sorted(SOURCES.glob("*/plugin*.cpp"))], ids=str)
 def test_sources_compile_with_tensorrts_headers(source: Path, tmp_path: Path) -> None:
-    compiled(SOURCES / source, tmp_path / "made.o", "-c", "-Wall", "-Wextra", "-Werror", "-DVDITC_TENSORRT_HEADERS", "-Wno-deprecated-declarations")
+    compiled(
+        SOURCES / source,
+        tmp_path / "made.o",
+        "-c",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-DVDITC_TENSORRT_HEADERS",
+        "-Wno-deprecated-declarations",
+    )
