@@ -173,9 +173,9 @@ def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
     faults += _attention_faults(expectation.attentions, engine)
     faults += _plugin_faults(expectation.plugins, engine)
     if faults:
+        asked = len(expectation.quantized) + len(expectation.attentions) + len(expectation.plugins)
         raise PrecisionError(
-            found=f"{len(faults)} of {len(expectation.quantized) + len(expectation.attentions) + len(expectation.plugins)} quantized layers "
-            f"and attentions wrong: {'; '.join(faults)}",
+            found=f"{len(faults)} of {asked} quantized layers, attentions and plugins wrong: {'; '.join(faults)}",
             wanted="layers in the precision of the lowered graph, attentions in one fused kernel, plugin operators in their plugins",
             where=engine.source,
             fix="keep these layers in floating point in the recipe, or use a target whose runtime fuses them",

@@ -45,7 +45,7 @@ def inputs_of(op: QLinear, rng: np.random.Generator, tokens: tuple[int, ...] = (
     def floats(*shape: int, dtype: Any = np.float32) -> Array:
         return np.asarray(rng.standard_normal(shape), dtype)
 
-    known = {
+    known: dict[str, Array] = {
         "x": pack_tokens(codes) if op.packed else codes,
         "scale": np.asarray(rng.random((*tokens, 1)) * 0.05, np.float32),
         "weight": pack(rng.integers(low, high + 1, (op.n, op.k), dtype=np.int8), op.bits, unsigned=op.unsigned),
