@@ -1,6 +1,6 @@
 """Builds libvditc_plugins.so, the kernels for GPUs and their TensorRT plugins, once for each state of what it is made of.
 
-    FOLDER/<platform>/libvditc_plugins.so        platform: x86_64, aarch64, aarch64-cuda12
+    FOLDER/<platform>/libvditc_plugins.so        platform: x86_64, aarch64, x86_64-cuda12, aarch64-cuda12
     FOLDER/<platform>/libvditc_plugins.json      what it was made of, by what, for which GPUs; sha256; registers and stack of every kernel
 
 A library is kept in the cache under a digest of its sources, compilers and flags. What one source changes is compiled again and
@@ -25,9 +25,10 @@ from typing import Any
 
 from vditc.errors import InputError, VditcError
 from vditc.files import sha256, whole_file, write_text
+from vditc.plugins import nvrtc
 from vditc.plugins.library import ABI_VERSION
 from vditc.plugins.resources import usages
-from vditc.plugins.toolkit import Toolkit, cutlass_version, find_cutlass, find_program, find_toolkit, host_machine
+from vditc.plugins.toolkit import cutlass_version, find_cutlass, find_program, find_toolkit, host_machine
 from vditc.plugins.wheels import cache_home, tree_digest
 from vditc.progress import SILENT, Progress
 
@@ -35,13 +36,16 @@ SOURCES = Path(__file__).resolve().parent
 LIBRARY = "libvditc_plugins.so"
 FACTS = "libvditc_plugins.json"
 TIMES = "libvditc_plugins.times.json"  # seconds and memory of the compilers: differs from run to run, so it is no part of FACTS
-PATTERNS = ("CMakeLists.txt", "exports.map", "compile_log.py", "*/*.h", "*/*.cuh", "*/*.cpp", "*/*.cu")
+PATTERNS = ("CMakeLists.txt", "exports.map", "compile_log.py", "nvrtc_units.py", "native/nvrtc/*", "*/*.h", "*/*.cuh", "*/*.cpp", "*/*.cu")
 # Machine code for the GPUs that there are beside such a CPU; "a" is code for that GPU alone, which wgmma and tcgen05 are.
 ARCHITECTURES = {
     "x86_64": ("80", "86", "89", "90a", "100a", "103a", "120a"),
     "aarch64": ("87", "110a"),
-    "aarch64-cuda12": ("87",),
+    "aarch64-cuda12": ("87",),  # JetPack 6
+    "x86_64-cuda12": ("80", "86", "89", "90a"),  # servers whose driver is of CUDA 12
 }
+# What files of CUTLASS are for, by the end of their names: its 2.x mma.sync where there is no newer form, 3.x wgmma, 3.x tcgen05 with int8.
+CUTLASS_ARCHITECTURES = {"sm80": ("80", "86", "87", "88", "89", "120", "120a", "121", "121a"), "sm90": ("90a",), "sm100": ("100a", "110a")}
 _ARCHITECTURE = re.compile(r"(75|8[06789]|90|1[012][013])[af]?")
 
 
@@ -82,6 +86,11 @@ class Wanted:
         return cls(name, tuple(dict.fromkeys(architectures)) or ARCHITECTURES[name], cutlass, tensorrt)
 
     @property
+    def by_nvrtc(self) -> bool:
+        """Whether it is for drivers of CUDA 12."""
+        return self.platform.endswith("-cuda12")
+
+    @property
     def machine(self) -> str:
         """x86_64 or aarch64."""
         return self.platform.partition("-")[0]
@@ -112,16 +121,14 @@ def library_path(platform: str | None = None, folder: Path | None = None) -> Pat
 
 def units(wanted: Wanted, sources: Path = SOURCES) -> list[tuple[str, tuple[str, ...]]]:
     """Every source that the library is made of, and the GPUs that it is compiled for; C++ is for none."""
-    accepted = {"sm80": ("80", "86", "87", "88", "89", "120", "121"), "sm90": ("90a",), "sm100": ("100a", "110a")}
     listed: list[tuple[str, tuple[str, ...]]] = []
     for path in sorted([*sources.glob("*/*.cpp"), *sources.glob("*/*.cu")]):
         architectures = wanted.architectures if path.suffix == ".cu" else ()
         if path.stem.startswith("emulator"):
             continue
         if path.stem.startswith("cutlass_") and path.suffix == ".cu":
-            takes = accepted.get(path.stem.split("_")[1], ())
-            architectures = tuple(a for a in architectures if a in takes or ("120" in takes and a in ("120a", "121a")))
-            if not (wanted.cutlass and architectures and wanted.platform != "aarch64-cuda12"):
+            architectures = tuple(a for a in architectures if a in CUTLASS_ARCHITECTURES.get(path.stem.split("_")[1], ()))
+            if not (wanted.cutlass and architectures and not wanted.by_nvrtc):
                 continue
         listed.append((str(path.relative_to(sources)), architectures))
     return listed
@@ -141,12 +148,14 @@ def build(
     InputError when a compiler or header is missing, VditcError with the compiler's words when a source does not compile.
     """
     cache = cache or cache_home()
-    if wanted.platform.endswith("cuda12"):
-        from vditc.plugins.nvrtc import settings
-    else:
-        settings = _settings
-    made_of, options = settings(wanted, cache, sources)
-    made_of = {"platform": wanted.platform, "architectures": list(wanted.architectures), **made_of}
+    made_of, options = nvrtc.settings(wanted, cache) if wanted.by_nvrtc else _settings(wanted, cache, sources)
+    made_of = {
+        "platform": wanted.platform,
+        "architectures": list(wanted.architectures),
+        **made_of,
+        "tensorrt": tensorrt_version(wanted.tensorrt),
+    }
+    options += _host(wanted)
     made_of["sources"] = tree_digest(sources, PATTERNS)
     digest = hashlib.sha256(json.dumps([made_of, ABI_VERSION], sort_keys=True).encode()).hexdigest()
     kept = cache / "libraries" / digest[:16]
@@ -170,14 +179,14 @@ def build(
 def _settings(wanted: Wanted, cache: Path, sources: Path) -> tuple[dict[str, Any], list[str]]:
     """What nvcc's library is made of, and CMake's options for it."""
     toolkit = find_toolkit(wanted.machine, cache)
-    cutlass = find_cutlass(cache) if any(Path(name).stem.startswith("cutlass_") for name, _ in units(wanted, sources)) else None
+    cutlass = find_cutlass(cache) if any(Path(name).match("cutlass_*.cu") for name, _ in units(wanted, sources)) else None
     made_of = {
         "cuda": toolkit.version,
         "cxx": toolkit.cxx_version,
         "cutlass": cutlass_version(cutlass) if cutlass else None,
-        "tensorrt": tensorrt_version(wanted.tensorrt),
     }
     options = [
+        f"-DCMAKE_CXX_COMPILER={toolkit.cxx}",
         f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}",
         f"-DCMAKE_CUDA_HOST_COMPILER={toolkit.cxx}",
         # nvcc of the wheels looks for libraries in lib64, which they have not; for another machine it looks in targets/.
@@ -186,14 +195,13 @@ def _settings(wanted: Wanted, cache: Path, sources: Path) -> tuple[dict[str, Any
         f"-DVDITC_CUDA_INCLUDE={';'.join(map(str, toolkit.include))}",
         f"-DVDITC_ARCHITECTURES={';'.join(wanted.architectures)}",
         f"-DCUTLASS_ROOT={cutlass or ''}",
-        *cmake_host(wanted, toolkit),
     ]
     return made_of, options
 
 
-def cmake_host(wanted: Wanted, toolkit: Toolkit) -> list[str]:
-    """CMake's options for the C++ half."""
-    options = [f"-DCMAKE_CXX_COMPILER={toolkit.cxx}", f"-DTENSORRT_ROOT={wanted.tensorrt.resolve() if wanted.tensorrt else ''}"]
+def _host(wanted: Wanted) -> list[str]:
+    """CMake's options for what is no kernel."""
+    options = [f"-DTENSORRT_ROOT={wanted.tensorrt.resolve() if wanted.tensorrt else ''}", f"-DVDITC_PYTHON={sys.executable}"]
     if wanted.machine != host_machine():
         options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={wanted.machine}"]
     return options

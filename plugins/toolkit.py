@@ -99,11 +99,12 @@ def find_toolkit(machine: str, cache: Path) -> Toolkit:
         )
         cudart = next(wheel.glob("nvidia/*/lib"))
         include = (cudart.with_name("include"), top / "include", top / "include" / "cccl")
-    return Toolkit(nvcc, version, cudart, include, cxx, _first_line([cxx, "--version"]))
+    return Toolkit(nvcc, version, cudart, include, cxx, cxx_version(cxx))
 
 
-def _first_line(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+def cxx_version(cxx: str) -> str:
+    """What a C++ compiler says of itself, on one line."""
+    return subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def _nvcc_version(nvcc: Path) -> str:

@@ -51,14 +51,6 @@ VDITC_DEVICE float read_float(const void* from, int64_t at, int type) {
   return type == VDITC_FP16 ? from_fp16(bits) : from_bf16(bits);
 }
 
-VDITC_DEVICE float gelu(float x, bool tanh_form) {  // Hendrycks and Gimpel, arXiv 1606.08415
-  // No product and sum may be contracted, or tactics would differ in how their compilers see this.
-  const float half = multiply(0.5f, x);
-  if (!tanh_form) return multiply(half, add(1.0f, erff(multiply(x, 0.7071067811865476f))));  // 1 / sqrt(2)
-  const float cubed = multiply(multiply(multiply(0.044715f, x), x), x);
-  return multiply(half, add(1.0f, tanhf(multiply(0.7978845608028654f, add(x, cubed)))));  // sqrt(2 / pi)
-}
-
 // m / inner % count. Division of 64 bits is long: most tensors have fewer rows than 2^31.
 VDITC_DEVICE int64_t row_in(const vditc_rows& rows, int64_t m) {
   if (rows.count == 1) return 0;
