@@ -20,7 +20,7 @@ from vditc.plugins.emulated import SOURCES, emulated_library
 from vditc.plugins.plugin_op import PluginOp
 
 Array = npt.NDArray[Any]
-CREATORS = ("QLinear", "QuantizeToken")  # in the library's order
+CREATORS = ("QAttention", "QLinear", "QuantizeToken")  # in the library's order
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bfloat16": 7}  # nvinfer1::DataType
 NUMPY = {0: np.float32, 1: np.float16, 2: np.int8, 3: np.int32, 7: ml_dtypes.bfloat16}
 FLOAT32, INT32, CHAR, UNKNOWN = 1, 5, 6, 8  # nvinfer1::PluginFieldType

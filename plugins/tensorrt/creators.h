@@ -4,12 +4,13 @@
 
 namespace vditc::tensorrt {
 
+nvinfer1::IPluginCreatorInterface* qattention_creator();
 nvinfer1::IPluginCreatorInterface* qlinear_creator();
 nvinfer1::IPluginCreatorInterface* quantize_token_creator();
 
-constexpr int CREATORS = 2;
+constexpr int CREATORS = 3;
 inline nvinfer1::IPluginCreatorInterface* const* creators() {
-  static nvinfer1::IPluginCreatorInterface* const all[CREATORS] = {qlinear_creator(), quantize_token_creator()};
+  static nvinfer1::IPluginCreatorInterface* const all[CREATORS] = {qattention_creator(), qlinear_creator(), quantize_token_creator()};
   return all;
 }
 

@@ -153,7 +153,7 @@ void Plugin::configure(const Dynamic* in) {
   std::string listed;
   for (const int32_t one : offered_) listed += (listed.empty() ? "" : ", ") + std::string(tactic_name(one));
   log(Severity::INFO, text("%s.%s, layer %s: %lld rows, at most %lld; tactics: %s", NAMESPACE, op_, layer_.c_str(), static_cast<long long>(rows_),
-                           static_cast<long long>(most), listed.empty() ? "chosen when it runs" : listed.c_str()));
+                           static_cast<long long>(most), sm < 0 ? "chosen when it runs" : listed.empty() ? tactic_name(0) : listed.c_str()));
 }
 
 // Bytes that the resolved problem may take: on this device, or on any where the engine is for others.
