@@ -140,8 +140,8 @@ class QAttention : public Plugin {
 }  // namespace
 
 nvinfer1::IPluginCreatorInterface* qattention_creator() {
-  static Creator<QAttention> one;
-  return &one;
+  static auto* const one = new Creator<QAttention>;  // a registry may outlive this library's static objects
+  return one;
 }
 
 }  // namespace vditc::tensorrt

@@ -185,8 +185,8 @@ class QLinear : public Plugin {
 }  // namespace
 
 nvinfer1::IPluginCreatorInterface* qlinear_creator() {
-  static Creator<QLinear> one;
-  return &one;
+  static auto* const one = new Creator<QLinear>;  // a registry may outlive this library's static objects
+  return one;
 }
 
 }  // namespace vditc::tensorrt

@@ -187,8 +187,8 @@ class QuantizeToken : public Plugin {
 }  // namespace
 
 nvinfer1::IPluginCreatorInterface* quantize_token_creator() {
-  static Creator<QuantizeToken> one;
-  return &one;
+  static auto* const one = new Creator<QuantizeToken>;  // a registry may outlive this library's static objects
+  return one;
 }
 
 }  // namespace vditc::tensorrt

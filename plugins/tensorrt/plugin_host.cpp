@@ -60,9 +60,13 @@ int look(dl_phdr_info* info, size_t, void* out) {
   return found.handle != nullptr;
 }
 
-// A host may have loaded TensorRT so that RTLD_DEFAULT does not find it (Python does); then it is looked for by its file's name.
+// A host may have loaded TensorRT so that RTLD_DEFAULT does not find it (Python does); then it is looked for by its file's name. It is kept:
+// a handle counts as a use of the library.
 Host host() {
-  Host found;
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  static Host found;
+  if (found.handle) return found;
   if (dlsym(RTLD_DEFAULT, "getPluginRegistry")) {
     Dl_info info{};
     dladdr(dlsym(RTLD_DEFAULT, "getPluginRegistry"), &info);
@@ -139,7 +143,13 @@ void log(Severity severity, const std::string& message) {
   if (severity <= Severity::WARNING) std::fprintf(stderr, "vditc: %s: %s\n", severity == Severity::FAULT ? "error" : "warning", message.c_str());
 }
 
-bool is_rtx() { return host().rtx; }
+bool is_rtx() {
+  // The finder is an object of the library that loaded this one last.
+  Dl_info info{};
+  if (const void* finder = logger_finder.load(); finder && dladdr(*static_cast<void* const*>(finder), &info) && info.dli_fname)
+    return std::strstr(info.dli_fname, "tensorrt_rtx") != nullptr;
+  return host().rtx;
+}
 
 int32_t register_creators(IPluginCreatorInterface* const* creators, int32_t count) {
   static std::mutex one_at_a_time;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +138,27 @@ def test_a_library_that_is_none_or_of_another_version_is_an_error(lowered: Path,
     newer = {node: (op, "2", domain) for node, (op, _, domain) in asked.plugin_nodes.items()}
     with pytest.raises(VditcError, match=r"found no vditc\.QLinear version 2, vditc\.QuantizeToken version 2 in it"):
         run_build(dataclasses.replace(asked, plugin_nodes=newer), tmp_path / "work")
+
+
+REGISTER = """
+import ctypes, sys
+import tensorrt_rtx as trt
+from vditc.runtimes.trt_plugins import load_plugins
+builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+registry = trt.get_plugin_registry()
+library = ctypes.CDLL(sys.argv[1])
+count = library.vditc_register_plugins()
+print(count > 0, library.vditc_register_plugins(), sum(c.plugin_namespace == "vditc" for c in registry.all_creators) == count)
+load_plugins(trt, sys.argv[1], [("QLinear", "1", "vditc")])
+print(sum(c.plugin_namespace == "vditc" for c in registry.all_creators) == count)
+"""
+
+
+def test_a_process_that_registered_the_plugins_itself_keeps_them(plugin_folder: Path) -> None:
+    """As with a preloaded library: nothing is registered twice, and loading is no error."""
+    command = [sys.executable, "-c", REGISTER, str(plugin_folder / "x86_64" / LIBRARY)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True 0 True", "True"] and "vditc" not in done.stderr
 
 
 def test_a_weight_of_another_layout_is_refused_by_name(lowered: Path, plugin_folder: Path, tmp_path: Path) -> None:
