@@ -16,6 +16,7 @@ KINDS = {
     "fp16": "what is not quantized is computed, or stored, in float16",
     "bf16": "what is not quantized is computed, or stored, in bfloat16",
     "attention-bf16": "attention is computed in bfloat16",
+    "requantized": "weights with a scale for each group of inputs are rounded anew, to 8 bits and a scale for each output",
 }
 
 # (kind, codes of the activations, or None where none is quantized) -> tolerance
