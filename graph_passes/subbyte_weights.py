@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.numerics import EPS
-from vditc.plugins.packing import code_range, pack, packed_bytes
+from vditc.plugins.packing import BLOCK, code_range, pack, pack_pairs, packed_bytes
 from vditc.plugins.qlinear.op import GROUP, QLinear
 
 _FEW = 1 << 12  # bytes
@@ -37,13 +37,24 @@ def codes_of(tensor: ir.TensorProtocol) -> Codes:
     k, n = tensor.shape.numpy()
     stored = tensor_bytes(tensor)
     if tensor.dtype is ir.DataType.INT4:
-        nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(-1)[: n * k]
-        stored = ((nibbles ^ 8) - 8).astype(np.uint8)
+        pairs = stored.astype(np.uint16)
+        pairs |= pairs << np.uint16(4)
+        pairs &= np.uint16(0x0F0F)
+        stored = pairs.view(np.uint8)[: n * k]
+        stored ^= np.uint8(8)
+        stored -= np.uint8(8)
     return stored.view(np.int8).reshape(k, n)
 
 
 def packed(codes: ir.TensorProtocol, op: QLinear) -> ir.LazyTensor:
     """[K, N] codes as the operator's weight, made when it is written."""
+    if op.bits == 4 and codes.dtype is ir.DataType.INT4 and not (op.n % BLOCK or op.k % BLOCK):
+        return ir.LazyTensor(
+            lambda: ir.Tensor(pack_pairs(tensor_bytes(codes).reshape(op.k, op.n // 2)), name=f"{op.n} x {op.k}"),
+            ir.DataType.INT8,
+            ir.Shape([packed_bytes(op.n, op.k, op.bits)]),
+            cache=False,
+        )
     return _later(op, lambda: codes_of(codes))
 
 
@@ -92,6 +103,16 @@ def _later(op: QLinear, codes: Callable[[], Codes]) -> ir.LazyTensor:
     """What `codes` [K, N] gives, packed."""
 
     def made() -> ir.TensorProtocol:
-        return ir.Tensor(pack(np.ascontiguousarray(codes().T), op.bits), name=f"{op.n} x {op.k}")
+        return ir.Tensor(pack(_turned(codes()), op.bits), name=f"{op.n} x {op.k}")
 
     return ir.LazyTensor(made, ir.DataType.INT8, ir.Shape([packed_bytes(op.n, op.k, op.bits)]), cache=False)
+
+
+def _turned(codes: Codes) -> Codes:
+    """[K, N] -> [N, K], in tiles that stay in a core's cache."""
+    k, n = codes.shape
+    out = np.empty((n, k), np.int8)
+    for i in range(0, n, 128):
+        for j in range(0, k, 256):
+            out[i : i + 128, j : j + 256] = codes[j : j + 256, i : i + 128].T
+    return out

@@ -104,9 +104,9 @@ class Scheme:
             if a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) or not a.symmetric:
                 raise bad(f"activation {a}", "per_tensor or per_token activations")
             # TensorRT miscompiles groups beside codes, which its targets say; the plugin library has one size of them.
-            known = w.qtype is QType.FP4_E2M1 or (w.qtype.integer and w.symmetric and w.group_size == PLUGIN_GROUP)
+            known = w.qtype is QType.FP4_E2M1 or (w.qtype.integer and w.group_size == PLUGIN_GROUP)
             if w.granularity is Granularity.PER_GROUP and not known:
-                wanted = f"per_channel weights, or symmetric integers in groups of {PLUGIN_GROUP}, where activations are quantized"
+                wanted = f"per_channel weights, or integers in groups of {PLUGIN_GROUP}, where activations are quantized"
                 raise bad(f"weight {w} with activation {a}", wanted)
         if a is not None and a.qtype is not w.qtype and not (a.qtype.integer and w.qtype.integer):
             # No product takes them: TensorRT wants both operands in one floating-point type.
