@@ -32,6 +32,8 @@ from vditc.graph_passes.prologue import Prologue, Surroundings, UnfitError, of_c
 from vditc.plugins.catalogue import attach_functions
 from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
 
+_OWN_TYPE = ("x", "gate", "residual")  # inputs of the type of x
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FuseQuantizeToken(Pass):
@@ -62,10 +64,11 @@ class FuseQuantizeToken(Pass):
 class _Fusion:
     """One run over one graph."""
 
-    def __init__(self, model: ir.Model, order: dict[ir.Node, int]) -> None:
+    def __init__(self, model: ir.Model, order: dict[ir.Node, float]) -> None:
         self.graph, self.order, self.around = model.graph, order, Surroundings(model)
         self.refusals: list[Refusal] = []
         self.figures = dict.fromkeys(("fused", "with a norm", "with a modulation", "with GELU", "with a rotation", "sums of codes"), 0)
+        self.figures["with a gated residual"] = 0
 
     def fuse(self, quantize: ir.Node, *, everywhere: bool) -> None:
         """Put QuantizeToken in the place of a quantization. UnfitError, and nothing changed, when it cannot be."""
@@ -77,6 +80,7 @@ class _Fusion:
             self.order.get(reader, len(self.order)) < self.order[quantize] for reader in _outside(found.scale, found)
         ):
             raise UnfitError(f"its scale {found.scale.name} is read in front of it")
+        at = self.place(found)
         name = label(quantize).removesuffix("/QuantizeLinear")
         sums = _Sums.of(found)
         if sums.left:
@@ -87,6 +91,7 @@ class _Fusion:
             bits=found.bits,
             scaled="token" if found.given is None else "given",
             clip=found.clip is not None,
+            gated=found.gated is not None,
             activation=found.activation,
             norm=found.norm,
             epsilon=found.epsilon,
@@ -95,22 +100,26 @@ class _Fusion:
             total=bool(sums.total),
             shares=len(sums.shares),
         )
-        given = {n: self.float32(v, f"{name}.quantize.{n}", quantize) for n, v in found.vectors.items()}
+        given = {n: self.float32(v, f"{name}.quantize.{n}", at) for n, v in found.vectors.items()}
         given |= {n: v for n, v in (("x", found.x), ("clip", found.clip), ("given", found.given)) if v is not None}
+        given |= {} if found.gated is None else {"gate": found.gated.gate, "residual": found.gated.residual}
         if sums.shares:
             given["alpha"] = self.stored(f"{name}.quantize.alpha", np.stack([alpha for alpha, _ in sums.shares]))
         node = op.node([given[n] for n in op.inputs], f"{name}/QuantizeToken")
-        self.graph.insert_before(quantize, node)
+        self.graph.insert_before(at, node)
+        self.order[node] = self.order[at] - 0.5
         made = dict(zip(op.outputs, node.outputs, strict=True))
-        for value, dtype in zip(node.outputs, op.types([ir.DataType.FLOAT] * len(op.inputs)), strict=True):
-            value.dtype = dtype
+        own = self.around.types[found.x]
+        for value, dtype in zip(node.outputs, op.types([own if n in _OWN_TYPE else ir.DataType.FLOAT for n in op.inputs]), strict=True):
+            value.dtype = self.around.types[value] = dtype
         if found.reshape is not None:
-            made = {n: self.reshaped(v, found.reshape, quantize, whole=n == "codes") for n, v in made.items()}
+            made |= {n: self.reshaped(v, found.reshape, quantize, whole=n == "codes") for n, v in made.items() if n != "sum"}
         replaced = [(codes, "codes"), *((v, "total") for v in sums.total)]
         replaced += [] if found.scale is None else [(found.scale, "scale")]
+        replaced += [] if found.gated is None else [(found.gated.sum, "sum")]
         replaced += [(v, f"share{r}") for r, (_, values) in enumerate(sums.shares) for v in values]
         for old, by in replaced:
-            _replace(old, made[by])
+            _replace(old, made[by], named=by == "sum")
         self.remove([*found.walk.nodes, *sums.nodes])
         self.figures["fused"] += 1
         self.figures["with a norm"] += found.norm != "none"
@@ -118,6 +127,22 @@ class _Fusion:
         self.figures["with GELU"] += found.activation != "none"
         self.figures["with a rotation"] += bool(found.rotation)
         self.figures["sums of codes"] += op.total + op.shares
+        self.figures["with a gated residual"] += op.gated
+
+    def place(self, found: Prologue) -> ir.Node:
+        """The node in front of which the operator stands: the quantization, or who reads the sum of a gated residual before that.
+
+        Where the operator's other inputs are not there yet, the residual stays.
+        """
+        if found.gated is None:
+            return found.quantize
+        first = min([found.quantize, *_outside(found.gated.sum, found)], key=lambda n: self.order.get(n, -1))
+        needed = [found.x, found.gated.gate, found.gated.residual, *found.vectors.values(), found.clip, found.given]
+        makers = [v.producer() for v in needed if v is not None]
+        if first not in self.order or any(n is not None and self.order.get(n, np.inf) >= self.order[first] for n in makers):
+            found.ungate(f"{label(first)} reads the sum before all that QuantizeToken needs is computed")
+            return found.quantize
+        return first
 
     def float32(self, value: ir.Value, name: str, before: ir.Node) -> ir.Value:
         """A vector in float32: a constant stored so, what was computed in it, or a Cast."""
@@ -263,10 +288,10 @@ def _not_for_plugins(codes: ir.Value) -> str:
     return "the graph's output" if codes.is_graph_output() else ", ".join(others[:3])
 
 
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """All readers of one value read another; an output of the graph keeps its name."""
+def _replace(old: ir.Value, new: ir.Value, *, named: bool) -> None:
+    """All readers of one value read another; an output of the graph keeps its name, and others do where they are `named`."""
     new.shape = old.shape
-    if old.is_graph_output():
+    if named or old.is_graph_output():
         name, old.name = old.name, f"{old.name}.unfused"
-        new.name, new.type = name, old.type
+        new.name, new.type = name, old.type or new.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -11,34 +11,33 @@ TensorRT stores such weights in 4 bits but unpacks them by a kernel of its own i
 bits are packed in three (`vditc.plugins.packing`), others in four; with `eight=true` layers of 8 bits are handed over too. Who quantizes
 the input stays: TensorRT fuses it with the norm in front, and int8 tensors go into a plugin as they are. What does not fit the epilogue
 stays behind the layer. Packed weights are made when the graph is written, one layer at a time.
+
+A branch of SVDQuant, Add(%y, MatMul(MatMul(%x, %down), %up)) in 16 bits, goes in with MatMul(%x, %down) left in front of the layer; its
+rank is filled up with zeros to a multiple of 16. Weights with a scale for each 128 inputs keep them (`group`), or, where that is slow and
+`requantize=true` says that numbers may change, become codes of eight bits with a scale for each output. With `packed=true` four-bit codes
+that only layers of four-bit weights read lie two in a byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from vditc.graph_passes.channel_change import constant, forget, label
+from vditc.graph_passes.absorbed import Absorbed, Branch, other
+from vditc.graph_passes.channel_change import Array, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
-from vditc.graph_passes.edits import remove_unread
-from vditc.graph_passes.epilogue import Epilogue
-from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, only_reader, quantized_matmuls, small_constant
+from vditc.graph_passes.edits import inserted, remove_unread
+from vditc.graph_passes.packed_tokens import pack_four_bits
+from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, only_reader, producer, quantized_matmuls, small_constant
 from vditc.graph_passes.ranks import ranks
-from vditc.graph_passes.tensor_bytes import tensor_bytes
-from vditc.plugins.catalogue import attach_functions
-from vditc.plugins.packing import code_range, pack, packed_bytes
+from vditc.graph_passes.subbyte_weights import Requantized, bits_of, packed
+from vditc.plugins.catalogue import attach_functions, plugin_nodes
+from vditc.plugins.packing import packed_bytes
 from vditc.plugins.plugin_op import FLOATS
-from vditc.plugins.qlinear.op import ACTIVATIONS, MAX_RANK, QLinear
-
-Array = npt.NDArray[Any]
-_OUTPUTS = {dtype: name for name, dtype in FLOATS.items()}
-_FEW = 1 << 12  # bytes
-_GELUS = {approximate: name for name, approximate in ACTIVATIONS.items()}
+from vditc.plugins.qlinear.op import GROUP, QLinear
 
 
 class _UnfitError(Exception):
@@ -53,175 +52,161 @@ class LowerSubbyteLinear(Pass):
     needs: ClassVar[frozenset[str]] = frozenset({"lowered", "constants-folded"})
 
     eight: bool = False
+    requantize: bool = False  # groups to channels of eight bits
+    packed: bool = False  # for GPUs that multiply four-bit codes: sm_80 to sm_89
+
+    def numerics(self) -> str:
+        """Requantized weights are other weights."""
+        return "requantized" if self.requantize else "rounding"
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
-        refusals: list[Refusal] = []
-        figures = {"layers handed over": 0, "bytes of their weights": 0}
-        known = ranks(model.graph)
+        work = _Lowering(model.graph, ranks(model.graph), requantize=self.requantize)
+        refusals, figures = work.refusals, work.figures
         for layer in list(quantized_matmuls(model.graph)):
             codes = layer.weight.inputs[0]
             if codes is None or codes.dtype not in ((ir.DataType.INT4, ir.DataType.INT8) if self.eight else (ir.DataType.INT4,)):
                 continue
             try:
-                op = _lower(model.graph, layer, known)
+                op = work.lower(layer)
             except _UnfitError as reason:
                 refusals.append(Refusal(label(layer.matmul), str(reason)))
                 continue
             figures["layers handed over"] += 1
             figures["bytes of their weights"] += packed_bytes(op.n, op.k, op.bits)
-        if not figures["layers handed over"]:
+        if self.packed:
+            figures["quantizations packed"] = pack_four_bits(model.graph, plugin_nodes(model), refusals)
+        if not figures["layers handed over"] and not figures.get("quantizations packed"):
             return Result(model, modified=False, refusals=tuple(refusals))
         attach_functions(model)
         return Result(model, modified=True, refusals=tuple(refusals), figures=figures)
 
 
-@dataclasses.dataclass(eq=False)
-class _Absorbed:
-    """Nodes behind a product that the operator computes, up to the value `end`, and what it needs for them."""
+class _Lowering:
+    """One run over one graph."""
 
-    end: ir.Value
-    nodes: list[ir.Node]
-    left: ir.Value | None = None
-    right: ir.Value | None = None
-    bias: Array | None = None
-    activation: str = "none"
-    gate: ir.Value | None = None
-    residual: ir.Value | None = None
-    output: str = "fp32"
+    def __init__(self, graph: ir.Graph, known: dict[ir.Value, int], *, requantize: bool) -> None:
+        self.graph, self.known, self.requantize = graph, known, requantize  # `known`: axes of values
+        self.refusals: list[Refusal] = []
+        self.figures = {"layers handed over": 0, "bytes of their weights": 0}
 
-    @classmethod
-    def behind(cls, layer: QuantizedMatMul, known: Mapping[ir.Value, int]) -> _Absorbed:
-        """As many as fit, in the operator's order: the sums, the cast, then GELU or gate and residual. `known`: axes of values."""
-        found = Epilogue.of(layer)
-        made = cls(found.start, [n for n in (layer.matmul, layer.rescale) if n is not None])
-        for term in found.terms:
-            if term.constant and made.bias is None:
-                made.bias = constant(term.value)
-            elif term.product is not None and made.left is None and _rank(term.product[1]) <= MAX_RANK:
-                made.left, made.right = term.product
-                made.take(term.value.producer())
-            else:
-                return made
-            made.take(term.add)
-        if (cast := only_reader(made.end)) is not None and cast.op_type == "Cast":
-            made.output = _OUTPUTS[ir.DataType(cast.attributes["to"].as_int())]
-            made.take(cast)
-        if (gelu := only_reader(made.end)) is not None and gelu.op_type == "Gelu":
-            made.activation = _GELUS[gelu.attributes.get_string("approximate", "none")]
-            made.take(gelu)
-        elif (mul := only_reader(made.end)) is not None and mul.op_type == "Mul":
-            add = only_reader(mul.outputs[0])
-            if add is not None and add.op_type == "Add":
-                gate, residual = _other(mul, made.end), _other(add, mul.outputs[0])
-                axes = known.get(made.end)
-                if axes is not None and all(v is not None and known.get(v, axes + 1) <= axes for v in (gate, residual)):
-                    made.gate, made.residual = gate, residual
-                    made.take(mul, add)
-        return made
+    def lower(self, layer: QuantizedMatMul) -> QLinear:
+        """Put the operator in the place of a layer; _UnfitError, and nothing changed, when it cannot be."""
+        quantize, codes = layer.quantize, layer.weight.inputs[0]
+        assert codes is not None and codes.const_value is not None
+        k, n = codes.const_value.shape.numpy()
+        scales, one = constant(layer.weight.inputs[1]), small_constant(layer.activation.inputs[1])
+        if quantize is None or one is None or one.size != 1:
+            raise _UnfitError("its codes are not made by QuantizeLinear or QuantizeToken with one constant scale")
+        group = _group(layer.weight, scales, n, k)
+        assert scales is not None
+        scale = layer.activation.inputs[1]
+        if layer.rescale is not None:
+            if float(one) != 1:
+                raise _UnfitError(f"its input has two scales, {float(one)} and {layer.rescale.name}'s")
+            if only_reader(layer.matmul.outputs[0]) is None:
+                raise _UnfitError("its product is read before it is scaled")
+            scale = other(layer.rescale, layer.matmul.outputs[0])
+        found, name = Absorbed.behind(layer, self.known), label(layer.matmul).removesuffix("/MatMul")
+        if found.stays:
+            self.refusals.append(Refusal(label(layer.matmul), found.stays))
+        anew = Requantized.of(codes.const_value, scales.astype(np.float32)) if group and self.requantize else None
+        op = QLinear(
+            n=n,
+            k=k,
+            bits=8 if anew else bits_of(codes.const_value),
+            activation_bits=activation_bits(quantize),
+            group=0 if anew else group,
+            rank=0 if found.right is None else found.right.const_value.shape.numpy()[0],  # type: ignore[union-attr]
+            low_rank=0 if found.branch is None else found.branch.padded,
+            bias=found.bias is not None,
+            activation=found.activation,
+            gated=found.gate is not None,
+            output=found.output,
+        )
+        if anew is not None:
+            self.count(anew)
+        by_output = anew.scale if anew else scales.astype(np.float32)
+        by_output = by_output if op.group else np.broadcast_to(by_output.reshape(-1), (n,))
+        given = {
+            "x": layer.activation.inputs[0],
+            "scale": scale,
+            "weight": self.stored(f"{name}.weight.packed", anew.packed(op) if anew else packed(codes.const_value, op)),
+            "weight_scale": self.stored(f"{name}.weight_scale.packed", ir.tensor(np.ascontiguousarray(by_output))),
+            "left": found.left,
+            "right": found.right,
+            "gate": found.gate,
+            "residual": found.residual,
+        }
+        if found.bias is not None:
+            given["b"] = self.stored(f"{name}.bias.packed", ir.tensor(found.bias.astype(np.float32)))
+        if found.branch is not None:
+            given["down"], given["up"] = self.factors(found.branch, name)
+        node = op.node([v for i in op.inputs if (v := given[i]) is not None], f"{name}/QLinear")
+        self.replace(layer, found, node, op)
+        return op
 
-    def take(self, *nodes: ir.Node | None) -> None:
-        """Nodes that the operator computes; the last one's output is its own."""
-        self.nodes += [node for node in nodes if node is not None]
-        self.end = self.nodes[-1].outputs[0]
+    def replace(self, layer: QuantizedMatMul, found: Absorbed, node: ir.Node, op: QLinear) -> None:
+        """Put the node where the last of what it computes stood."""
+        self.graph.insert_before(found.nodes[-1], node)
+        made, end = node.outputs[0], found.end
+        made.dtype, made.shape = FLOATS[op.output], end.shape
+        self.known |= {made: self.known[end]} if end in self.known else {}
+        end_name = end.name
+        end.replace_all_uses_with(made, replace_graph_outputs=True)
+        read = dict.fromkeys(v for gone in (*found.nodes, layer.activation, layer.weight) for v in gone.inputs)
+        self.graph.remove(found.nodes, safe=True)
+        remove_unread(self.graph, (layer.activation, layer.weight))
+        for value in read:
+            forget(self.graph, value)
+        made.name = end_name
 
-
-def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-
-
-def _rank(right: ir.Value) -> int:
-    """R of an initialiser [R, N]."""
-    assert right.const_value is not None
-    rank, _ = right.const_value.shape.numpy()
-    return rank
-
-
-def _lower(graph: ir.Graph, layer: QuantizedMatMul, known: dict[ir.Value, int]) -> QLinear:
-    """Put the operator in the place of a layer; _UnfitError, and nothing changed, when it cannot be. `known`: axes of values."""
-    quantize, codes = layer.quantize, layer.weight.inputs[0]
-    assert codes is not None and codes.const_value is not None
-    k, n = codes.const_value.shape.numpy()
-    weight_scale, one = constant(layer.weight.inputs[1]), small_constant(layer.activation.inputs[1])
-    if quantize is None or one is None or one.size != 1:
-        raise _UnfitError("its codes are not made by QuantizeLinear or QuantizeToken with one constant scale")
-    by_output = layer.weight.attributes.get_int("axis", 1) in (1, -1)
-    if blocked(layer.weight) or weight_scale is None or not (weight_scale.size == 1 or (by_output and weight_scale.size == n)):
-        raise _UnfitError("its weight has no scale per output channel")
-    scale = layer.activation.inputs[1]
-    if layer.rescale is not None:
-        if float(one) != 1:
-            raise _UnfitError(f"its input has two scales, {float(one)} and {layer.rescale.name}'s")
-        if only_reader(layer.matmul.outputs[0]) is None:
-            raise _UnfitError("its product is read before it is scaled")
-        scale = _other(layer.rescale, layer.matmul.outputs[0])
-    found, name = _Absorbed.behind(layer, known), label(layer.matmul).removesuffix("/MatMul")
-    op = QLinear(
-        n=n,
-        k=k,
-        bits=_bits(codes.const_value),
-        activation_bits=activation_bits(quantize),
-        rank=0 if found.right is None else _rank(found.right),
-        bias=found.bias is not None,
-        activation=found.activation,
-        gated=found.gate is not None,
-        output=found.output,
-    )
-
-    def stored(suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
-        made = ir.val(f"{name}.{suffix}", const_value=tensor)
+    def stored(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """A new initialiser."""
+        made = ir.val(name, const_value=tensor)
         tensor.name = made.name
-        graph.initializers.add(made)
+        self.graph.initializers.add(made)
         return made
 
-    scales = ir.tensor(np.ascontiguousarray(np.broadcast_to(weight_scale.astype(np.float32).reshape(-1), (n,))))
-    inputs = [
-        layer.activation.inputs[0],
-        scale,
-        stored("weight.packed", _packed(codes.const_value, op)),
-        stored("weight_scale.packed", scales),
-    ]
-    inputs += [value for value in (found.left, found.right) if value is not None]
-    inputs += [stored("bias.packed", ir.tensor(found.bias.astype(np.float32)))] if found.bias is not None else []
-    inputs += [value for value in (found.gate, found.residual) if value is not None]
-    node = op.node([value for value in inputs if value is not None], f"{name}/QLinear")
-    graph.insert_before(found.nodes[-1], node)
-    made, end = node.outputs[0], found.end
-    made.dtype, made.shape = FLOATS[op.output], end.shape
-    known |= {made: known[end]} if end in known else {}
-    end_name = end.name
-    end.replace_all_uses_with(made, replace_graph_outputs=True)
-    read = dict.fromkeys(v for gone in (*found.nodes, layer.activation, layer.weight) for v in gone.inputs)
-    graph.remove(found.nodes, safe=True)
-    remove_unread(graph, (layer.activation, layer.weight))
-    for value in read:
-        forget(graph, value)
-    made.name = end_name
-    return op
+    def factors(self, branch: Branch, name: str) -> tuple[ir.Value, ir.Value]:
+        """What the operator reads of a branch, its rank filled up with zeros."""
+        if more := branch.padded - branch.rank:
+            for node, part, axis in ((branch.first, "down", 1), (branch.second, "up", 0)):
+                old = node.inputs[1]
+                array = constant(old)
+                assert old is not None and array is not None
+                ends = [(0, 0), (0, 0)]
+                ends[axis] = (0, more)
+                filled = self.stored(f"{name}.low_rank.{part}.filled", ir.tensor(np.pad(array, ends)))
+                if (cast := producer(old, "Cast")) is not None:
+                    to = ir.DataType(cast.attributes["to"].as_int())
+                    filled = inserted(self.graph, node, "Cast", [filled], f"{filled.name}/Cast", to=int(to))
+                    filled.dtype = to
+                node.replace_input_with(1, filled)
+                forget(self.graph, old)
+            branch.first.outputs[0].shape = None
+        down, up = branch.second.inputs
+        assert down is not None and up is not None
+        return down, up
+
+    def count(self, anew: Requantized) -> None:
+        """Say what requantization cost."""
+        parts = round(anew.error * 1e6)
+        worst = "greatest relative error of their weights, millionths"
+        self.figures["layers requantized"] = self.figures.get("layers requantized", 0) + 1
+        self.figures[worst] = max(self.figures.get(worst, 0), parts)
 
 
-def _bits(codes: ir.TensorProtocol) -> int:
-    """Three when every code of four bits fits in three."""
-    if codes.dtype is ir.DataType.INT8:
-        return 8
-    low, high = code_range(3)
-    pairs = np.arange(256)
-    signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
-    outside = np.any((signed < low) | (signed > high), axis=0)
-    stored = tensor_bytes(codes)
-    return 4 if outside[stored[:_FEW]].any() or outside[stored].any() else 3  # a few bytes of four-bit codes tell
-
-
-def _packed(codes: ir.TensorProtocol, op: QLinear) -> ir.LazyTensor:
-    """[K, N] codes as the operator's weight, made when it is written."""
-
-    def made() -> ir.TensorProtocol:
-        stored = tensor_bytes(codes)
-        if codes.dtype is ir.DataType.INT4:
-            nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(-1)[: op.n * op.k]
-            array = ((nibbles ^ 8) - 8).astype(np.uint8).view(np.int8)
-        else:
-            array = stored.view(np.int8)
-        return ir.Tensor(pack(np.ascontiguousarray(array.reshape(op.k, op.n).T), op.bits), name=f"{op.n} x {op.k}")
-
-    return ir.LazyTensor(made, ir.DataType.INT8, ir.Shape([packed_bytes(op.n, op.k, op.bits)]), cache=False)
+def _group(weight: ir.Node, scales: Array | None, n: int, k: int) -> int:
+    """Inputs that share a scale, 0 for all. _UnfitError where the operator has no such scales."""
+    by_output = weight.attributes.get_int("axis", 1) in (1, -1)
+    if not blocked(weight):
+        if scales is None or not (scales.size == 1 or (by_output and scales.size == n)):
+            raise _UnfitError("its weight has no scale per output channel")
+        return 0
+    size = weight.attributes["block_size"].as_int()
+    if by_output:
+        raise _UnfitError("its weight has scales of blocks of outputs")
+    if size != GROUP or scales is None or scales.shape != (k // GROUP, n):
+        raise _UnfitError(f"its weight has a scale for each {size} of {k} inputs; QLinear has scales of {GROUP}, or of channels")
+    return GROUP

@@ -78,7 +78,10 @@ def of_quantizer(value: ir.Value | None) -> bool:
     """Whether a value is a number that QuantizeToken gives for every token: its scale or a sum of its codes."""
     reshape = producer(value, "Reshape")
     value = value if reshape is None else reshape.inputs[0]
-    return producer(value, "QuantizeToken") is not None and value is not None and value.index() != 0
+    node = producer(value, "QuantizeToken")
+    if node is None or value is None or value.index() == 0:
+        return False
+    return not node.attributes["gated"].as_int() or value is not node.outputs[-1]  # the last one is a tensor of the model's own
 
 
 def activation_bits(quantize: ir.Node) -> int:

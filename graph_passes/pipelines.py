@@ -29,6 +29,8 @@ from vditc.graph_passes.spec import IR_VERSIONS
 from vditc.graph_passes.strip_functions import StripFunctions
 from vditc.target import Target
 
+FOUR_BIT_PRODUCTS = ("sm_80", "sm_86", "sm_87", "sm_89")  # mma.sync of s4: later GPUs compute it by two products of s8 and ALU instructions
+
 
 def onnxruntime(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
     """ONNX Runtime runs the canonical graph; only what is superfluous goes. It runs the bodies of plugin operators."""
@@ -83,7 +85,11 @@ def tensorrt(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
 
 def _handed_over(plugins: bool, target: Target) -> tuple[Pass, ...]:
     """To the plugin library."""
-    return (FuseQuantizeToken(), LowerSubbyteLinear(), *(() if target.functions else (StripFunctions(),))) if plugins else ()
+    if not plugins:
+        return ()
+    # Groups keep their scales on every target: numbers change only where somebody says so, lower-subbyte-linear{requantize=true}.
+    lowered = LowerSubbyteLinear(packed=bool(target.arch) and all(gpu in FOUR_BIT_PRODUCTS for gpu in target.arch))
+    return (FuseQuantizeToken(), lowered, *(() if target.functions else (StripFunctions(),)))
 
 
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}

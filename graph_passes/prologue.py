@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from vditc.graph_passes.absorbed import Absorbed
 from vditc.graph_passes.absorption import Absorption
 from vditc.graph_passes.channel_change import AbsorptionError, constant, label
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.fold_rotation import Rotation
-from vditc.graph_passes.patterns import activation_bits, by_step, only_reader, producer, rms_norms, small_constant
+from vditc.graph_passes.patterns import activation_bits, by_step, only_reader, producer, quantized_matmuls, rms_norms, small_constant
+from vditc.graph_passes.ranks import ranks
 from vditc.hadamard import factors
 from vditc.numerics import EPS
 from vditc.plugins.gelu import APPROXIMATE
@@ -31,11 +33,22 @@ class Surroundings:
     """What a walk through one graph needs to know of it."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.types: Mapping[ir.Value, ir.DataType] = element_types(model.graph).of
+        self.types: dict[ir.Value, ir.DataType] = element_types(model.graph).of
         self.rms = {nodes[-1]: nodes for nodes in rms_norms(model.graph)}
         starts = (n for n in model.graph if n.op_type == "Reshape" and "/Reshape_rotation_in" in (n.name or ""))
         self.rotations = {r.nodes[-1]: r for n in starts if (r := Rotation.at(n)) is not None}
         self.shapes = Absorption(model)
+        known = ranks(model.graph)
+        layers = (q for q in quantized_matmuls(model.graph) if (w := q.weight.inputs[0]) is not None and w.dtype is ir.DataType.INT4)
+        ends = [found.nodes[-1] for q in layers if (found := Absorbed.behind(q, known)).gate is not None]
+        self.taken = set(ends)  # gated residuals that layers of the plugin library will compute
+
+    def same_shape(self, a: ir.Value, b: ir.Value) -> bool:
+        """Whether two values are known to have the same axes."""
+        try:
+            return self.shapes.shape(a) == self.shapes.shape(b)
+        except AbsorptionError:
+            return False
 
     def last_axis(self, value: ir.Value | None) -> int | None:
         """Channels of a value, where they are known."""
@@ -125,6 +138,17 @@ class _Walk:
         return self.up(cast.inputs[0], cast)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gated:
+    """sum = residual + gate * x, in front of a norm."""
+
+    add: ir.Node
+    before: _Walk  # to the sum
+    sum: ir.Value
+    gate: ir.Value
+    residual: ir.Value
+
+
 @dataclasses.dataclass(eq=False)
 class Prologue:
     """Nodes that the operator computes, from the tensor `x` to the codes, and what it needs for them."""
@@ -141,6 +165,7 @@ class Prologue:
     norm: str = "none"
     epsilon: float = 0.0
     vectors: dict[str, ir.Value] = dataclasses.field(default_factory=dict)  # the operator's inputs of these names
+    gated: Gated | None = None
     left: str = ""  # why what stands in front of x stays there, where it could have gone
 
     @property
@@ -159,7 +184,35 @@ class Prologue:
         if not made.left and made.norm == made.activation == "none" and around.ahead(made.x):
             made.left = made.walk.shared()
         made.walk = made.walk.unwidened(around.types)
+        if made.norm != "none":
+            made._gate(around)
         return made
+
+    def ungate(self, reason: str) -> None:
+        """Leave the gated residual in front after all."""
+        assert self.gated is not None
+        self.walk, self.left, self.gated = self.gated.before, f"its gated residual {label(self.gated.add)} stays in front: {reason}", None
+
+    def _gate(self, around: Surroundings) -> None:
+        """A gated residual whose sum others read too; not where a layer of the plugin library computes it."""
+        add = producer(self.x, "Add")
+        if add is None or add in around.taken or not self.walk.shared():
+            return
+        at = next((i for i in (1, 0) if producer(add.inputs[i], "Mul") is not None), None)
+        mul = None if at is None else producer(add.inputs[at], "Mul")
+        if at is None or mul is None or only_reader(mul.outputs[0]) is not add:
+            return
+        residual, reasons = _there(add.inputs[1 - at]), [around.why_no_vector(_there(v), self.x) for v in mul.inputs]
+        reasons = ["" if of_channels(v) else reason for v, reason in zip(mul.inputs, reasons, strict=True)]
+        self.gated = Gated(add, self.walk, self.x, _there(mul.inputs[1]), residual)
+        if "" not in reasons:
+            return self.ungate(reasons[1])
+        gate = 1 if not reasons[1] else 0
+        x = _there(mul.inputs[1 - gate])
+        if not (around.same_shape(residual, self.x) and around.same_shape(x, self.x)):
+            return self.ungate("its operands are not of one shape")
+        self.gated = dataclasses.replace(self.gated, gate=_there(mul.inputs[gate]))
+        self.walk = self.walk.up(x, mul, add)
 
     def _rotate(self, around: Surroundings) -> bool:
         """Whether there is no rotation in front, or it goes in."""

@@ -285,11 +285,12 @@ COMMON: tuple[Rule, ...] = (
     symmetric_codes,
     float32_scales,
     constant_weights,
-    no_blocks_under_quantized_activations,
     quantize_by_division,
     one_type_per_node,
     computes_in_one_type,
 )
+# Of targets whose quirks name them, when the last pass is done: until then a pass may still hand such a product to the plugin library.
+OF_QUIRKS: tuple[Rule, ...] = (no_blocks_under_quantized_activations,)
 
 
 @dataclasses.dataclass(frozen=True)

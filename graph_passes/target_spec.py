@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from vditc.errors import InputError
 from vditc.graph_passes.patterns import blocked, producer, weight_like
-from vditc.graph_passes.spec import COMMON, IR_VERSIONS, OPSET, Checked, Rule, Spec, Violation, plugin_operators
+from vditc.graph_passes.spec import COMMON, IR_VERSIONS, OF_QUIRKS, OPSET, Checked, Rule, Spec, Violation, plugin_operators
 from vditc.numerics import QType
 from vditc.quirk import FLOAT, Products, Quirk
 from vditc.target import Target
@@ -21,7 +21,7 @@ _CODES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", ir.DataType.FLOAT8
 
 def lowered_for(target: Target) -> Spec:
     """What `lowered/<target>.onnx` may hold; InputError when a quirk names a rule that the dialect has not."""
-    known = {_name(rule) for rule in COMMON}
+    known = {_name(rule) for rule in (*COMMON, *OF_QUIRKS)}
     for quirk in target.quirks:
         if unknown := sorted(set(quirk.rules) - known):
             raise InputError(
@@ -30,7 +30,8 @@ def lowered_for(target: Target) -> Spec:
                 where=f"quirk {quirk.name}",
                 fix="correct the names",
             )
-    rules = [plugin_operators, *(_because(rule, target) for rule in COMMON), _opset(target), _products(target)]
+    named = [rule for rule in OF_QUIRKS if any(_name(rule) in quirk.rules for quirk in target.quirks)]
+    rules = [plugin_operators, *(_because(rule, target) for rule in (*COMMON, *named)), _opset(target), _products(target)]
     rules += [_operators(quirk) for quirk in target.quirks if quirk.operators]
     rules += [_types(quirk) for quirk in target.quirks if quirk.types]
     least, greatest = target.opsets

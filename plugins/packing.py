@@ -19,6 +19,10 @@ register of the weights' block, the high ones the second.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,8 +31,10 @@ BLOCK = 32  # outputs and inputs of a block
 BITS = (8, 4, 3)
 
 _Bytes = npt.NDArray[np.uint8]
-_Words = npt.NDArray[np.uint32]
 _Codes = npt.NDArray[np.int8]
+_LANES = np.dtype(np.complex128)  # sixteen bytes that are copied as one; no arithmetic is done with it
+_Panel = npt.NDArray[Any]
+_PANEL = 1 << 20  # codes
 
 
 def code_range(bits: int, *, unsigned: bool = False) -> tuple[int, int]:
@@ -49,12 +55,32 @@ def pack(codes: _Codes, bits: int, *, unsigned: bool = False) -> _Codes:
         raise ValueError(f"codes from {codes.min()} to {codes.max()}; {bits} bits hold {low} to {high}")
     n, k = codes.shape
     out = np.empty(packed_bytes(n, k, bits), np.uint8)
-    panel = packed_bytes(BLOCK, k, bits)
-    for i, row in enumerate(range(0, n, BLOCK)):
-        rows = codes[row : row + BLOCK]
-        if rows.shape != (BLOCK, k + -k % BLOCK):
-            rows = np.pad(rows, ((0, BLOCK - len(rows)), (0, -k % BLOCK)))
-        out[i * panel : (i + 1) * panel] = _PACK[bits](_lanes(np.ascontiguousarray(rows))).reshape(-1).view(np.uint8)
+    whole = k + -k % BLOCK
+    for row, rows, begin, end in _panels(n, k, bits):
+        part = codes[row : row + rows]
+        if part.shape != (rows, whole):
+            part = np.pad(part, ((0, rows - len(part)), (0, whole - k)))
+        _PACK[bits](np.ascontiguousarray(part).view(_LANES).reshape(-1, 4, 8, whole // BLOCK, 2), out[begin:end])
+    return out.view(np.int8)
+
+
+def pack_pairs(pairs: _Bytes) -> _Codes:
+    """Four-bit codes [K, N], two a byte along N as ONNX has INT4, uint8 [K, N / 2] -> what `pack` makes of them.
+
+    ValueError unless K and N are multiples of 32.
+    """
+    k, half = pairs.shape
+    if k % BLOCK or 2 * half % BLOCK:
+        raise ValueError(f"codes [{k}, {2 * half}]; wanted multiples of {BLOCK}")
+    out = np.empty(packed_bytes(2 * half, k, 4), np.uint8)
+    for row, rows, begin, end in _panels(2 * half, k, 4, least=8):
+        part = pairs[:, row // 2 : (row + rows) // 2].reshape(-1, 2, BLOCK // 2, rows // 2)
+        first, second = part[:, 0], part[:, 1]  # inputs i and i + 16 of a block, of which an even and an odd output are together
+        words = np.empty((k // BLOCK, 4, rows // 2, 2, 4), np.uint8)  # block, lane % 4, pair of outputs, which of them, byte
+        for i, both in enumerate((first & np.uint8(15) | second << np.uint8(4), first >> np.uint8(4) | second & np.uint8(240))):
+            for byte in range(4):
+                words[:, :, :, i, byte] = both[:, byte::4]
+        np.take(words.reshape(-1).view(np.uint32), _order_pairs(rows // BLOCK, k // BLOCK), out=out[begin:end].view(np.uint32), mode="clip")
     return out.view(np.int8)
 
 
@@ -64,11 +90,14 @@ def unpack(packed: _Codes, n: int, k: int, bits: int, *, unsigned: bool = False)
     if packed.shape != (packed_bytes(n, k, bits),):
         raise ValueError(f"{packed.size} bytes; {bits}-bit codes [{n}, {k}] take {packed_bytes(n, k, bits)}")
     out = np.empty((n, k), np.int8)
-    panel = packed_bytes(BLOCK, k, bits)
-    for i, row in enumerate(range(0, n, BLOCK)):
-        words = np.ascontiguousarray(packed[i * panel : (i + 1) * panel]).view(np.uint32)
-        rows = _rows(_UNPACK[bits](words.reshape(-1, BLOCK * bits)))
-        out[row : row + BLOCK] = (rows & np.int8(15) if unsigned else rows)[: n - row, :k]
+    whole = k + -k % BLOCK
+    stored = np.ascontiguousarray(packed).view(np.uint8)
+    for row, rows, begin, end in _panels(n, k, bits):
+        fits = row + rows <= n and whole == k
+        part = out[row : row + rows] if fits else np.empty((rows, whole), np.int8)
+        _UNPACK[bits](stored[begin:end], part.view(_LANES).reshape(-1, 4, 8, whole // BLOCK, 2), unsigned)
+        if not fits:
+            out[row : row + rows] = part[: n - row, :k]
     return out
 
 
@@ -99,65 +128,147 @@ def _check(bits: int, unsigned: bool) -> None:
         raise ValueError(f"{bits} bits{', unsigned' * unsigned}; there are {', '.join(map(str, BITS))}, and 4 unsigned")
 
 
-def _lanes(rows: _Codes) -> _Words:
-    """Codes [32, K] -> words [2 j + h, K / 32, lane]."""
-    words = rows.view(np.uint32).reshape(4, 8, -1, 2, 4)  # tile, lane / 4, block, register, lane % 4
-    return np.ascontiguousarray(words.transpose(0, 3, 2, 1, 4)).reshape(8, -1, 32)
+def _panels(n: int, k: int, bits: int, least: int = 1) -> Iterator[tuple[int, int, int, int]]:
+    """First row and rows of each panel, a multiple of 32 that stays in a core's cache, and where its packed bytes begin and end."""
+    size = packed_bytes(BLOCK, k, bits)
+    blocks, at_once = -(-n // BLOCK), max(least, _PANEL // (BLOCK * max(k, 1)))
+    for i in range(0, blocks, at_once):
+        count = min(at_once, blocks - i)
+        yield i * BLOCK, count * BLOCK, i * size, (i + count) * size
 
 
-def _rows(lanes: _Words) -> _Codes:
-    """The inverse of `_lanes`."""
-    words = lanes.reshape(4, 2, -1, 8, 4).transpose(0, 3, 2, 1, 4)
-    return np.ascontiguousarray(words).reshape(BLOCK, -1).view(np.int8)
+# A panel is seen as [block rows, tile, lane / 4, block, register], elements of 16 bytes: what four lanes read. Bytes of codes of four and
+# three bits are put together in planes [block rows, lane / 4, block], of which there is one for each tile and register.
 
 
-def _pack8(lanes: _Words) -> _Words:
-    return np.ascontiguousarray(lanes.reshape(2, 4, -1, 32).transpose(2, 0, 3, 1))
-
-
-def _unpack8(words: _Words) -> _Words:
-    return np.ascontiguousarray(words.reshape(-1, 2, 32, 4).transpose(1, 3, 0, 2)).reshape(8, -1, 32)
-
-
-def _pack4(lanes: _Words) -> _Words:
-    pairs = lanes & _bytes(15)
-    return np.ascontiguousarray((pairs[0::2] | pairs[1::2] << _FOUR).transpose(1, 2, 0))
-
-
-def _unpack4(words: _Words) -> _Words:
-    tiles = np.ascontiguousarray(words.reshape(-1, 32, 4).transpose(2, 0, 1))
-    return _signed(np.stack([tiles & _bytes(15), tiles >> _FOUR & _bytes(15)], axis=1).reshape(8, -1, 32), 4)
-
-
-def _pack3(lanes: _Words) -> _Words:
-    out = np.zeros((3, *lanes.shape[1:]), np.uint32)
-    for i, word in enumerate(lanes):  # 2 j + h
-        out[i // 4] |= (word & _bytes(3)) << np.uint32(2 * (i % 4))
-        out[2] |= (word >> np.uint32(2) & _bytes(1)) << np.uint32(i)
-    return np.ascontiguousarray(out.transpose(1, 0, 2))
-
-
-def _unpack3(words: _Words) -> _Words:
-    planes = np.ascontiguousarray(words.reshape(-1, 3, 32).transpose(1, 0, 2))
-    lanes = np.empty((8, *planes.shape[1:]), np.uint32)
+def _planes(panel: _Panel) -> _Panel:
+    """[2 j + h, block rows, lane / 4, block]."""
+    out = np.empty((8, panel.shape[0], *panel.shape[2:4]), _LANES)
     for i in range(8):
-        lanes[i] = planes[i // 4] >> np.uint32(2 * (i % 4)) & _bytes(3)
-        lanes[i] |= (planes[2] >> np.uint32(i) & _bytes(1)) << np.uint32(2)
-    return _signed(lanes, 3)
+        out[i] = panel[:, i // 2, :, :, i % 2]
+    return out
 
 
-def _bytes(mask: int) -> np.uint32:
-    """The same byte four times."""
-    return np.uint32(mask * 0x01010101)
+def _from_planes(planes: _Panel, panel: _Panel) -> None:
+    """The inverse of `_planes`."""
+    for i in range(8):
+        panel[:, i // 2, :, :, i % 2] = planes[i]
 
 
-def _signed(words: _Words, bits: int) -> _Words:
-    """Every byte of `bits` bits as an int8."""
-    sign = np.uint8(1 << bits - 1)
-    values: _Words = ((words.view(np.uint8) ^ sign) - sign).view(np.uint32)
-    return values
+def _order(*shape: int, axes: tuple[int, ...]) -> npt.NDArray[np.intp]:
+    """Where each word of the transposed array is in the array of this shape."""
+    return np.arange(np.prod(shape), dtype=np.intp).reshape(shape).transpose(axes).reshape(-1)
 
 
-_FOUR = np.uint32(4)
+def _inverse(order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    out = np.empty_like(order)
+    out[order] = np.arange(len(order), dtype=np.intp)
+    return out
+
+
+@functools.lru_cache(maxsize=4)
+def _order8(rows: int, blocks: int, back: bool) -> npt.NDArray[np.intp]:
+    """Of words [rows, 2 groups, 2 tiles, lane / 4, block, register, lane % 4] -> [rows, block, group, lane, tile, register]."""
+    order = _order(rows, 2, 2, 8, blocks, 2, 4, axes=(0, 4, 1, 3, 6, 2, 5))
+    return _inverse(order) if back else order
+
+
+@functools.lru_cache(maxsize=4)
+def _order4(rows: int, blocks: int, back: bool) -> npt.NDArray[np.intp]:
+    """Of words [tile, rows, lane / 4, block, lane % 4] -> [rows, block, lane, tile]."""
+    order = _order(4, rows, 8, blocks, 4, axes=(1, 3, 2, 4, 0))
+    return _inverse(order) if back else order
+
+
+@functools.lru_cache(maxsize=2)
+def _order_pairs(rows: int, blocks: int) -> npt.NDArray[np.intp]:
+    """Of words [block, lane % 4, rows, tile, lane / 4] -> [rows, block, lane, tile]."""
+    return _order(blocks, 4, rows, 4, 8, axes=(2, 0, 4, 1, 3))
+
+
+def _pack8(panel: _Panel, out: _Bytes) -> None:
+    np.take(panel.view(np.uint32).reshape(-1), _order8(panel.shape[0], panel.shape[3], False), out=out.view(np.uint32), mode="clip")
+
+
+def _unpack8(packed: _Bytes, panel: _Panel, unsigned: bool) -> None:
+    words = panel.reshape(-1).view(np.uint32)
+    np.take(packed.view(np.uint32), _order8(panel.shape[0], panel.shape[3], True), out=words, mode="clip")
+
+
+def _pack4(panel: _Panel, out: _Bytes) -> None:
+    planes = _planes(panel).view(np.uint64)
+    planes &= _bytes(15)
+    pairs = planes[1::2] << _FOUR
+    pairs |= planes[0::2]
+    np.take(pairs.reshape(-1).view(np.uint32), _order4(panel.shape[0], panel.shape[3], False), out=out.view(np.uint32), mode="clip")
+
+
+def _unpack4(packed: _Bytes, panel: _Panel, unsigned: bool) -> None:
+    pairs = np.empty((4, panel.shape[0], 8, panel.shape[3]), _LANES)
+    words = pairs.reshape(-1).view(np.uint32)
+    np.take(packed.view(np.uint32), _order4(panel.shape[0], panel.shape[3], True), out=words, mode="clip")
+    planes = np.empty((8, *pairs.shape[1:]), _LANES)
+    wide, stored = planes.view(np.uint64), pairs.view(np.uint64)
+    np.bitwise_and(stored, _bytes(15), out=wide[0::2])
+    np.right_shift(stored, _FOUR, out=wide[1::2])
+    wide[1::2] &= _bytes(15)
+    if not unsigned:
+        _sign(planes, 4)
+    _from_planes(planes, panel)
+
+
+def _pack3(panel: _Panel, out: _Bytes) -> None:
+    planes = _planes(panel).view(np.uint64)
+    words = np.empty((3, *planes.shape[1:]), np.uint64)
+    low, sign = np.empty_like(words[0]), np.empty_like(words[0])
+    for i, plane in enumerate(planes):  # 2 j + h
+        np.bitwise_and(plane, _bytes(3), out=low)
+        np.bitwise_and(plane, _bytes(4), out=sign)
+        first = i % 4 == 0
+        np.left_shift(low, np.uint64(2 * (i % 4)), out=words[i // 4] if first else low)
+        if not first:
+            words[i // 4] |= low
+        shifted = words[2] if i == 0 else sign
+        (np.right_shift if i < 2 else np.left_shift)(sign, np.uint64(abs(i - 2)), out=shifted)
+        if i:
+            words[2] |= sign
+    lying = out.view(_LANES).reshape(panel.shape[0], panel.shape[3], 3, 8)
+    for i, word in enumerate(words.view(_LANES)):  # [rows, lane / 4, block]
+        for group in range(8):
+            lying[:, :, i, group] = word[:, group]
+
+
+def _unpack3(packed: _Bytes, panel: _Panel, unsigned: bool) -> None:
+    lying = packed.view(_LANES).reshape(panel.shape[0], panel.shape[3], 3, 8)
+    words = np.empty((3, panel.shape[0], 8, panel.shape[3]), _LANES)
+    for i in range(3):
+        for group in range(8):
+            words[i, :, group] = lying[:, :, i, group]
+    stored = words.view(np.uint64)
+    planes = np.empty((8, *words.shape[1:]), _LANES)
+    wide, sign = planes.view(np.uint64), np.empty_like(stored[0])
+    for i in range(8):
+        np.right_shift(stored[i // 4], np.uint64(2 * (i % 4)), out=wide[i])
+        wide[i] &= _bytes(3)
+        (np.left_shift if i < 2 else np.right_shift)(stored[2], np.uint64(abs(i - 2)), out=sign)
+        sign &= _bytes(4)
+        wide[i] |= sign
+    _sign(planes, 3)
+    _from_planes(planes, panel)
+
+
+def _bytes(mask: int) -> np.uint64:
+    """The same byte eight times."""
+    return np.uint64(mask * 0x0101010101010101)
+
+
+def _sign(planes: _Panel, bits: int) -> None:
+    """Every byte of `bits` bits becomes an int8, in place."""
+    values, sign = planes.view(np.uint8), np.uint8(1 << bits - 1)
+    values ^= sign
+    values -= sign
+
+
+_FOUR = np.uint64(4)
 _PACK = {8: _pack8, 4: _pack4, 3: _pack3}
 _UNPACK = {8: _unpack8, 4: _unpack4, 3: _unpack3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,11 @@ def test_schemes_that_mean_nothing() -> None:
         Scheme(weight=INT8_TOKEN)
     with pytest.raises(InputError, match=r"wanted per_tensor or per_token activations"):
         Scheme(weight=INT8_CHANNEL, activation=INT8_CHANNEL)
-    with pytest.raises(InputError, match=r"wanted per_channel weights where activations are quantized"):
-        Scheme(weight=grouped, activation=INT8_TOKEN)
+    of_plugins = dataclasses.replace(grouped, group_size=128)
+    assert Scheme(weight=of_plugins, activation=INT8_TOKEN).weight.group_size == 128
+    for spec in (grouped, dataclasses.replace(of_plugins, qtype=QType.FP8_E4M3)):
+        with pytest.raises(InputError, match=r"wanted per_channel weights, or integers in groups of 128, where activations are"):
+            Scheme(weight=spec, activation=INT8_TOKEN)
 
 
 @pytest.mark.parametrize("scheme", [Scheme(weight=INT8_CHANNEL), Scheme(weight=INT8_CHANNEL, activation=INT8_TOKEN)], ids=str)

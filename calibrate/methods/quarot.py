@@ -16,7 +16,7 @@ import numpy as np
 from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, rounded
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
-from vditc.hadamard import block_of
+from vditc.hadamard import block_of, factors
 from vditc.scheme import Scheme
 from vditc.transform import Transform
 
@@ -29,11 +29,26 @@ def random_signs(seed: int, width: int) -> np.ndarray[tuple[int], np.dtype[np.fl
 
 
 def hadamard(
-    seed: int, width: int, balance: np.ndarray[tuple[int], np.dtype[np.float32]] | None = None, head: int | None = None
+    seed: int,
+    width: int,
+    balance: np.ndarray[tuple[int], np.dtype[np.float32]] | None = None,
+    head: int | None = None,
+    block: int = 0,
 ) -> Transform:
-    """The rotation of inputs of a width, or of each head in them, behind random signs and a balance [K], if there is one."""
+    """The rotation of inputs of a width, or of each head in them, behind random signs and a balance [K], if there is one.
+
+    `block`: channels that are mixed where they divide the width; else, and for 0, as many as a matrix is known for.
+    """
     signs = random_signs(seed, width)
-    return Transform(balance=signs if balance is None else balance * signs, rotation=block_of(head or width))
+    mixed = block if block and not head and width % block == 0 else block_of(head or width)
+    return Transform(balance=signs if balance is None else balance * signs, rotation=mixed)
+
+
+def check_rotation_block(block: int, method: str) -> None:
+    """InputError unless it is 0 or an order of a known matrix."""
+    if block and (block < 2 or factors(block) is None):
+        wanted = "0, for the whole width, or a block that a Hadamard matrix is known for: 256 is what vditc.QuantizeToken rotates"
+        raise InputError(found=f"rotation_block = {block}", wanted=wanted, where=f"method {method}", fix="correct [settings]")
 
 
 def check_rotated_outputs(setting: str, method: str) -> None:
@@ -50,12 +65,14 @@ class QuaRot(Method):
 
     seed: int = 0  # of the signs
     rotate_attention_output: str = HEAD  # or "width", computed when the model runs
+    rotation_block: int = 0  # channels that a rotation mixes, where they divide the width; 0: all of it
 
     name: ClassVar[str] = "quarot"
     rotates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_rotated_outputs(self.rotate_attention_output, self.name)
+        check_rotation_block(self.rotation_block, self.name)
 
     @property
     def rotates_within_heads(self) -> bool:
@@ -75,5 +92,5 @@ class QuaRot(Method):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         width = next(iter(weights.values())).shape[1]
-        transform = hadamard(self.seed, width, head=head)
+        transform = hadamard(self.seed, width, head=head, block=self.rotation_block)
         return {layer: rounded(weight, schemes[layer], None, transform) for layer, weight in weights.items()}

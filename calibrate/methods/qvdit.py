@@ -24,7 +24,7 @@ import torch
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
 from vditc.calibrate.leftovers import CHECKPOINT
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
-from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs
+from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs, check_rotation_block
 from vditc.calibrate.methods.viditq import balanced
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.recorded import Recorded, record
@@ -48,6 +48,7 @@ class QVDiT(TrainedMethod):
     alpha: float = 0.75  # of the balance, as in method viditq
     rotation: bool = True
     rotate_attention_output: str = HEAD  # as in method viditq
+    rotation_block: int = 0  # as in method quarot
     seed: int = 0  # of signs, estimators and batches
     iterations: int = 5000  # the paper: 5,000 for 6 and 8 bits, 10,000 for 4, 15,000 for 3
     batch_size: int = 4
@@ -65,6 +66,7 @@ class QVDiT(TrainedMethod):
 
     def __post_init__(self) -> None:
         check_rotated_outputs(self.rotate_attention_output, self.name)
+        check_rotation_block(self.rotation_block, self.name)
         least = {"iterations": 1, "batch_size": 1, "inner_rank": 0, "rate": 0, "scale_rate": 0, "gamma": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -98,7 +100,7 @@ class QVDiT(TrainedMethod):
         head: int | None = None,
     ) -> dict[str, Quantized]:
         """See `Method.quantize`: where the training starts."""
-        transform = balanced(statistics, weights, self.alpha, rotation=self.rotation, seed=self.seed, head=head)
+        transform = balanced(statistics, weights, self.alpha, rotation=self.rotation, seed=self.seed, head=head, block=self.rotation_block)
         return {
             layer: Quantized(
                 searched_grid(

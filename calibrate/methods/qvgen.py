@@ -30,7 +30,7 @@ from vditc.calibrate.denoiser import FullPrecision
 from vditc.calibrate.fake_quant import quantized_rows, quantized_tokens
 from vditc.calibrate.leftovers import CHECKPOINT, DATASET
 from vditc.calibrate.methods.base import InputStatistics, Quantized, Trained, TrainedMethod, TrainingJob, scale_dtype
-from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs, hadamard
+from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs, check_rotation_block, hadamard
 from vditc.calibrate.range_search import searched_grid
 from vditc.calibrate.rank_decay import RankDecay, decomposed, redecomposed
 from vditc.calibrate.sharding import put, whole
@@ -53,6 +53,7 @@ class QVGen(TrainedMethod):
     dataset: str = ""  # folder of clips; empty: sample the recipe's calibration prompts
     rotation: bool = False  # a Hadamard rotation of every input, as in method quarot: not the paper's, and it costs time when it runs
     rotate_attention_output: str = HEAD  # with a rotation: made by v, or of the whole "width"
+    rotation_block: int = 0  # as in method quarot
     rank: int = 32  # of the branch to begin with; 0: plain quantization-aware training
     iterations: int = 2000
     batch_size: int = 8
@@ -71,6 +72,7 @@ class QVGen(TrainedMethod):
 
     def __post_init__(self) -> None:
         check_rotated_outputs(self.rotate_attention_output, self.name)
+        check_rotation_block(self.rotation_block, self.name)
         for name, low, high in (("rank", 0, 1 << 16), ("iterations", 1, 1 << 40), ("batch_size", 1, 1 << 30)):
             if not low <= getattr(self, name) <= high:
                 raise _bad(f"{name} = {getattr(self, name)}", f"{low} to {high}")
@@ -102,7 +104,7 @@ class QVGen(TrainedMethod):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`: where the training starts."""
         width = next(iter(weights.values())).shape[1]
-        transform = hadamard(self.seed, width, head=head) if self.rotation else IDENTITY
+        transform = hadamard(self.seed, width, head=head, block=self.rotation_block) if self.rotation else IDENTITY
         found = {}
         for layer, weight in weights.items():
             scheme, changed = schemes[layer], transform.weight(weight.read())

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from vditc.calibrate.gptq_weight import ROWS, fitted
 from vditc.calibrate.methods.base import InputStatistics, Method, Quantized, joined, rounded
-from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs, hadamard
+from vditc.calibrate.methods.quarot import HEAD, check_rotated_outputs, check_rotation_block, hadamard
 from vditc.errors import InputError
 from vditc.float_weight import FloatWeight
 from vditc.scheme import Scheme
@@ -45,12 +45,13 @@ def balanced(
     rotation: bool,
     seed: int,
     head: int | None = None,
+    block: int = 0,
 ) -> Transform:
-    """The balance of layers that read one tensor, and the rotation (of each `head`) behind it; nothing where inputs were not observed."""
+    """The balance of layers that read one tensor, and the rotation (of each `head` or `block`); nothing where inputs were not observed."""
     if statistics is None:
         return IDENTITY
     balance = static_balance(statistics.channels, joined(weights), alpha)
-    return hadamard(seed, len(balance), balance, head) if rotation else Transform(balance=balance)
+    return hadamard(seed, len(balance), balance, head, block) if rotation else Transform(balance=balance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ViDiTQ(Method):
     alpha: float = 0.75
     rotation: bool = True
     rotate_attention_output: str = HEAD  # the rotation is made by v and mixes its heads' channels; or "width", computed when the model runs
+    rotation_block: int = 0  # as in method quarot
     seed: int = 0  # of the rotation's signs
     rounding: str = "nearest"  # or "gptq", which is not the paper's, on the transformed weights and inputs
 
@@ -70,6 +72,7 @@ class ViDiTQ(Method):
 
     def __post_init__(self) -> None:
         check_rotated_outputs(self.rotate_attention_output, self.name)
+        check_rotation_block(self.rotation_block, self.name)
         if not 0 <= self.alpha <= 1:
             raise InputError(found=f"alpha = {self.alpha}", wanted="0 to 1", where="method viditq", fix="correct [settings]")
         if self.rounding not in ("nearest", "gptq"):
@@ -105,7 +108,7 @@ class ViDiTQ(Method):
     ) -> dict[str, Quantized]:
         """See `Method.quantize`."""
         seen = statistics if any(scheme.activation is not None for scheme in schemes.values()) else None
-        transform = balanced(seen, weights, self.alpha, rotation=self.rotation, seed=self.seed, head=head)
+        transform = balanced(seen, weights, self.alpha, rotation=self.rotation, seed=self.seed, head=head, block=self.rotation_block)
         if self.rounding == "gptq":
             assert statistics is not None
             return {layer: fitted(weight, schemes[layer], statistics, transform) for layer, weight in weights.items()}

@@ -15,6 +15,7 @@ from vditc.float_codes import BLOCK, code_dtype, from_nvfp4, nvfp4, pack_fp4, te
 from vditc.numerics import EPS, Granularity, QType
 
 Array = npt.NDArray[Any]
+PLUGIN_GROUP = 128  # inputs that share a weight scale in `vditc.QLinear`, where all do not
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,9 +103,11 @@ class Scheme:
         if a is not None and a.qtype is not QType.FP4_E2M1:
             if a.granularity not in (Granularity.PER_TENSOR, Granularity.PER_TOKEN) or not a.symmetric:
                 raise bad(f"activation {a}", "per_tensor or per_token activations")
-            if w.granularity is Granularity.PER_GROUP and w.qtype is not QType.FP4_E2M1:
-                # Outside a plugin an INT8 activation with block-scaled weights is miscompiled by TensorRT.
-                raise bad(f"weight {w} with activation {a}", "per_channel weights where activations are quantized")
+            # TensorRT miscompiles groups beside codes, which its targets say; the plugin library has one size of them.
+            known = w.qtype is QType.FP4_E2M1 or (w.qtype.integer and w.group_size == PLUGIN_GROUP)
+            if w.granularity is Granularity.PER_GROUP and not known:
+                wanted = f"per_channel weights, or integers in groups of {PLUGIN_GROUP}, where activations are quantized"
+                raise bad(f"weight {w} with activation {a}", wanted)
         if a is not None and a.qtype is not w.qtype and not (a.qtype.integer and w.qtype.integer):
             # No product takes them: TensorRT wants both operands in one floating-point type.
             raise bad(

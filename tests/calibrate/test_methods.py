@@ -257,12 +257,21 @@ def test_registry_finds_the_files_and_names_them_to_who_errs() -> None:
     ("name", "settings", "words"),
     [
         ("rtn", {"alpha": 0.5}, "recipe r, method rtn: found setting alpha; wanted none"),
-        ("viditq", {"alhpa": 0.5}, "found setting alhpa; wanted one of alpha, rotation, rotate_attention_output, seed, rounding"),
+        (
+            "viditq",
+            {"alhpa": 0.5},
+            "found setting alhpa; wanted one of alpha, rotation, rotate_attention_output, rotation_block, seed, rounding",
+        ),
         ("viditq", {"alpha": "much"}, "found alpha = 'much'; wanted a float"),
         ("viditq", {"rotation": 1}, "found rotation = 1; wanted a bool"),
         *(
             (m, {"rotate_attention_output": "all"}, f"method {m}: found rotate_attention_output = 'all'; wanted head or width")
             for m in ROTATING
+        ),
+        *(
+            (m, {"rotation_block": block}, f"method {m}: found rotation_block = {block}; wanted 0, for the whole width, or a block")
+            for m in ROTATING
+            for block in (-2, 1, 92)
         ),
         ("viditq", {"alpha": 2}, r"found alpha = 2; wanted 0 to 1"),
         ("viditq", {"rounding": "up"}, r"found rounding = 'up'; wanted nearest or gptq"),
@@ -333,3 +342,17 @@ def test_a_rotation_behind_attention_mixes_heads_unless_told(name: str) -> None:
     assert not method_for(name, {"rotate_attention_output": "width"}, "here").rotates_within_heads
     if name != "quarot":
         assert not method_for(name, {"rotation": False}, "here").rotates_within_heads
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_a_rotation_mixes_blocks_where_they_divide_the_width(name: str) -> None:
+    """96 inputs; behind attention still a head's channels."""
+    scheme = Scheme(weight=W4_CHANNEL, activation=TOKEN)
+
+    def rotated(block: int, head: int | None = None) -> int | None:
+        settings = {"rotation_block": block} | ({"rotation": True} if name == "qvgen" else {})
+        done = method_for(name, settings, "here").quantize(weights(), seen(), dict.fromkeys(WEIGHTS, scheme), head)["q"]
+        return done.transform.rotation
+
+    assert [rotated(block) for block in (0, 32, 256)] == [96, 32, 96]
+    assert rotated(16, 32) == 32

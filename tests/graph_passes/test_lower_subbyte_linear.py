@@ -273,5 +273,6 @@ def test_one_term_instead_of_two_computes_the_same(tiny: ModelDir, tmp_path: Pat
 
 
 def test_options_are_written_as_they_are_read() -> None:
-    assert str(parse_pass("lower-subbyte-linear{eight=true}")) == "lower-subbyte-linear{eight=true}"
+    text = "lower-subbyte-linear{eight=true,requantize=false,packed=false}"
+    assert str(parse_pass("lower-subbyte-linear{eight=true}")) == text
     assert dataclasses.replace(LowerSubbyteLinear(), eight=True) == parse_pass("lower-subbyte-linear{eight=true}")

@@ -14,6 +14,7 @@ from vditc.errors import DialectError, InputError
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.facts import check_lowered
 from vditc.graph_passes.pipelines import parse_pass
+from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.target_spec import lowered_for
 from vditc.quirk import Quirk
 from vditc.target import Target, builtin_targets
@@ -49,6 +50,20 @@ def test_every_target_has_its_dialect(name: str) -> None:
         )
     else:
         lowered_for(target).verify(model, where="test")
+
+
+def test_blocks_beside_codes() -> None:
+    """No rule of the dialect until the last pass is done: the plugin library may take such a product before."""
+    old = "<axis=1>(k_codes, k_scale)"
+    assert TEXT_FORM.count(old) == 1
+    text = TEXT_FORM.replace(old, "<axis=0, block_size=32>(k_codes, k_blocks)")
+    Spec.canonical().verify(attention_model(text), where="test")
+    lowered_for(Target.load("cpu")).verify(attention_model(text), where="test")
+    refused(
+        lowered(text),
+        RTX,
+        "rule no-blocks-under-quantized-activations .*node k/MatMul: found quantized activation times weight with block_size 32.*Measured",
+    )
 
 
 def test_an_operator_that_the_parser_does_not_read() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vditc.plugins.packing import BITS, BLOCK, code_range, pack, pack_tokens, packed_bytes, unpack, unpack_tokens
+from vditc.plugins.packing import BITS, BLOCK, code_range, pack, pack_pairs, pack_tokens, packed_bytes, unpack, unpack_tokens
 
 KINDS = (*((bits, False) for bits in BITS), (4, True))
 
@@ -26,6 +26,31 @@ def test_unpacking_gives_the_codes_back(seed: int, n: int, k: int, kind: tuple[i
     packed = pack(codes, bits, unsigned=unsigned)
     assert packed.shape == (packed_bytes(n, k, bits),) and packed.dtype == np.int8
     np.testing.assert_array_equal(unpack(packed, n, k, bits, unsigned=unsigned), codes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40))
+def test_pairs_of_onnx_are_packed_as_their_codes_are(seed: int, rows: int, columns: int) -> None:
+    codes = random_codes(seed, BLOCK * rows, BLOCK * columns, 4)
+    across = np.ascontiguousarray(codes.T).view(np.uint8)  # [K, N]
+    np.testing.assert_array_equal(pack_pairs(across[:, 0::2] & 15 | across[:, 1::2] << 4), pack(codes, 4))
+
+
+def test_panels_of_every_height() -> None:
+    """Many block rows at once, the last ones fewer, edges filled up."""
+    for bits, unsigned in KINDS:
+        codes = random_codes(bits, 5000, 300, bits, unsigned)
+        packed = pack(codes, bits, unsigned=unsigned)
+        np.testing.assert_array_equal(unpack(packed, 5000, 300, bits, unsigned=unsigned), codes)
+        block = packed_bytes(BLOCK, 300, bits)
+        for row in (0, 3200, 4992):  # what a row of blocks is by itself
+            part = pack(codes[row : row + BLOCK], bits, unsigned=unsigned)
+            np.testing.assert_array_equal(packed[row // BLOCK * block :][:block], part)
+
+
+def test_pairs_that_cannot_be_packed_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"codes \[32, 48\]; wanted multiples of 32"):
+        pack_pairs(np.zeros((32, 24), np.uint8))
 
 
 @settings(max_examples=30, deadline=None)
