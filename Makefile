@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check lint bench study clean
+.PHONY: help install demo test test-all check lint plugins bench study clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,11 @@ lint: $(STAMP) ## ruff, mypy, import rules, file lengths
 
 check: lint ## lint, and the tests that compile no whole model
 	$(PYTEST) -m "not slow and not demo"
+
+plugins: $(STAMP) ## build libvditc_plugins.so, the kernels for GPUs, into build/plugins (ARCH=80,90a; default: all of this platform)
+	{ command -v nvcc || test -n "$(CUDA_HOME)"; } >/dev/null && command -v cmake >/dev/null && command -v ninja >/dev/null || \
+		$(BIN)/pip install -q -c requirements.lock -e '.[plugins]'
+	$(BIN)/vditc plugins build --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH)) -o build/plugins
 
 bench: $(STAMP) ## measure the main job; figures go to docs/measurements/main_job.json
 	$(BIN)/python benchmarks/main_job.py --out docs/measurements/main_job.json

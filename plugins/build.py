@@ -72,7 +72,9 @@ class Wanted:
         machine = platform or host_machine()
         name = machine if cuda == 13 else f"{machine}-cuda{cuda}"
         if name not in ARCHITECTURES:
-            raise InputError(found=name, wanted=" or ".join(ARCHITECTURES), where="the platform", fix="choose one of them (--platform, --cuda)")
+            raise InputError(
+                found=name, wanted=" or ".join(ARCHITECTURES), where="the platform", fix="choose one of them (--platform, --cuda)"
+            )
         for architecture in architectures:
             if not _ARCHITECTURE.fullmatch(architecture):
                 raise InputError(
@@ -82,7 +84,9 @@ class Wanted:
                     fix="write 8.9 as 89; 9.0, 10.0, 10.3, 11.0 and 12.0 with an a",
                 )
         if tensorrt is not None and not any((tensorrt / place / "NvInfer.h").is_file() for place in ("include", ".")):
-            raise InputError(found="no NvInfer.h", wanted="TensorRT's headers", where=str(tensorrt), fix="name the folder that holds include/NvInfer.h")
+            raise InputError(
+                found="no NvInfer.h", wanted="TensorRT's headers", where=str(tensorrt), fix="name the folder that holds include/NvInfer.h"
+            )
         return cls(name, tuple(dict.fromkeys(architectures)) or ARCHITECTURES[name], cutlass, tensorrt)
 
     @property
@@ -232,7 +236,7 @@ def _locked(work: Path, progress: Progress) -> Iterator[Path]:
 
 
 def _mirror(sources: Path, to: Path) -> None:
-    """Copies of the sources; files whose bytes are the same stay untouched, so that Ninja goes by contents and not by times of a checkout."""
+    """Copies of the sources; files whose bytes are the same stay untouched, so that Ninja goes by contents, not by times."""
     wanted = {p.relative_to(sources) for pattern in PATTERNS for p in sources.glob(pattern)}
     for path in [p for p in to.rglob("*") if p.is_file() and p.relative_to(to) not in wanted]:
         path.unlink()
@@ -249,7 +253,18 @@ def _compile(work: Path, sources: Path, options: list[str], jobs: int | None, pr
     cmake, ninja = find_program("cmake"), find_program("ninja")
     launcher = f"{sys.executable};{work / 'plugins' / 'compile_log.py'}"
     launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={launcher}" for language in ("CXX", "CUDA")]
-    configure = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", str(work / "plugins"), "-B", str(work / "build"), *options, *launchers]
+    configure = [
+        cmake,
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        "-S",
+        str(work / "plugins"),
+        "-B",
+        str(work / "build"),
+        *options,
+        *launchers,
+    ]
     _run(configure, work / "configure.log", None)
     before = _objects(work / "build")
     parallel = str(jobs or os.cpu_count() or 1)
@@ -266,7 +281,10 @@ def _objects(folder: Path) -> dict[Path, int]:
 def _run(command: list[str], log: Path, progress: Progress | None) -> None:
     """Run a step of CMake; lines as "[3/12] ..." are reported. VditcError with the end of what it said."""
     environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
-    with log.open("w") as kept, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
+    with (
+        log.open("w") as kept,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job,
+    ):
         assert job.stdout is not None
         for line in job.stdout:
             kept.write(line)
@@ -303,7 +321,7 @@ def _keep(made: Path, kept: Path, made_of: dict[str, Any], digest: str) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     with whole_file(kept / LIBRARY) as temporary:
         shutil.copy(library, temporary)
-    times = {name.removesuffix(".o.log.json"): {k: log[k] for k in ("seconds", "megabytes")} for name, log in logs.items()}
+    times = {name.removesuffix(".o.log.json"): {k: log[k] for k in ("seconds", "cpu_seconds", "megabytes")} for name, log in logs.items()}
     write_text(kept / TIMES, json.dumps(times, indent=1) + "\n")
     write_text(kept / FACTS, json.dumps(facts, indent=1) + "\n")
 

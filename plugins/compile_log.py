@@ -25,9 +25,11 @@ def main(command: list[str]) -> int:
     sys.stderr.write("".join(f"{line}\n" for line in said if run.returncode or line not in report))
     if run.returncode == 0 and "-o" in command:
         made = Path(command[command.index("-o") + 1])
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         facts = {
             "seconds": round(time.monotonic() - begin, 1),
-            "megabytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+            "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),  # the same on a busy machine
+            "megabytes": used.ru_maxrss // 1024,
             "report": report,
         }
         made.with_name(made.name + ".log.json").write_text(json.dumps(facts))

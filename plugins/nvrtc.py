@@ -1,7 +1,7 @@
 """The library for CUDA 12.6, JetPack 6: kernels by that CUDA's NVRTC, the host's half by g++ alone.
 
-PyPI has no nvcc of CUDA 12, and a driver of CUDA 12.6 takes no machine code of CUDA 13's compiler, whose cubins are of a newer ABI. Its NVRTC
-is there, runs on any x86-64 machine, and makes cubins for sm_87, which the library loads through the driver (native/driver.h).
+PyPI has no nvcc of CUDA 12, and a driver of CUDA 12.6 takes no machine code of CUDA 13's compiler, whose cubins are of a newer ABI.
+Its NVRTC is there, runs on any x86-64 machine, and makes cubins for sm_87, which the library loads through the driver (native/driver.h).
 """
 
 from __future__ import annotations

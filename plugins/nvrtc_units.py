@@ -2,8 +2,9 @@
 
     python nvrtc_units.py --nvrtc libnvrtc.so.12 --nm nm --sources plugins --arch 87 --out FOLDER/cubins.cpp OBJECT...
 
-An object asks for a kernel by naming it: `vditc::driver::Name<Kernel>` of native/driver.h, whose type name is in its table of symbols. Kernels of one
-source are one program, which includes the headers that the source includes with quotation marks. Runs as a script, so it imports nothing of vditc.
+An object asks for a kernel by naming it: `vditc::driver::Name<Kernel>` of native/driver.h, whose type name is in its table of symbols.
+Kernels of one source are one program, which includes the headers that the source includes with quotation marks. Runs as a script, so
+it imports nothing of vditc.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def asked_for(nm: str, made: Path) -> dict[str, str]:
     symbols = [line.split()[-1] for line in subprocess.run([nm, made], capture_output=True, text=True, check=True).stdout.splitlines()]
     names = [s for s in symbols if s.startswith("_ZTS")]
     readable = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
-    found = {name.removeprefix("_ZTS"): match[1].strip() for name, text in zip(names, readable, strict=True) if (match := _NAME.match(text))}
+    found = {
+        name.removeprefix("_ZTS"): match[1].strip() for name, text in zip(names, readable, strict=True) if (match := _NAME.match(text))
+    }
     if hidden := [kernel for kernel in found.values() if "(anonymous namespace)" in kernel]:
         sys.exit(f"error: {made}: found the kernel {hidden[0]}; wanted a name that NVRTC can say; take it out of the anonymous namespace")
     return found
@@ -94,10 +97,12 @@ def main() -> None:
         name = f"{made.parent.name}/{made.name.removesuffix('.o')}"
         if not (kernels := asked_for(given.nm, made)):
             continue
-        begin, report = time.monotonic(), []
+        begin, cpu, report = time.monotonic(), time.process_time(), []
         for arch in given.arch.split(","):
             options = [*_FLAGS, f"--gpu-architecture=sm_{arch}", f"-I{sources}/native/nvrtc", f"-I{sources}"]
-            cubin, symbols, said = nvrtc.compile(name, program_of(sources / name), options, [f"vditc::entry<{k}>" for k in kernels.values()])
+            cubin, symbols, said = nvrtc.compile(
+                name, program_of(sources / name), options, [f"vditc::entry<{k}>" for k in kernels.values()]
+            )
             image = out.parent / f"{name}.{arch}.cubin"
             image.parent.mkdir(parents=True, exist_ok=True)
             image.write_bytes(cubin)
@@ -107,6 +112,7 @@ def main() -> None:
                 entries.setdefault(kernel, (symbol, unit))
         facts = {
             "seconds": round(time.monotonic() - begin, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
             "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "report": report,
         }

@@ -29,7 +29,7 @@ class Usage:
 
 
 def usages(report: Iterable[str]) -> list[Usage]:
-    """Of every kernel in a report of ptxas. Kernels are named as C++ reads where c++filt is there. ValueError where a report lacks a part."""
+    """Of every kernel in a report of ptxas, named as C++ reads where c++filt is there. ValueError where a report lacks a part."""
     found: list[Usage] = []
     entry: re.Match[str] | None = None
     stack: re.Match[str] | None = None

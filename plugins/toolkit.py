@@ -48,7 +48,9 @@ def find_program(name: str, extra: str = "plugins") -> str:
     """Of PATH, or of this Python's own scripts. InputError without it."""
     if found := shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts")):
         return found
-    raise InputError(found=f"no {name}", wanted=name, where="PATH", fix=f"install it (Debian: cmake, ninja-build), or: pip install 'vditc[{extra}]'")
+    raise InputError(
+        found=f"no {name}", wanted=name, where="PATH", fix=f"install it (Debian: cmake, ninja-build), or: pip install 'vditc[{extra}]'"
+    )
 
 
 def find_nvcc() -> Path:
@@ -56,7 +58,9 @@ def find_nvcc() -> Path:
     if home := os.environ.get("CUDA_HOME"):
         if (nvcc := Path(home, "bin", "nvcc")).is_file():
             return nvcc
-        raise InputError(found=f"no {nvcc}", wanted="a CUDA toolkit", where=f"CUDA_HOME={home}", fix="correct or unset CUDA_HOME; " + INSTALL)
+        raise InputError(
+            found=f"no {nvcc}", wanted="a CUDA toolkit", where=f"CUDA_HOME={home}", fix="correct or unset CUDA_HOME; " + INSTALL
+        )
     if found := shutil.which("nvcc"):
         return Path(found)
     spec = importlib.util.find_spec("nvidia")
@@ -130,7 +134,9 @@ def _cudart_beside(nvcc: Path, top: Path) -> Path:
     for folder in ("lib64", "lib", f"targets/{host_machine()}-linux/lib", "targets/sbsa-linux/lib"):
         if (made := top / folder).joinpath("libcudart_static.a").is_file():
             return made.resolve()
-    raise InputError(found="no libcudart_static.a", wanted="the CUDA runtime as a static library", where=f"the toolkit of {nvcc}", fix=INSTALL)
+    raise InputError(
+        found="no libcudart_static.a", wanted="the CUDA runtime as a static library", where=f"the toolkit of {nvcc}", fix=INSTALL
+    )
 
 
 def find_cutlass(cache: Path) -> Path:

@@ -42,7 +42,9 @@ def unpacked(requirement: str, cache: Path, *, machine: str | None = None, inste
         wheels = list(Path(work, "wheel").glob("*.whl"))
         if run.returncode or not wheels:
             said = (run.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise InputError(found=said, wanted=f"the wheel {requirement}", where=f"pip download for {machine or 'this machine'}", fix=instead)
+            raise InputError(
+                found=said, wanted=f"the wheel {requirement}", where=f"pip download for {machine or 'this machine'}", fix=instead
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             wheel.extractall(f"{work}/files")
         try:

@@ -1,4 +1,4 @@
-"""The plugin library for GPUs, compiled here and never run: what it exports, when it is compiled again, what its kernels use, what it says when it cannot.
+"""The plugin library for GPUs, compiled here and never run: exports, what is compiled again, what kernels use, what errors say.
 
 Tests without `slow` compile the library's ground and one file of kernels, for one GPU; the slow ones all of it.
 """
@@ -18,9 +18,11 @@ import pytest
 from command import vditc
 
 from vditc.errors import InputError, VditcError
-from vditc.plugins import build as building
-from vditc.plugins.build import ARCHITECTURES, CUTLASS_ARCHITECTURES, FACTS, SOURCES, Built, Wanted, build, library_path, units
-from vditc.plugins.toolkit import find_nvcc, find_program, find_toolkit, host_machine
+from vditc.files import sha256
+from vditc.plugins import nvrtc
+from vditc.plugins.build import ARCHITECTURES, CUTLASS_ARCHITECTURES, FACTS, PATTERNS, SOURCES, Built, Wanted, build, library_path, units
+from vditc.plugins.library import Library
+from vditc.plugins.toolkit import find_cutlass, find_nvcc, find_program, find_toolkit, host_machine
 from vditc.plugins.wheels import cache_home
 
 SMALL = Wanted.of("x86_64", ["80"], cutlass=False)
@@ -58,7 +60,7 @@ def declared() -> set[str]:
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the library's ground and one file of kernels: their own copy, to be changed by tests."""
     to = tmp_path_factory.mktemp("sources")
-    for name in building.PATTERNS:
+    for name in PATTERNS:
         for path in SOURCES.glob(name):
             folder, keep = path.parent.name, path.suffix == ".h" or path.parent == SOURCES
             if keep or folder in ("native", "nvrtc") or (folder, path.name) == ("qlinear", "expand.cu"):
@@ -86,7 +88,7 @@ def test_library_of_one_architecture(small: Built) -> None:
     # The ground's functions alone: its operators' are in files that this library has not.
     assert exported(small.path) == {"vditc_abi_version", "vditc_last_error", "vditc_device_sm"}
     assert not [name for name in undefined(small.path) if name.startswith(("cuda", "cu", "_ZSt", "_ZNSt", "vditc"))]
-    assert small.facts["sha256"] == building.sha256(small.path) and small.facts["bytes"] == small.path.stat().st_size
+    assert small.facts["sha256"] == sha256(small.path) and small.facts["bytes"] == small.path.stat().st_size
     assert json.loads(small.path.with_name(FACTS).read_text()) == small.facts
     assert set(small.facts["needs"]) <= {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "ld-linux-x86-64.so.2"}
     assert tuple(map(int, small.facts["glibc"].split("."))) <= (2, 35)  # Ubuntu 22.04
@@ -122,15 +124,9 @@ def test_a_changed_source_is_compiled_alone(small: Built, sources: Path, cache: 
     assert other.facts["kernels"] == small.facts["kernels"]
     assert other.path.read_bytes() != small.path.read_bytes()
     with pytest.raises(InputError, match=r"found version 42 of its interface; wanted version 1"):
-        building_library(other.path)
+        Library(other.path)
     # And back: the old sources' library is still there.
     assert build(SMALL, tmp_path, sources=sources, cache=cache).compiled == 0
-
-
-def building_library(path: Path) -> Any:
-    from vditc.plugins.library import Library
-
-    return Library(path)
 
 
 def test_errors_of_the_compiler_are_said(small: Built, sources: Path, cache: Path, tmp_path: Path) -> None:
@@ -242,7 +238,7 @@ def test_whole_library(platform: str, tmp_path: Path) -> None:
     wanted = Wanted.of(platform)
     try:
         find_toolkit(wanted.machine, cache_home())
-        building.find_cutlass(cache_home())
+        find_cutlass(cache_home())
     except InputError as error:
         pytest.skip(str(error))
     built = build(wanted, tmp_path, jobs=os.cpu_count())
@@ -254,7 +250,7 @@ def test_whole_library(platform: str, tmp_path: Path) -> None:
 def test_library_for_jetpack_6(tmp_path: Path) -> None:
     wanted = Wanted.of("aarch64", cuda=12)
     try:
-        building.nvrtc.settings(wanted, cache_home())
+        nvrtc.settings(wanted, cache_home())
     except InputError as error:
         pytest.skip(str(error))
     built = build(wanted, tmp_path)

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from vditc.cli.app import RichProgress, app, console
+from vditc.cli.app import RichProgress, app
 from vditc.cli.options import JsonOption
 
-plugins = typer.Typer(name="plugins", help="The plugin library: kernels for GPUs and TensorRT's plugins.", no_args_is_help=True, rich_markup_mode=None)
+plugins = typer.Typer(
+    name="plugins", help="The plugin library: kernels for GPUs and TensorRT's plugins.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(plugins)
 
 PlatformOption = Annotated[str | None, typer.Option("--platform", help="x86_64 or aarch64 [default: this machine]")]
@@ -50,15 +52,11 @@ def build_command(
     if as_json:
         print(json.dumps({"path": str(built.path), "compiled": built.compiled, **built.facts}))
         return
-    console.print(f"{built.path}", markup=False, highlight=False, soft_wrap=True)
     facts = built.facts
-    console.print(
-        f"{facts['bytes'] / 1e6:.2f} MB, sm {' '.join(facts['architectures'])}, CUDA {facts['cuda']}, CUTLASS {facts['cutlass'] or 'none'}, "
-        f"TensorRT {facts['tensorrt'] or 'by own declarations'}, glibc {facts['glibc']}; {built.compiled or 'nothing'} compiled",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    made_by = f"CUDA {facts['cuda']}, CUTLASS {facts['cutlass'] or 'none'}, TensorRT {facts['tensorrt'] or 'by own declarations'}"
+    print(built.path)
+    print(f"{facts['bytes'] / 1e6:.2f} MB, sm {' '.join(facts['architectures'])}, {made_by}, glibc {facts['glibc']}")
+    print(f"{built.compiled or 'no'} sources compiled")
 
 
 @plugins.command("path")
