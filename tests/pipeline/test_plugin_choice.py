@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vditc.bundle import Bundle
-from vditc.errors import InputError
+from vditc.errors import InputError, VditcError
 from vditc.files import sha256
 from vditc.pipeline import compile as job_module
 from vditc.pipeline import plugin_choice
@@ -100,6 +100,16 @@ def test_a_library_says_which_gpus_it_is_for(has: list[str], target: str, lackin
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.so: found no file"):
         find_library(RTX, tmp_path / "none.so")
+
+
+def test_layers_that_lowering_does_not_hand_over(tmp_path: Path) -> None:
+    """auto goes on without the library and says so; on is an error."""
+    path = empty(tmp_path)
+    found = plugin_choice.PluginChoice(mode="auto", reason="r", library=path, sha256="0")
+    about = plugin_choice.recorded(found, RTX, {})
+    assert "library" not in about and about["reason"].startswith("no layer of this model went to the plugin library")
+    with pytest.raises(VditcError, match="target rtx-ada: found no operator of the plugin library in the lowered graph"):
+        plugin_choice.recorded(dataclasses.replace(found, mode="on"), RTX, {})
 
 
 @pytest.fixture

@@ -252,7 +252,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
     job, root, lowered = plan.job, space.path, f"lowered/{target.name}.onnx"
     choice = plan.plugins[target.name]
     plugins = choice.library is not None
-    if choice.mode == "auto" and not plugins and target.backend != "onnxruntime":
+    if choice.lacking:
         progress.note(f"{target.name} without plugins: {choice.reason}")
 
     def run_lower() -> dict[str, Any]:
@@ -294,7 +294,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         with whole_file(root / library_in_bundle(target)) as temporary:
             shutil.copyfile(choice.library, temporary)
 
-    if plugins:
+    if plugins := "library" in facts["plugins"]:
         space.stage(f"plugins {target.name}", run_copy, (library_in_bundle(target),))
 
     def run_build() -> dict[str, Any]:

@@ -26,10 +26,11 @@ FEW_BITS = 4  # of weights beside integer activations, which the library takes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginChoice:
-    """`library`: None where layers stay Q/DQ. `reason` says why, in words."""
+    """`library`: None where layers stay Q/DQ. `reason` says why, in words. `lacking`: there are layers for a library that is not there."""
 
     mode: Mode
     reason: str
+    lacking: bool = False
     library: Path | None = None
     sha256: str | None = None
 
@@ -54,7 +55,8 @@ def choose_plugins(mode: str, target: Target, recipe: Recipe, progress: Progress
     except InputError as error:
         if chosen == "auto":
             fix = "weights stay in INT4 Q/DQ; vditc plugins build makes it"
-            return PluginChoice(mode=chosen, reason=f"no plugin library for {target.platform} ({error.where}): {error.found}; {fix}")
+            reason = f"no plugin library for {target.platform} ({error.where}): {error.found}; {fix}"
+            return PluginChoice(mode=chosen, reason=reason, lacking=True)
         progress.note(f"building the plugin library for {target.platform}: {error.found} at {error.where}")
         machine, _, cuda = target.platform.partition("-cuda")
         build(Wanted.of(machine, cuda=int(cuda or 13)), progress=progress)
@@ -117,10 +119,15 @@ def library_in_bundle(target: Target) -> str:
 
 
 def recorded(choice: PluginChoice, target: Target, operators: dict[str, int]) -> dict[str, Any]:
-    """What the manifest says: the library (a file of the bundle) and its operators, or the reason why there is none."""
+    """What the manifest says: the library (a file of the bundle) and its operators, or the reason why there is none.
+
+    VditcError when plugins were asked for (on) and lowering handed no layer over.
+    """
     said: dict[str, Any] = {"mode": choice.mode, "reason": choice.reason}
     if choice.library is None:
         return said
+    if not operators and choice.mode == "auto":
+        return {**said, "reason": "no layer of this model went to the plugin library; see why with `vditc lower --plugins --explain`"}
     if not operators:
         raise VditcError(
             found="no operator of the plugin library in the lowered graph",
