@@ -30,14 +30,15 @@ FLAGS = (
     "-DVDITC_EMULATED",
     f"-I{SOURCES}",
 )
-_REAL_ONLY = ("cutlass_*", "plugin*")  # CUTLASS is nvcc's alone; plugins are TensorRT's
+_REAL_ONLY = "cutlass_*"  # CUTLASS is nvcc's alone
 
 
 def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) -> Path:
-    """Path of the library, built if its sources changed. `extra`: more flags of g++. InputError without g++ or with an error of it."""
-    units = sorted(
-        p for suffix in ("cpp", "cu") for p in SOURCES.glob(f"*/*.{suffix}") if not any(p.match(skipped) for skipped in _REAL_ONLY)
-    )
+    """Path of the library, built if its sources changed. `extra`: more flags of g++. InputError without g++ or with an error of it.
+
+    It has the plugins of TensorRT too, around the emulated kernels: a host of theirs hands them host memory.
+    """
+    units = sorted(p for suffix in ("cpp", "cu") for p in SOURCES.glob(f"*/*.{suffix}") if not p.match(_REAL_ONLY))
     headers = sorted(SOURCES.glob("*/*.h"))
     digest = hashlib.sha256(repr((FLAGS, extra)).encode())
     for source in (*units, *headers):
@@ -61,6 +62,6 @@ def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) ->
             if job.returncode:
                 raise InputError(found=said.strip()[-2000:], wanted="sources that compile", where=str(unit), fix="see the message")
         linked = Path(work) / "out.so"
-        subprocess.run([compiler, "-shared", *extra, *(str(made) for _, made, _ in jobs), "-o", str(linked)], check=True)
+        subprocess.run([compiler, "-shared", *extra, *(str(made) for _, made, _ in jobs), "-o", str(linked), "-ldl"], check=True)
         linked.rename(out)
     return out

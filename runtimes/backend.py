@@ -27,6 +27,7 @@ class EngineFacts:
     what they compute with, for example {"int8 x int8 -> float": 8, "half x half from int4 -> half": 2}; `layers` says the
     same of each linear layer; `merged`: groups of layers that became one product. `attentions` counts fused attention kernels.
     `fused` counts inputs that are quantized by the kernel that computes what is before them, {"norm": 8, "gelu": 4, "rest": 9};
+    `plugins` counts plugins, `plugin_operators` those of each operator, {"vditc.QLinear": 60};
     `cut` names the QuantizeLinear nodes of others, and in how many kernels they are made.
     """
 
@@ -44,6 +45,7 @@ class EngineFacts:
     gemms: Mapping[str, int] = dataclasses.field(default_factory=dict)
     attentions: int | None = None
     plugins: int | None = None
+    plugin_operators: Mapping[str, int] = dataclasses.field(default_factory=dict)
     layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     merged: tuple[tuple[str, ...], ...] = ()
     fused: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -95,14 +97,16 @@ class Backend(abc.ABC):
         out: Path,
         work: Path,
         progress: Progress,
+        plugins: Path | None = None,
     ) -> EngineFacts:
         """Writes the engine of `lowered` into the folder `out`, or what is needed to build it on the device.
 
-        `inputs` are the graph's inputs, whose named axes `profile` ranges over. `work` keeps the builder's log.
+        `inputs` are the graph's inputs, whose named axes `profile` ranges over. `work` keeps the builder's log. `plugins`: the plugin
+        library, for a graph with its operators; the engine needs the same library when it runs.
         VditcError if the build fails, PrecisionError if a layer did not get the precision that the graph gives it; then
         `out` holds no engine.
         """
 
     @abc.abstractmethod
-    def open(self, *, model: Path, engine: Path) -> AbstractContextManager[Denoiser]:
-        """Runs the portable graph `model` or the engine in the folder `engine`, whichever this backend runs."""
+    def open(self, *, model: Path, engine: Path, plugins: Path | None = None) -> AbstractContextManager[Denoiser]:
+        """Runs the portable graph `model` or the engine in the folder `engine` with its plugin library, whichever this backend runs."""

@@ -32,12 +32,13 @@ class OnnxRuntime(Backend):
         out: Path,
         work: Path,
         progress: Progress,
+        plugins: Path | None = None,
     ) -> EngineFacts:
-        """Writes nothing."""
+        """Writes nothing; ONNX Runtime runs the bodies of plugin operators."""
         return EngineFacts(status="portable", backend=self.name)
 
     @contextmanager
-    def open(self, *, model: Path, engine: Path) -> Iterator[Denoiser]:
+    def open(self, *, model: Path, engine: Path, plugins: Path | None = None) -> Iterator[Denoiser]:
         """Runs `model`; there is no engine."""
         from vditc.runtimes.onnxruntime import OnnxRuntimeModel  # here, so that building for other targets needs no onnxruntime
 

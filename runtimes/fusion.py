@@ -95,11 +95,16 @@ def summary(engine: EngineProgram) -> dict[str, object]:
     return {
         "products": dict(sorted(Counter(str(g) for g in engine.gemms).items())),
         "attentions": len(engine.attentions),
-        "plugins": len(engine.plugins),
+        "plugins": dict(sorted(Counter(_operators_of(k) for k in engine.plugins).items())),
         "kernels": len(engine.kernels),
         "kernels_that_write_codes": dict(sorted(Counter(_operators(k) for k in (*engine.kernels, *engine.attentions) if k.codes).items())),
         "repeated_sizes": list(engine.repeated_sizes),
     }
+
+
+def _operators_of(plugin: Kernel) -> str:
+    """ "QLinear": what a node's name ends with."""
+    return (plugin.nodes[0] if plugin.nodes else plugin.name).rpartition("/")[2]
 
 
 def _operators(kernel: Kernel) -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vditc.errors import InputError, PrecisionError
+from vditc.plugins.catalogue import operator_of
+from vditc.plugins.plugin_op import DOMAIN, VERSION
+from vditc.plugins.qlinear.op import QLinear
 from vditc.runtimes.engine_program import EngineProgram, Gemm
 from vditc.runtimes.fusion import QuantizedInput, fusion, quantized_inputs
 
@@ -33,12 +36,20 @@ class Expectation:
     """What a lowered graph asks for. `floating`: MatMul nodes of layers that are not quantized, with their layer's name.
 
     `attentions`: name of the node that stands for each attention, its Softmax or Attention node. `inputs`: what is quantized at run time.
+    `plugins`: nodes of the plugin library -> operator; `plugin_layers`: those that are a layer's product -> the layer and what it computes.
     """
 
     quantized: tuple[QuantizedLayer, ...]
     floating: Mapping[str, str]
     attentions: tuple[str, ...]
     inputs: tuple[QuantizedInput, ...] = ()
+    plugins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    plugin_layers: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def plugin_names(self) -> dict[str, tuple[str, str, str]]:
+        """Nodes of the plugin library -> operator, version and namespace, as TensorRT's registry names plugins."""
+        return {node: (op, VERSION, DOMAIN) for node, op in self.plugins.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,30 +64,31 @@ class Landed:
     merged: tuple[tuple[str, ...], ...]
     attentions: int
     plugins: int
+    plugin_operators: Mapping[str, int]
     constant_bytes: Mapping[str, int]
     fused: Mapping[str, int]
     cut: Mapping[str, int]
 
 
-def expected_precision(lowered: Path) -> Expectation:
+def expected_precision(lowered: Path, *, plugins: bool = False) -> Expectation:
     """Read the quantized layers and attentions of an ONNX file; weights stay on disk.
 
     PrecisionError for a product whose activation is quantized and whose weight is not: no engine computes it in low precision.
-    InputError for operators of the plugin library, since engines are built without it.
+    `plugins`: whether there is a plugin library; InputError for its operators without it, and for operators of others.
     """
     quantized: list[QuantizedLayer] = []
     floating: dict[str, str] = {}
     attentions: list[str] = []
+    handed_over: dict[str, str] = {}
+    layers: dict[str, tuple[str, str]] = {}
     graph = ir.load(lowered).graph
     for node in graph:
         name = node.name or ""
         if node.domain:
-            raise InputError(
-                found=f"operator {node.domain}.{node.op_type} at node {name}",
-                wanted="operators that TensorRT has itself: engines are built without the plugin library",
-                where=str(lowered),
-                fix="lower the model again, without --plugins",
-            )
+            handed_over[name] = _plugin(node, lowered, plugins=plugins)
+            if isinstance(op := operator_of(node), QLinear):
+                layers[name] = (name.removesuffix("/QLinear"), f"plugin QLinear w{op.bits}a{op.activation_bits} -> {op.output}")
+            continue
         if node.op_type in ("Softmax", "Attention"):
             attentions.append(name)
         if node.op_type not in ("MatMul", "Gemm"):
@@ -95,7 +107,29 @@ def expected_precision(lowered: Path) -> Expectation:
             )
         elif _source(node.inputs[1]).const_value is not None:
             floating[name] = layer
-    return Expectation(tuple(quantized), floating, tuple(attentions), quantized_inputs(graph))
+    return Expectation(tuple(quantized), floating, tuple(attentions), quantized_inputs(graph), handed_over, layers)
+
+
+def _plugin(node: ir.Node, lowered: Path, *, plugins: bool) -> str:
+    """The operator of a node that is not ONNX's own; InputError where no engine can have it."""
+    known = node.domain == DOMAIN
+    if known and plugins:
+        try:
+            operator_of(node)
+        except ValueError as error:
+            fix = "lower the model again with this version of vditc"
+            raise InputError(
+                found=str(error), wanted="an operator of this plugin library", where=f"{lowered}, node {node.name}", fix=fix
+            ) from error
+        return node.op_type
+    raise InputError(
+        found=f"operator {node.domain}.{node.op_type} at node {node.name}" + (" and no plugin library" if known else ""),
+        wanted="the plugin library for this target" if known else f"operators of ONNX and of {DOMAIN}",
+        where=str(lowered),
+        fix="build it (vditc plugins build) or name it (--plugins LIB), or lower the model again without --plugins"
+        if known
+        else "lower the model again",
+    )
 
 
 def _source(value: ir.Value | None) -> ir.Value:
@@ -137,11 +171,12 @@ def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
     faults = [f"{q.layer}: {fault}" for q in expectation.quantized if (fault := _fault(q, by_node.get(q.node, [])))]
     faults += _strangers(expectation, engine.gemms)
     faults += _attention_faults(expectation.attentions, engine)
+    faults += _plugin_faults(expectation.plugins, engine)
     if faults:
+        asked = len(expectation.quantized) + len(expectation.attentions) + len(expectation.plugins)
         raise PrecisionError(
-            found=f"{len(faults)} of {len(expectation.quantized) + len(expectation.attentions)} quantized layers and attentions wrong: "
-            + "; ".join(faults),
-            wanted="every layer in the precision of the lowered graph, every attention in one fused kernel",
+            found=f"{len(faults)} of {asked} quantized layers, attentions and plugins wrong: {'; '.join(faults)}",
+            wanted="layers in the precision of the lowered graph, attentions in one fused kernel, plugin operators in their plugins",
             where=engine.source,
             fix="keep these layers in floating point in the recipe, or use a target whose runtime fuses them",
         )
@@ -150,10 +185,18 @@ def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
     merged = [tuple(sorted(layer_of[n] for n in nodes.intersection(gemm.nodes))) for gemm in engine.gemms]
     return Landed(
         gemms=dict(sorted(Counter(str(g) for g in engine.gemms).items())),
-        layers={layer: str(by_node[node][0]) for node, layer in sorted(layer_of.items()) if node in by_node},
+        layers=dict(
+            sorted(
+                [
+                    *((layer, str(by_node[node][0])) for node, layer in layer_of.items() if node in by_node),
+                    *expectation.plugin_layers.values(),
+                ]
+            )
+        ),
         merged=tuple(sorted(group for group in merged if len(group) > 1)),
         attentions=len(engine.attentions),
         plugins=len(engine.plugins),
+        plugin_operators=dict(sorted(Counter(f"{DOMAIN}.{op}" for op in expectation.plugins.values()).items())),
         constant_bytes=engine.constant_bytes,
         fused=kernels.fused,
         cut=kernels.cut,
@@ -192,3 +235,9 @@ def _attention_faults(attentions: tuple[str, ...], engine: EngineProgram) -> lis
         scores = f"; scores written out as {', '.join(apart.outputs)} by {apart.name}" if apart and not count else ""
         faults.append(f"attention {name} in {count} fused kernels{scores}")
     return faults
+
+
+def _plugin_faults(nodes: Mapping[str, str], engine: EngineProgram) -> list[str]:
+    """Operators that the engine computes otherwise than by their plugin. TensorRT may have plugins of its own beside them."""
+    found = Counter(node for kernel in engine.plugins for node in {kernel.name, *kernel.nodes})
+    return [f"{node}: in {found[node]} plugins of the engine" for node in nodes if found[node] != 1]

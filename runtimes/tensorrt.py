@@ -63,13 +63,14 @@ class TensorRT(Backend):
         out: Path,
         work: Path,
         progress: Progress,
+        plugins: Path | None = None,
     ) -> EngineFacts:
         """On the target's GPU: writes `out`/model.plan, its precision read by the engine inspector. Elsewhere: `out`/build.sh."""
         self.check(target)
         if compute_capability() not in target.arch:
-            write_build_script(lowered=lowered, target=target, profile=profile, out=out)
+            write_build_script(lowered=lowered, target=target, profile=profile, out=out, plugins=plugins)
             return EngineFacts(status="to build on the device", backend=self.name)
-        expectation = expected_precision(lowered)
+        expectation = expected_precision(lowered, plugins=plugins is not None)
         with progress.task(f"build engine for {target.name}", 1) as advance, whole_file(out / "model.plan") as plan:
             report = work / "inspection.json"
             request = BuildRequest(
@@ -80,6 +81,8 @@ class TensorRT(Backend):
                 compute_capabilities=[],
                 inspection=str(report),
                 versions=(target.versions.least, target.versions.greatest),
+                plugins=str(plugins) if plugins is not None and expectation.plugins else None,
+                plugin_nodes=expectation.plugin_names,
             )
             result = run_build(request, work)
             landed = assert_landed(expectation, inspected_program(report))
@@ -87,15 +90,16 @@ class TensorRT(Backend):
             advance()
         return built_facts(self.name, target.arch, plan_bytes, result, landed)
 
-    def open(self, *, model: Path, engine: Path) -> AbstractContextManager[Denoiser]:
+    def open(self, *, model: Path, engine: Path, plugins: Path | None = None) -> AbstractContextManager[Denoiser]:
         """Runs `engine`/model.plan on the GPU."""
-        return open_engine(self.name, engine / "model.plan", model)
+        return open_engine(self.name, engine / "model.plan", model, plugins)
 
 
-def write_build_script(*, lowered: Path, target: Target, profile: Profile, out: Path) -> None:
-    """Write `out`/build.sh, which builds the engine from the lowered graph that lies beside it in the bundle."""
+def write_build_script(*, lowered: Path, target: Target, profile: Profile, out: Path, plugins: Path | None = None) -> None:
+    """Write `out`/build.sh, which builds the engine from the lowered graph and the plugin library that lie beside it in the bundle."""
     ranges = ",".join(f"{axis}={sizes}" for axis, sizes in profile.axes.items())
     words = ["vditc", "build", os.path.relpath(lowered, out), "--target", target.name, "--profile", ranges, "-o", "built", "--force"]
+    words += [] if plugins is None else ["--plugins", os.path.relpath(plugins, out)]
     script = out / "build.sh"
     write_text(
         script,

@@ -46,10 +46,11 @@ class TensorRTRTX(Backend):
         out: Path,
         work: Path,
         progress: Progress,
+        plugins: Path | None = None,
     ) -> EngineFacts:
         """Writes `out`/model.plan, one engine for all of the target's GPUs; its precision is read from the plan."""
         self.check(target)
-        expectation = expected_precision(lowered)
+        expectation = expected_precision(lowered, plugins=plugins is not None)
         with progress.task(f"build engine for {target.name}", 1) as advance, whole_file(out / "model.plan") as plan:
             request = BuildRequest(
                 module=self.name,
@@ -58,6 +59,8 @@ class TensorRTRTX(Backend):
                 shapes=shapes(inputs, profile),
                 compute_capabilities=[arch.upper().replace("_", "") for arch in target.arch],
                 versions=(target.versions.least, target.versions.greatest),
+                plugins=str(plugins) if plugins is not None and expectation.plugins else None,
+                plugin_nodes=expectation.plugin_names,
             )
             result = run_build(request, work)
             landed = assert_landed(expectation, program(read_plan(plan)))
@@ -65,6 +68,6 @@ class TensorRTRTX(Backend):
             advance()
         return built_facts(self.name, target.arch, plan_bytes, result, landed)
 
-    def open(self, *, model: Path, engine: Path) -> AbstractContextManager[Denoiser]:
+    def open(self, *, model: Path, engine: Path, plugins: Path | None = None) -> AbstractContextManager[Denoiser]:
         """Runs `engine`/model.plan on the GPU."""
-        return open_engine(self.name, engine / "model.plan", model)
+        return open_engine(self.name, engine / "model.plan", model, plugins)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vditc.errors import VditcError
+from vditc.runtimes.trt_plugins import Named, check_network, load_plugins
 from vditc.version_range import VersionRange
 
 
@@ -19,7 +20,7 @@ class BuildRequest:
 
     `compute_capabilities`: "SM89" and the like, or none to build for the GPU that is present. `inspection`: file for the engine
     inspector's report, or None; it takes a GPU. `versions`: least and greatest of the module (vditc.version_range), or None
-    for any.
+    for any. `plugins`: the plugin library, None for a graph without its operators; `plugin_nodes`: node -> (operator, version, namespace).
     """
 
     module: str
@@ -29,6 +30,8 @@ class BuildRequest:
     compute_capabilities: list[str]
     inspection: str | None = None
     versions: tuple[str, str | None] | None = None
+    plugins: str | None = None
+    plugin_nodes: dict[str, Named] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
@@ -37,14 +40,16 @@ class BuildRequest:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Read what `to_json` wrote."""
-        return cls(**data)
+        nodes = {node: (str(n), str(v), str(d)) for node, (n, v, d) in data.get("plugin_nodes", {}).items()}
+        return cls(**{**data, "plugin_nodes": nodes})
 
 
 def build(trt: Any, request: BuildRequest) -> None:
     """Parse `request.lowered` (external data is found beside it) and write the engine to `request.plan`.
 
-    VditcError if the module is of another version, if the parser does not take the graph, if the profile and the graph's inputs differ,
-    or if no engine comes out; the reasons are then in the log, which the builder writes to the standard streams.
+    VditcError if the module is of another version, if the parser does not take the graph, if a plugin is missing or not taken, if the
+    profile and the graph's inputs differ, or if no engine comes out; the reasons are then in the log, which the builder writes to the
+    standard streams.
     """
     if request.versions is not None and not (known := VersionRange(*request.versions)).holds(trt.__version__):
         raise VditcError(
@@ -55,6 +60,8 @@ def build(trt: Any, request: BuildRequest) -> None:
         )
     logger = trt.Logger(trt.Logger.INFO)
     builder = trt.Builder(logger)
+    if request.plugins is not None:
+        load_plugins(trt, request.plugins, sorted(set(request.plugin_nodes.values())))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request.lowered):
@@ -64,6 +71,7 @@ def build(trt: Any, request: BuildRequest) -> None:
             where=request.lowered,
             fix="keep these layers in floating point in the recipe, or choose a target whose runtime reads them",
         )
+    check_network(trt, network, request.plugin_nodes, request.lowered)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine then tells which ONNX nodes its kernels hold
     config.add_optimization_profile(_profile(builder, network, request))

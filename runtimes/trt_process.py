@@ -93,6 +93,7 @@ def built_facts(backend: str, arch: tuple[str, ...], plan_bytes: int, result: Bu
         gemms=landed.gemms,
         attentions=landed.attentions,
         plugins=landed.plugins,
+        plugin_operators=landed.plugin_operators,
         layers=landed.layers,
         merged=landed.merged,
         fused=landed.fused,

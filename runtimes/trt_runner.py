@@ -13,17 +13,23 @@ import ml_dtypes
 import numpy as np
 
 from vditc.errors import InputError, VditcError
+from vditc.plugins.catalogue import OPERATORS
+from vditc.plugins.plugin_op import DOMAIN, VERSION
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.graph_inputs import step_table
 from vditc.runtimes.step_table import StepTable
+from vditc.runtimes.trt_plugins import load_plugins
 from vditc.sampling import Array, Denoiser, Feeds
 
 _NUMPY_TYPES = {"FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "INT64": np.int64, "INT32": np.int32}
 
 
 @contextmanager
-def open_engine(module: str, plan: Path, model: Path) -> Iterator[Denoiser]:
-    """Loads the engine `plan` with the package `module`; VditcError that says what is missing. `model`: the graph that it comes from."""
+def open_engine(module: str, plan: Path, model: Path, plugins: Path | None = None) -> Iterator[Denoiser]:
+    """Loads the engine `plan` with the package `module`; VditcError that says what is missing. `model`: the graph that it comes from.
+
+    `plugins`: the plugin library that it was built with, if it was; its machine code is loaded before the engine.
+    """
 
     def missing(found: str, wanted: str, fix: str) -> VditcError:
         return VditcError(found=found, wanted=wanted, where=str(plan), fix=fix)
@@ -37,6 +43,8 @@ def open_engine(module: str, plan: Path, model: Path) -> Iterator[Denoiser]:
         raise missing(f"{' and '.join(absent)} not installed", f"{module} and polygraphy", f"pip install vditc[{extra}] polygraphy")
     trt, cuda = importlib.import_module(module), importlib.import_module("polygraphy.cuda")
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    if plugins is not None:
+        load_plugins(trt, str(plugins), [(name, VERSION, DOMAIN) for name in OPERATORS])
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     context = None if engine is None else engine.create_execution_context()
     if context is None:

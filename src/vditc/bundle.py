@@ -5,6 +5,7 @@ calibration.safetensors       codes and scales
 model.onnx  model.onnx.data   portable Q/DQ graph
 model.refit.json              where each of its weights comes from
 lowered/<target>.onnx         graph for one target
+plugins/<platform>/           the plugin library of engines that need it
 engines/<target>/             engine, or the script that builds it on the device
 components/                   scheduler, and text encoder and codec when vditc can run them
 report/                       for people; not hashed, for it holds times
@@ -48,7 +49,7 @@ class Manifest:
     inputs: list[Mapping[str, Any]]  # name, dtype, dims of the inputs of model.onnx
     profile: Mapping[str, list[int]]
     graph: Mapping[str, Any]  # node counts and bytes of model.onnx
-    targets: Mapping[str, Any]  # target -> backend, status, lowered, its inputs, passes, engine
+    targets: Mapping[str, Any]  # target -> backend, status, lowered, its inputs, plugins (library, operators, or why none), passes, engine
     quality: Mapping[str, Any] | None  # numbers of `verify`
     gate: Mapping[str, Any]  # thresholds and whether they were met
     tools: Mapping[str, str]

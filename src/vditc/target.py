@@ -14,6 +14,7 @@ opset_least = 9                          # that the runtime reads
 opset_greatest = 21
 opset = 21                               # that lowering writes: 21, or 23 with its operators Attention and RMSNormalization
 quirks = ["fp32-scales"]                 # vditc.quirk: what it cannot do, with sources
+platform = "aarch64"                     # of the plugin library beside its GPUs (vditc.plugins.build); left out: x86_64
 
 [[products]]                             # schemes that it runs; what a row leaves out matches everything
 weight = ["int8"]
@@ -36,6 +37,7 @@ from vditc.toml_data import Table
 from vditc.version_range import VersionRange
 
 COMPUTE = ("fp32", "fp16", "bf16")
+PLATFORMS = ("x86_64", "aarch64", "aarch64-cuda12")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Target:
     opset: int
     products: tuple[Products, ...]
     quirks: tuple[Quirk, ...]
+    platform: str = "x86_64"
     attention: str | None = None
 
     @property
@@ -208,6 +211,7 @@ class Target:
             opset=table.need("opset", int),
             products=tuple(Products.read(t) for t in table.tables("products")),
             quirks=tuple(Quirk.load(name, path.parent) for name in table.strings("quirks")),
+            platform=_platform(table),
         )
         table.done()
         for quirk in target.quirks:
@@ -219,6 +223,12 @@ class Target:
                     fix="remove it",
                 )
         return target
+
+
+def _platform(table: Table) -> str:
+    if (value := table.take("platform", str) or PLATFORMS[0]) not in PLATFORMS:
+        raise InputError(found=f"platform = {value!r}", wanted=", ".join(PLATFORMS), where=table.where, fix="choose one of these")
+    return value
 
 
 def _one_of(table: Table, key: str, known: tuple[str, ...]) -> str:

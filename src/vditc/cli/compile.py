@@ -46,6 +46,10 @@ def compile_command(
     clips: Annotated[int, typer.Option(help="clips sampled for the quality gate")] = 8,
     gate: Annotated[bool, typer.Option(help="exit 3 when the quality is below the recipe's gate")] = True,
     keep_time_path: KeepTimePathOption = False,
+    plugins: Annotated[
+        str,
+        typer.Option(help="layers of few bits by the plugin library: auto (where it is there), on (build it if it is not) or off (Q/DQ)"),
+    ] = "auto",
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
     force: ForceOption = False,
@@ -72,6 +76,7 @@ def compile_command(
         clips=clips,
         gate=gate,
         keep_time_path=keep_time_path,
+        plugins=plugins,
         device=device,
         resume=resume,
         force=force,

@@ -96,10 +96,18 @@ def _show_bundle(bundle: Bundle) -> None:
         memory = gigabytes(target["memory"]["total"]) if "memory" in target else "-"
         built = f"{engine['status']}" + (f", {engine['plan_bytes'] / mb:.2f} MB" if "plan_bytes" in engine else "")
         gemms = "\n".join(f"{n} x {kind}" for kind, n in engine.get("gemms", {}).items())
-        targets.add_row(
-            name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), str(engine.get("plugins", "-")), memory
-        )
+        operators = "\n".join(f"{n} x {op}" for op, n in target.get("plugins", {}).get("operators", {}).items())
+        plugins = operators or str(engine.get("plugins", "-"))
+        targets.add_row(name, target["backend"], built, gemms or "-", str(engine.get("attentions", "-")), plugins, memory)
     console.print(targets)
+    for name, target in m.targets.items():
+        said = target.get("plugins", {})
+        needs = (
+            f"needs {said['library']} (sha256 {said['sha256'][:16]})"
+            if "library" in said
+            else f"no plugins: {said.get('reason', 'unknown')}"
+        )
+        console.print(f"{name} {needs}", markup=False, highlight=False, soft_wrap=True)
 
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
     groups: dict[tuple[str, str, str, float], list[str]] = {}

@@ -162,12 +162,21 @@ def build_command(
     target: TargetOption,
     out: OutOption,
     profile: ProfileOption,
+    plugins: Annotated[
+        Path | None,
+        typer.Option("--plugins", metavar="LIB", help="plugin library, or folder with it [default: VDITC_PLUGINS, or the cache]"),
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the engine of a lowered graph into the folder OUT. Needs no PyTorch."""
+    """Build the engine of a lowered graph into the folder OUT. Needs no PyTorch.
+
+    A graph with operators of the plugin library (`vditc lower --plugins`) needs the library; so does its engine when it runs.
+    """
     chosen, path = Target.load(target), fresh(out, force, folder=True)
 
+    from vditc.files import sha256
+    from vditc.pipeline.plugin_choice import find_library, plugin_operators
     from vditc.profile import Profile
     from vditc.runtimes.attention_keys import float16_keys
     from vditc.runtimes.graph_inputs import graph_sizes, input_specs
@@ -177,10 +186,14 @@ def build_command(
     ranges = Profile.parse(profile, Profile({}), graph_sizes(lowered))
     chosen.check_attention(float16_keys(lowered, ranges.largest), f"{lowered} at the largest sizes of --profile")
     work = path.with_name(path.name + ".work")
+    operators = plugin_operators(lowered) if chosen.backend != "onnxruntime" else {}
+    library = find_library(chosen, plugins) if operators or plugins is not None else None
     facts = backend(chosen.backend).build(
-        lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress()
+        lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress(), plugins=library
     )
     result: dict[str, Any] = facts.to_json()
+    if library is not None and operators:
+        result["plugin_library"] = {"path": str(library), "sha256": sha256(library)}
     if as_json:
         print(json.dumps(result))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError, PrecisionError
 from vditc.export.stage import export_model
-from vditc.files import data_digest, write_text
+from vditc.files import data_digest, whole_file, write_text
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import Memory, attention_keys, model_memory
 from vditc.pipeline.opened import OpenedModel
+from vditc.pipeline.plugin_choice import PluginChoice, choose_plugins, library_in_bundle, plugin_operators, recorded
 from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
 from vditc.profile import Profile, Range
 from vditc.progress import SILENT, Progress
@@ -64,6 +66,7 @@ class Job:
     clips: int = 8  # sampled with both models for the quality gate
     gate: bool = True
     keep_time_path: bool = False
+    plugins: str = "auto"  # or on, off: vditc.pipeline.plugin_choice
     device: str = "cpu"
     resume: bool = False
     force: bool = False
@@ -80,6 +83,7 @@ class Plan:
     memory: Mapping[str, Memory]  # target -> estimate
     calibrated: SampledModel
     verified: SampledModel
+    plugins: Mapping[str, PluginChoice]  # target -> with or without
 
     @property
     def digest(self) -> str:
@@ -92,6 +96,7 @@ class Plan:
                 "targets": [dataclasses.asdict(t) for t in job.targets],
                 "profile": self.profile.to_json(),
                 "keep_time_path": job.keep_time_path,
+                "plugins": {name: choice.sha256 for name, choice in self.plugins.items()},
                 "sampling": dataclasses.asdict(self.model.sampling),
                 "clips": [s.conditioning.digest() for s in (self.calibrated, self.verified)],
                 "vditc": importlib.metadata.version("vditc"),
@@ -99,8 +104,8 @@ class Plan:
         )
 
 
-def prepare(job: Job) -> Plan:
-    """Check everything that can be checked before any work; InputError for what is wrong."""
+def prepare(job: Job, progress: Progress = SILENT) -> Plan:
+    """Check everything that can be checked before any work; InputError for what is wrong. `--plugins on` may build the plugin library."""
     if len({t.name for t in job.targets}) != len(job.targets) or not job.targets:
         names = [t.name for t in job.targets]
         raise InputError(found=f"targets {names}", wanted="at least one, each once", where="--target", fix="see `vditc targets`")
@@ -131,7 +136,8 @@ def prepare(job: Job) -> Plan:
         for target in (t for t in job.targets if (t.attention or t.compute) == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
-    return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set))
+    plugins = {t.name: choose_plugins(job.plugins, t, job.recipe, progress) for t in job.targets}
+    return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set), plugins)
 
 
 def _default_profile(own: Profile, given: Conditioning | None, specs: tuple[InputSpec, ...]) -> Profile:
@@ -145,7 +151,7 @@ def compile_bundle(job: Job, progress: Progress) -> Bundle:
 
     InputError leaves nothing behind. Any other failure leaves `OUT.partial`, from which `resume` goes on.
     """
-    plan = prepare(job)
+    plan = prepare(job, progress)
     space = Workspace.start(job.out, plan.digest, resume=job.resume, force=job.force)
     try:
         return _run(plan, space, progress)
@@ -244,17 +250,28 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
 def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) -> dict[str, Any]:
     """Lower for one target and build; returns what the manifest says of it."""
     job, root, lowered = plan.job, space.path, f"lowered/{target.name}.onnx"
+    choice = plan.plugins[target.name]
+    plugins = choice.library is not None
+    if choice.lacking:
+        progress.note(f"{target.name} without plugins: {choice.reason}")
 
     def run_lower() -> dict[str, Any]:
         def lower_for(chosen: Target) -> LowerFacts:
-            return lower(model=root / "model.onnx", target=chosen, out=root / lowered, keep_time_path=job.keep_time_path, progress=progress)
+            return lower(
+                model=root / "model.onnx",
+                target=chosen,
+                out=root / lowered,
+                keep_time_path=job.keep_time_path,
+                plugins=plugins,
+                progress=progress,
+            )
 
         facts = lower_for(chosen := target)
         # `prepare` has counted tokens; a model may give attention more than those.
         if (wider := target.for_keys(float16_keys(root / lowered, plan.profile.largest))) != target:
             facts = lower_for(chosen := wider)
         _check_keys(plan, chosen, root / lowered)
-        error = _lowered_error(plan, root / "model.onnx", _runnable(plan.job, root, lowered, chosen, space.scratch))
+        error = _lowered_error(plan, root / "model.onnx", _runnable(plan, root, lowered, chosen, space.scratch))
         if not error <= LOWERED_TOLERANCE:
             raise PrecisionError(
                 found=f"a relative error of {error:.3g} in one step",
@@ -264,12 +281,21 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
             )
         passes = [dataclasses.asdict(p) for p in facts.passes]
         attention = chosen.attention or chosen.compute
-        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6), "attention": attention}
+        said = recorded(choice, chosen, plugin_operators(root / lowered))
+        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6), "attention": attention, "plugins": said}
 
     facts = space.stage(f"lower {target.name}", run_lower, (lowered, f"{lowered}.data", "lowered/model.onnx.data"))
     if facts["attention"] != target.compute and target.fp16_keys is not None:
         progress.note(f"{target.name} computes attention in {facts['attention']}: {target.fp16_keys.says}")
     maker, folder = backend(target.backend), root / "engines" / target.name
+
+    def run_copy() -> None:
+        assert choice.library is not None
+        with whole_file(root / library_in_bundle(target)) as temporary:
+            shutil.copyfile(choice.library, temporary)
+
+    if plugins := "library" in facts["plugins"]:
+        space.stage(f"plugins {target.name}", run_copy, (library_in_bundle(target),))
 
     def run_build() -> dict[str, Any]:
         built = maker.build(
@@ -280,6 +306,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
             out=folder,
             work=space.scratch / target.name,
             progress=progress,
+            plugins=root / library_in_bundle(target) if plugins else None,
         )
         return built.to_json()
 
@@ -294,7 +321,8 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "lowered": lowered,
         "inputs": _inputs(root / lowered),
         "memory": plan.memory[target.name].to_json(),  # estimated, bytes at the profile's largest sizes
-        "graph": _timeless(facts),
+        "plugins": facts["plugins"],
+        "graph": _timeless({key: value for key, value in facts.items() if key != "plugins"}),
         "engine": _timeless(engine),
     }
 
@@ -307,17 +335,25 @@ def _check_keys(plan: Plan, target: Target, lowered: Path) -> None:
         raise PrecisionError(found=error.found, wanted=error.wanted, where=error.where, fix=error.fix) from error
 
 
-def _runnable(job: Job, root: Path, lowered: str, target: Target, scratch: Path) -> Path:
+def _runnable(plan: Plan, root: Path, lowered: str, target: Target, scratch: Path) -> Path:
     """The lowered graph, or the nearest that ONNX Runtime runs on a CPU.
 
     It has no kernels for bfloat16, and no masks that hold for all queries in the operator Attention: then what the same passes make in
-    float32, or with attention in the type of the rest and in opset 21.
+    float32, or with attention in the type of the rest and in opset 21. It runs the bodies of plugin operators, which a target's graph may
+    not have.
     """
-    if target.compute != "bf16" and target.attention is None and target.opset <= 21:
+    plugins = plan.plugins[target.name].library is not None
+    if target.compute != "bf16" and target.attention is None and target.opset <= 21 and (target.functions or not plugins):
         return root / lowered
-    wide = dataclasses.replace(target, compute="fp32" if target.compute == "bf16" else target.compute, attention=None, opset=21)
-    out = scratch / target.name / f"{wide.compute}.onnx"
-    return lower(model=root / "model.onnx", target=wide, out=out, keep_time_path=job.keep_time_path, progress=SILENT).files[0]
+    wide = dataclasses.replace(
+        target,
+        compute="fp32" if target.compute == "bf16" else target.compute,
+        attention=None,
+        opset=21,
+        quirks=tuple(q for q in target.quirks if q.functions),
+    )
+    out, time_path = scratch / target.name / f"{wide.compute}.onnx", plan.job.keep_time_path
+    return lower(model=root / "model.onnx", target=wide, out=out, keep_time_path=time_path, plugins=plugins, progress=SILENT).files[0]
 
 
 def _inputs(model: Path) -> list[Mapping[str, Any]]:

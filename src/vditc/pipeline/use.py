@@ -47,7 +47,12 @@ def open_denoiser(bundle: Bundle, backend: str) -> Iterator[Denoiser]:
             found=f"--backend {backend}", wanted=", ".join([PORTABLE, *targets]), where=str(bundle.path), fix="choose one of these"
         )
     name = PORTABLE if backend == PORTABLE else targets[backend]["backend"]
-    with backend_named(name).open(model=bundle.path / "model.onnx", engine=bundle.path / "engines" / backend) as denoiser:
+    library = targets.get(backend, {}).get("plugins", {}).get("library")
+    with backend_named(name).open(
+        model=bundle.path / "model.onnx",
+        engine=bundle.path / "engines" / backend,
+        plugins=bundle.file(library) if library else None,
+    ) as denoiser:
         yield denoiser
 
 

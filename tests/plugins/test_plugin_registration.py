@@ -1,0 +1,57 @@
+"""How a process without `load_library` gets the plugins: LD_PRELOAD, and `vditc_register_plugins`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vditc.plugins.catalogue import OPERATORS
+from vditc.plugins.emulated import SOURCES, emulated_library
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+ALL = " ".join(f"vditc.{name}" for name in OPERATORS)
+PROGRAM = """
+import ctypes, sys
+registry = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL) if sys.argv[1] else None
+library = ctypes.CDLL(sys.argv[2])
+if registry is not None:
+    registry.registered.restype = ctypes.c_char_p
+    print("before", registry.registered().decode().strip())
+print("done", library.vditc_register_plugins(), library.vditc_register_plugins())
+if registry is not None:
+    print("after", registry.registered().decode().strip())
+"""
+
+
+@pytest.fixture(scope="module", params=[10, 11])
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library with TensorRT's functions around a registry of that version."""
+    out = tmp_path_factory.mktemp("registry") / "libregistry.so"
+    source = Path(__file__).with_name("tensorrt_registry.cpp")
+    flags = ("-std=c++17", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", f"-DREGISTRY_MAJOR={request.param}", f"-I{SOURCES}")
+    subprocess.run(["g++", *flags, str(source), "-o", str(out)], check=True)
+    return out
+
+
+def run(registry: str, *preload: Path) -> list[str]:
+    environment = {**os.environ, "LD_PRELOAD": " ".join(map(str, preload))}
+    command = [sys.executable, "-c", PROGRAM, registry, str(emulated_library())]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_a_library_that_is_loaded_registers_nothing_by_itself(registry: Path) -> None:
+    """IPluginRegistry::loadLibrary does it then, and fails for what is there already."""
+    assert run(str(registry)) == ["before ", f"done {len(OPERATORS)} 0", f"after {ALL}"]
+
+
+def test_a_library_that_is_preloaded_registers_once(registry: Path) -> None:
+    assert run(str(registry), emulated_library(), registry) == [f"before {ALL}", "done 0 0", f"after {ALL}"]
+
+
+def test_without_tensorrt_nothing_happens() -> None:
+    assert run("", emulated_library()) == ["done -1 -1"]
