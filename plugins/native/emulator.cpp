@@ -1,17 +1,80 @@
 #include "native/emulator.h"
 
-#include <ucontext.h>
-
 #include <memory>
+#include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
 
 namespace vditc {
 namespace {
 
 constexpr size_t STACK = 128 << 10;
 constexpr int LANES = 32;
+
+// A change of stacks. swapcontext enters the kernel at every call, to save a mask of signals that nobody changes here; of what a call of a
+// function preserves by the System V ABI, only registers differ between fibres.
+#if defined(__x86_64__)
+struct Context {
+  void* top = nullptr;
+};
+
+extern "C" void vditc_emulator_switch(void** from, void* to);
+asm(R"(
+.text
+.hidden vditc_emulator_switch
+.globl vditc_emulator_switch
+.type vditc_emulator_switch, @function
+vditc_emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size vditc_emulator_switch, .-vditc_emulator_switch
+)");
+
+void change(Context& from, Context& to) { vditc_emulator_switch(&from.top, to.top); }
+
+// `entry` never returns: it changes to another context at its end.
+void prepare(Context& context, unsigned char* stack, void (*entry)()) {
+  const uintptr_t end = reinterpret_cast<uintptr_t>(stack + STACK) & ~uintptr_t{15};
+  auto* top = reinterpret_cast<void**>(end) - 2;  // at its first instruction a function finds its stack 8 off a multiple of 16
+  *top = reinterpret_cast<void*>(entry);
+  top -= 6;
+  std::memset(top, 0, 6 * sizeof(void*));
+  context.top = top;
+}
+#else
+struct Context {
+  ucontext_t state;
+};
+
+void change(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
+
+void prepare(Context& context, unsigned char* stack, void (*entry)()) {
+  getcontext(&context.state);
+  context.state.uc_stack.ss_sp = stack;
+  context.state.uc_stack.ss_size = STACK;
+  context.state.uc_link = nullptr;
+  makecontext(&context.state, entry, 0);
+}
+#endif
 
 struct Meeting {
   int arrived = 0;
@@ -24,7 +87,7 @@ struct Warp {
 };
 
 struct Fibre {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[STACK]};
   const char* waits = nullptr;
   bool done = false;
@@ -34,54 +97,52 @@ struct Block {
   std::vector<Fibre> fibres;
   std::vector<Warp> warps;
   Meeting meeting;
-  ucontext_t scheduler;
+  Context scheduler;
   int current = 0;
   bool moved = false;  // whether any fibre got on since the scheduler last looked
   unsigned char* shared = nullptr;
   const std::function<void(unsigned char*)>* thread = nullptr;
 };
 
-thread_local Block* block = nullptr;
+Block* block = nullptr;
+std::mutex running;  // threadIdx and its like are one for the process
+
+Warp& warp() { return block->warps[block->current / LANES]; }
 
 void start() {
   (*block->thread)(block->shared);
-  block->fibres[block->current].done = true;
-  block->moved = true;
+  Fibre& fibre = block->fibres[block->current];
+  fibre.done = block->moved = true;
+  change(fibre.context, block->scheduler);
 }
 
-void meet(Meeting& meeting, int all, const char* what) {
+void meet(Meeting& meeting, int all, const char* what, void (*compute)(unsigned char*), unsigned char* buffer) {
   const unsigned number = meeting.number;
   block->moved = true;
   if (++meeting.arrived == all) {
+    if (compute) compute(buffer);
     meeting.arrived = 0;
     ++meeting.number;
     return;
   }
-  const int self = block->current;
-  Fibre& fibre = block->fibres[self];
+  Fibre& fibre = block->fibres[block->current];
   fibre.waits = what;
-  while (meeting.number == number) swapcontext(&fibre.context, &block->scheduler);
+  while (meeting.number == number) change(fibre.context, block->scheduler);
   fibre.waits = nullptr;
   block->moved = true;
 }
 
-Warp& warp() { return block->warps[block->current / LANES]; }
-
 void resume(int thread) {
   block->current = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
-  swapcontext(&block->scheduler, &block->fibres[thread].context);
+  change(block->scheduler, block->fibres[thread].context);
 }
 
 void run_block(int threads) {
   for (int i = 0; i < threads; ++i) {
     Fibre& fibre = block->fibres[i];
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack.get();
-    fibre.context.uc_stack.ss_size = STACK;
-    fibre.context.uc_link = &block->scheduler;
+    prepare(fibre.context, fibre.stack.get(), start);
     fibre.done = false;
-    makecontext(&fibre.context, start, 0);
   }
   for (bool left = true; left;) {
     left = block->moved = false;
@@ -102,12 +163,16 @@ void run_block(int threads) {
 namespace emulator {
 
 void run(dim3 grid, int threads, size_t shared, const std::function<void(unsigned char*)>& thread) {
+  const std::lock_guard<std::mutex> alone(running);
   Block work;
   work.fibres.resize(threads);
   work.warps.resize((threads + LANES - 1) / LANES);
-  std::vector<unsigned char> bytes(shared + 128);
-  const auto address = reinterpret_cast<uintptr_t>(bytes.data());
-  work.shared = bytes.data() + ((128 - address % 128) % 128);
+  struct Aligned {
+    void operator()(unsigned char* bytes) const { ::operator delete(bytes, std::align_val_t{128}); }
+  };
+  // Not a byte more than said, so that -fsanitize=address sees what goes over its end.
+  const std::unique_ptr<unsigned char, Aligned> bytes(static_cast<unsigned char*>(::operator new(shared, std::align_val_t{128})));
+  work.shared = bytes.get();
   work.thread = &thread;
   block = &work;
   gridDim = grid;
@@ -122,8 +187,9 @@ void run(dim3 grid, int threads, size_t shared, const std::function<void(unsigne
   block = nullptr;
 }
 
-void meet_block(const char* what) { meet(block->meeting, static_cast<int>(blockDim.x), what); }
-void meet_warp(const char* what) { meet(warp().meeting, LANES, what); }
+void meet_block(const char* what) { meet(block->meeting, static_cast<int>(blockDim.x), what, nullptr, nullptr); }
+void meet_warp(const char* what) { meet(warp().meeting, LANES, what, nullptr, nullptr); }
+void meet_warp(const char* what, void (*compute)(unsigned char*)) { meet(warp().meeting, LANES, what, compute, exchange()); }
 unsigned char* exchange() { return warp().exchange[warp().meeting.number & 1]; }
 int lane() { return block->current % LANES; }
 

@@ -37,10 +37,13 @@ namespace vditc {
 namespace emulator {
 
 // Runs `thread` once for every thread of every block; `shared` bytes of shared memory. Throws std::runtime_error where threads are stuck.
+// One launch at a time: calls from other threads of the process wait.
 void run(dim3 grid, int threads, size_t shared, const std::function<void(unsigned char*)>& thread);
 // The block's threads, or the warp's, wait for each other. `what` names the meeting in errors.
 void meet_block(const char* what);
 void meet_warp(const char* what);
+// As meet_warp; the last lane that arrives calls `compute` with the warp's buffer before any lane goes on.
+void meet_warp(const char* what, void (*compute)(unsigned char*));
 // A buffer of the warp for this meeting, where lane l owns 32 bytes at 32 l; what others read there is complete after `meet_warp`. Buffers of two
 // meetings in a row are different ones, so that a fast lane does not write over what a slow one has still to read.
 unsigned char* exchange();
