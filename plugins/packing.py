@@ -10,7 +10,11 @@ and 4 (l % 4) + b + 16 (second register), b = 0 ... 3 being bytes, the lowest fi
     bits 3   [3 words][32 lanes]             words 0, 1: two bits of each code, tiles 2 w and 2 w + 1; word 2: the sign bits
 
 Three bits take exactly three: of byte b of word w < 2, bits 2 f and 2 f + 1 are the low bits of tile 2 w + f / 2, register f % 2;
-of byte b of word 2, bit 2 j + h is the sign (weight -4) of tile j, register h. Codes are two's complement. Words are little endian.
+of byte b of word 2, bit 2 j + h is the sign (weight -4) of tile j, register h. Codes are two's complement, or of four bits unsigned.
+Words are little endian.
+
+Codes of tokens [..., K] of four bits and fewer may lie two in a byte (`pack_tokens`): of four such bytes the low nibbles meet the first
+register of the weights' block, the high ones the second.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ _Words = npt.NDArray[np.uint32]
 _Codes = npt.NDArray[np.int8]
 
 
-def code_range(bits: int) -> tuple[int, int]:
-    """The least and the greatest code of `bits` bits in two's complement."""
-    return -(1 << bits - 1), (1 << bits - 1) - 1
+def code_range(bits: int, *, unsigned: bool = False) -> tuple[int, int]:
+    """The least and the greatest code of `bits` bits in two's complement, or from 0 on."""
+    return (0, (1 << bits) - 1) if unsigned else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
 
 def packed_bytes(n: int, k: int, bits: int) -> int:
@@ -37,10 +41,10 @@ def packed_bytes(n: int, k: int, bits: int) -> int:
     return -(-n // BLOCK) * -(-k // BLOCK) * BLOCK * BLOCK * bits // 8
 
 
-def pack(codes: _Codes, bits: int) -> _Codes:
+def pack(codes: _Codes, bits: int, *, unsigned: bool = False) -> _Codes:
     """Codes int8 [N, K] -> int8 [packed_bytes]. ValueError for bits that there are not and for codes that do not fit in them."""
-    _check(bits)
-    low, high = code_range(bits)
+    _check(bits, unsigned)
+    low, high = code_range(bits, unsigned=unsigned)
     if codes.size and (int(codes.min()) < low or int(codes.max()) > high):
         raise ValueError(f"codes from {codes.min()} to {codes.max()}; {bits} bits hold {low} to {high}")
     n, k = codes.shape
@@ -54,22 +58,45 @@ def pack(codes: _Codes, bits: int) -> _Codes:
     return out.view(np.int8)
 
 
-def unpack(packed: _Codes, n: int, k: int, bits: int) -> _Codes:
+def unpack(packed: _Codes, n: int, k: int, bits: int, *, unsigned: bool = False) -> _Codes:
     """The inverse: int8 [packed_bytes] -> codes int8 [n, k]. ValueError for another number of bytes."""
-    _check(bits)
+    _check(bits, unsigned)
     if packed.shape != (packed_bytes(n, k, bits),):
         raise ValueError(f"{packed.size} bytes; {bits}-bit codes [{n}, {k}] take {packed_bytes(n, k, bits)}")
     out = np.empty((n, k), np.int8)
     panel = packed_bytes(BLOCK, k, bits)
     for i, row in enumerate(range(0, n, BLOCK)):
         words = np.ascontiguousarray(packed[i * panel : (i + 1) * panel]).view(np.uint32)
-        out[row : row + BLOCK] = _rows(_UNPACK[bits](words.reshape(-1, BLOCK * bits)))[: n - row, :k]
+        rows = _rows(_UNPACK[bits](words.reshape(-1, BLOCK * bits)))
+        out[row : row + BLOCK] = (rows & np.int8(15) if unsigned else rows)[: n - row, :k]
     return out
 
 
-def _check(bits: int) -> None:
-    if bits not in BITS:
-        raise ValueError(f"{bits} bits; there are {', '.join(map(str, BITS))}")
+def pack_tokens(codes: _Codes) -> _Codes:
+    """Codes int8 [..., K] of 4 bits or fewer -> int8 [..., K / 2]: in a block of 32 channels byte i has i low and i + 16 high.
+
+    ValueError for K that is no multiple of 32 and for codes that do not fit.
+    """
+    low, high = code_range(4)
+    if codes.shape[-1] % BLOCK:
+        raise ValueError(f"{codes.shape[-1]} channels; wanted a multiple of {BLOCK}")
+    if codes.size and (int(codes.min()) < low or int(codes.max()) > high):
+        raise ValueError(f"codes from {codes.min()} to {codes.max()}; 4 bits hold {low} to {high}")
+    halves = codes.reshape(*codes.shape[:-1], -1, 2, BLOCK // 2).view(np.uint8)
+    pairs: _Bytes = halves[..., 0, :] & np.uint8(15) | halves[..., 1, :] << np.uint8(4)
+    return pairs.reshape(*codes.shape[:-1], codes.shape[-1] // 2).view(np.int8)
+
+
+def unpack_tokens(packed: _Codes) -> _Codes:
+    """The inverse: int8 [..., K / 2] -> codes int8 [..., K]."""
+    pairs = packed.reshape(*packed.shape[:-1], -1, BLOCK // 2)
+    both: _Codes = np.stack([pairs << np.int8(4) >> np.int8(4), pairs >> np.int8(4)], axis=-2)
+    return both.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+
+
+def _check(bits: int, unsigned: bool) -> None:
+    if bits not in BITS or (unsigned and bits != 4):
+        raise ValueError(f"{bits} bits{', unsigned' * unsigned}; there are {', '.join(map(str, BITS))}, and 4 unsigned")
 
 
 def _lanes(rows: _Codes) -> _Words:

@@ -1,6 +1,7 @@
 """`vditc.QuantizeToken`: codes and scale of every token, and what was computed with the token just before.
 
     v     = float32(x)
+    v     = type of x(residual + gate * v)                      gated; it is also an output, `sum`
     v     = GELU(v)                                             activation = gelu (erf) or gelu_tanh
     v     = (v - mean) / sqrt(mean((v - mean)^2) + epsilon)     norm = layer; rms: v / sqrt(mean(v^2) + epsilon)
     v     = v * weight + bias                                   of the norm
@@ -18,6 +19,7 @@ inputs and outputs, since a TensorRT plugin has no optional ones.
 | input | type and shape |
 |---|---|
 | x | fp16, bf16 or fp32 [..., K] |
+| gate, residual | of the type of x, broadcast to x as gain and shift are; when gated |
 | weight, bias | float32 [K] |
 | gain, shift | float32, broadcast to x: [..., K], in front of K axes of 1, then axes as x has them, then axes of 1 |
 | center, balance | float32 [K] |
@@ -27,10 +29,11 @@ inputs and outputs, since a TensorRT plugin has no optional ones.
 
 | output | type and shape |
 |---|---|
-| codes | int8 [..., K], of every number of bits |
+| codes | int8 [..., K], of every number of bits; packed: [..., K / 2], two codes a byte, `vditc.plugins.packing.pack_tokens` |
 | scale | float32 [..., 1]; when scaled = token |
 | total | float32 [..., 1]; when total |
 | share0, share1, ... | float32 [..., 1]; as many as shares |
+| sum | of the type of x [..., K]; when gated |
 """
 
 from __future__ import annotations
@@ -64,6 +67,8 @@ class QuantizeToken(PluginOp):
     bits: int = 8
     scaled: str = "token"  # by its own greatest value, or by what is given
     clip: bool = False
+    packed: bool = False  # two codes a byte
+    gated: bool = False
     activation: str = "none"
     norm: str = "none"
     epsilon: float = 0.0  # of the norm
@@ -90,6 +95,8 @@ class QuantizeToken(PluginOp):
             raise ValueError(f"activation {self.activation} in front of norm {self.norm}; wanted one of them")
         if self.scaled == "given" and self.clip:
             raise ValueError("a clip of a given scale; wanted scaled token")
+        if self.packed and self.bits > 4:
+            raise ValueError(f"packed codes of {self.bits} bits; wanted 4 or 3")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -97,6 +104,7 @@ class QuantizeToken(PluginOp):
         flags = ("weight", "bias", "gain", "shift", "center", "balance", "clip")
         return (
             "x",
+            *(("gate", "residual") if self.gated else ()),
             *(name for name in flags if getattr(self, name)),
             *(("given",) if self.scaled == "given" else ()),
             *(("alpha",) if self.shares else ()),
@@ -110,12 +118,18 @@ class QuantizeToken(PluginOp):
             *(("scale",) if self.scaled == "token" else ()),
             *(("total",) if self.total else ()),
             *(f"share{r}" for r in range(self.shares)),
+            *(("sum",) if self.gated else ()),
         )
 
     @property
     def overload(self) -> str:
-        """a8_token, a4_layer_gain_shift_r256_token_clip_total_shares2, ..."""
-        named = ((self.activation, self.activation != "none"), (self.norm, self.norm != "none"))
+        """a8_token, a4_packed_gated_layer_gain_shift_r256_token_clip_total_shares2, ..."""
+        named = (
+            ("packed", self.packed),
+            ("gated", self.gated),
+            (self.activation, self.activation != "none"),
+            (self.norm, self.norm != "none"),
+        )
         flags = ((name, getattr(self, name)) for name in ("weight", "bias", "gain", "shift", "center", "balance"))
         rest = ((f"r{self.rotation}", self.rotation), (self.scaled, True), ("clip", self.clip), ("total", self.total))
         parts = [name for name, there in (*named, *flags, *rest, (f"shares{self.shares}", self.shares)) if there]
@@ -124,16 +138,22 @@ class QuantizeToken(PluginOp):
     def types(self, given: Sequence[ir.DataType | None]) -> tuple[ir.DataType, ...]:
         """See `PluginOp`."""
         for name, found in zip(self.inputs, given, strict=True):
-            wanted = tuple(FLOATS.values()) if name == "x" else (ir.DataType.FLOAT,)
+            wanted = tuple(FLOATS.values()) if name == "x" else (given[0],) if name in ("gate", "residual") else (ir.DataType.FLOAT,)
             if found not in wanted:
-                kinds = " or ".join(w.name.lower() for w in wanted)
+                kinds = " or ".join(w.name.lower() for w in wanted if w is not None)
                 raise ValueError(f"{name} is {found.name.lower() if found else 'of unknown type'}; wanted {kinds}")
-        return (ir.DataType.INT8, *(ir.DataType.FLOAT for _ in self.outputs[1:]))
+        assert given[0] is not None
+        return tuple({"codes": ir.DataType.INT8, "sum": given[0]}.get(name, ir.DataType.FLOAT) for name in self.outputs)
 
     def body(self) -> Sequence[str]:
         """See the module's docstring."""
         lines = ["v0 = Cast <to = 1> (x)", "last = Constant <value_ints = [-1]> ()"]
         v = "v0"
+        if self.gated:
+            lines += ["gate_wide = Cast <to = 1> (gate)", "residual_wide = Cast <to = 1> (residual)"]
+            lines += ["gated_x = Mul (gate_wide, v0)", "sum_wide = Add (residual_wide, gated_x)", "sum = CastLike (sum_wide, x)"]
+            lines.append("v_sum = Cast <to = 1> (sum)")
+            v = "v_sum"
 
         def then(op: str, name: str, second: str = "", attributes: str = "") -> str:
             lines.append(f"{name} = {op} {attributes} ({', '.join(filter(None, (v, second)))})")
@@ -171,15 +191,35 @@ class QuantizeToken(PluginOp):
             f"ratio = Div ({v}, {scale})",
             "bounded = Clip (ratio, low, high)",
             "whole = Round (bounded)",
-            "codes = Cast <to = 3> (whole)",
+            *(_packed() if self.packed else ["codes = Cast <to = 3> (whole)"]),
         ]
         if self.total:
-            lines += ["sum = ReduceSum <keepdims = 1> (whole, last)", f"total = Mul (sum, {scale})"]
+            lines += ["sum_of_codes = ReduceSum <keepdims = 1> (whole, last)", f"total = Mul (sum_of_codes, {scale})"]
         for r in range(self.shares):
             lines += [f"at{r} = Constant <value_int = {r}> ()", f"weights{r} = Gather <axis = 0> (alpha, at{r})"]
             lines += [f"weighed{r} = Mul (whole, weights{r})", f"sum{r} = ReduceSum <keepdims = 1> (weighed{r}, last)"]
             lines.append(f"share{r} = Mul (sum{r}, {scale})")
         return lines
+
+
+def _packed() -> list[str]:
+    """Lines that put two codes of `whole` into a byte: those of channels i and i + 16 of a block of 32."""
+    return [
+        "p_leading = Shape <end = -1> (whole)",
+        "p_blocks = Constant <value_ints = [-1, 2, 16]> ()",
+        "p_shape = Concat <axis = 0> (p_leading, p_blocks)",
+        "p_apart = Reshape (whole, p_shape)",
+        "p_wide = Cast <to = 6> (p_apart)",
+        "p_low, p_high = Split <axis = -2, num_outputs = 2> (p_wide)",
+        "sixteen = Constant <value = int32 {16}> ()",
+        "p_nibble = Mod (p_low, sixteen)",
+        "p_upper = Mul (p_high, sixteen)",
+        "p_both = Add (p_upper, p_nibble)",
+        "p_bytes = Cast <to = 3> (p_both)",
+        "p_rest = Constant <value_ints = [-1]> ()",
+        "p_narrow = Concat <axis = 0> (p_leading, p_rest)",
+        "codes = Reshape (p_bytes, p_narrow)",
+    ]
 
 
 def _rotated(v: str, block: int) -> list[str]:

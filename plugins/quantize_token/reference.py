@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vditc.hadamard import sylvester
 from vditc.numerics import EPS
 from vditc.plugins.gelu import gelu
-from vditc.plugins.packing import code_range
+from vditc.plugins.packing import code_range, pack_tokens
 from vditc.plugins.quantize_token.op import QuantizeToken
 
 Array = npt.NDArray[Any]
@@ -33,23 +33,34 @@ def exact(op: QuantizeToken) -> bool:
 def quantize_token(op: QuantizeToken, *inputs: Array) -> dict[str, Array]:
     """The outputs by name, from the inputs in the operator's order."""
     given = dict(zip(op.inputs, inputs, strict=True))
+    if op.gated:
+        given["x"] = gated(given)
     v = rows(op, given)
     low, high = code_range(op.bits)
     scale = np.asarray(given["given"], np.float32) if op.scaled == "given" else _scale(v, given.get("clip"), high)
     codes = np.clip(np.rint(v / scale), low, high)
     out: dict[str, Array] = {
-        "codes": codes.astype(np.int8),
+        "codes": pack_tokens(codes.astype(np.int8)) if op.packed else codes.astype(np.int8),
         "scale": scale,
         "total": codes.sum(-1, keepdims=True, dtype=np.float32) * scale,
     }
+    if op.gated:
+        out["sum"] = given["x"]
     for r in range(op.shares):
         weighed = codes * given["alpha"][r].astype(np.float64)
         out[f"share{r}"] = weighed.sum(-1, keepdims=True).astype(np.float32) * scale
     return {name: out[name] for name in op.outputs}
 
 
+def gated(given: Mapping[str, Array]) -> Array:
+    """residual + gate * x [..., K], float32 operations rounded one by one and then to the type of x."""
+    x = given["x"]
+    products = given["gate"].astype(np.float32) * x.astype(np.float32)
+    return (given["residual"].astype(np.float32) + products).astype(x.dtype)
+
+
 def rows(op: QuantizeToken, given: Mapping[str, Array]) -> npt.NDArray[np.float32]:
-    """What is quantized, float32 [..., K]."""
+    """What is quantized, float32 [..., K]; `x` is what a gate and a residual made of it already."""
     v = given["x"].astype(np.float32)
     if op.activation != "none":
         v = gelu(v, tanh=op.activation == "gelu_tanh").astype(np.float32)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vditc.hadamard import rotate
 from vditc.plugins.catalogue import attach_functions, operator_of
-from vditc.plugins.plugin_op import FLOATS
+from vditc.plugins.packing import BLOCK, unpack_tokens
 from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
 from vditc.plugins.quantize_token.reference import exact, quantize_token
 
@@ -27,15 +27,20 @@ TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.
 
 
 def model(op: QuantizeToken, inputs: list[Array]) -> ir.Model:
-    """One node, float32 at the border and x cast to its own type, as ONNX Runtime takes no bfloat16 from numpy."""
+    """One node, float32 at the border and x and what is of its type cast to that, as ONNX Runtime takes no bfloat16 from numpy."""
     values = [ir.val(f"in.{name}", dtype=ir.DataType.FLOAT, shape=ir.Shape(a.shape)) for name, a in zip(op.inputs, inputs, strict=True)]
-    cast = ir.node("Cast", values[:1], {"to": int(ir.DataType.from_numpy(inputs[0].dtype))}, name="cast")
-    cast.outputs[0].name = "x"
-    node = op.node([cast.outputs[0], *values[1:]], "q")
-    for value, dtype in zip(node.outputs, op.types([FLOATS["fp32"]] * len(values)), strict=True):
+    kinds = [ir.DataType.from_numpy(a.dtype) for a in inputs]
+    casts = [ir.node("Cast", [v], {"to": int(kind)}, name=f"cast.{v.name}") for v, kind in zip(values, kinds, strict=True)]
+    node = op.node([cast.outputs[0] for cast in casts], "q")
+    channels = {"codes": inputs[0].shape[-1] // (2 if op.packed else 1), "sum": inputs[0].shape[-1]}
+    for name, value, dtype in zip(op.outputs, node.outputs, op.types(kinds), strict=True):
         value.dtype = dtype
-        value.shape = ir.Shape([*inputs[0].shape[:-1], inputs[0].shape[-1] if value is node.outputs[0] else 1])
-    graph = ir.Graph(values, node.outputs, nodes=[cast, node], opset_imports={"": 21}, name="quantize")
+        value.shape = ir.Shape([*inputs[0].shape[:-1], channels.get(name, 1)])
+    widen = [ir.node("Cast", [v], {"to": 1}, name=f"widen.{v.name}") for v in node.outputs if v.name == "q.sum"]
+    for cast in widen:
+        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = "wide_sum", ir.DataType.FLOAT, node.outputs[-1].shape
+    outputs = [*node.outputs[: len(node.outputs) - len(widen)], *(cast.outputs[0] for cast in widen)]
+    graph = ir.Graph(values, outputs, nodes=[*casts, node, *widen], opset_imports={"": 21}, name="quantize")
     made = ir.Model(graph, ir_version=10)
     attach_functions(made)
     return made
@@ -49,7 +54,8 @@ def run(op: QuantizeToken, inputs: list[Array]) -> dict[str, Array]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {f"in.{name}": a.astype(np.float32) for name, a in zip(op.inputs, inputs, strict=True)}
-    return dict(zip(op.outputs, session.run(None, feeds), strict=True))
+    found = dict(zip(op.outputs, session.run(None, feeds), strict=True))
+    return found | ({"sum": found["sum"].astype(inputs[0].dtype)} if op.gated else {})
 
 
 def check(op: QuantizeToken, inputs: list[Array]) -> None:
@@ -58,6 +64,10 @@ def check(op: QuantizeToken, inputs: list[Array]) -> None:
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+    if op.packed:
+        found["codes"], wanted["codes"] = unpack_tokens(found["codes"]), unpack_tokens(wanted["codes"])
+    if op.gated:  # one IEEE operation after another
+        assert np.array_equal(found["sum"], wanted["sum"])
     if exact(op):
         for name in {"codes", "scale", "total"} & wanted.keys():
             assert np.array_equal(found[name], wanted[name]), name
@@ -80,13 +90,15 @@ def check(op: QuantizeToken, inputs: list[Array]) -> None:
 @st.composite
 def case(draw: st.DrawFn, plain: bool = False) -> tuple[QuantizeToken, list[Array]]:
     """An operator and inputs; some tokens are zeros, so that their scale is the least. `plain`: without sums."""
-    flags = {name: draw(st.booleans()) for name in ("gain", "shift", "center", "balance", "total")}
+    flags = {name: draw(st.booleans()) for name in ("gain", "shift", "center", "balance", "total", "gated")}
     norm = "none" if plain else draw(st.sampled_from(["none", "layer", "rms"]))
     if norm != "none":
         flags |= {"weight": draw(st.booleans()), "bias": draw(st.booleans())}
     scaled = draw(st.sampled_from(["token", "given"]))
+    bits = draw(st.sampled_from([8, 6, 4, 3]))
     options: dict[str, Any] = {
-        "bits": draw(st.sampled_from([8, 6, 4, 3])),
+        "bits": bits,
+        "packed": bits <= 4 and draw(st.booleans()),
         "norm": norm,
         "epsilon": 1e-5 if norm != "none" else 0.0,
         "activation": "none" if plain or norm != "none" else draw(st.sampled_from(["none", "none", "gelu", "gelu_tanh"])),
@@ -99,6 +111,7 @@ def case(draw: st.DrawFn, plain: bool = False) -> tuple[QuantizeToken, list[Arra
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # Of few channels a norm or GELU may leave nothing but the rounding of what cancelled.
     k = 256 * draw(st.integers(1, 3)) if op.rotation else draw(st.integers(1 if exact(op) else 16, 70))
+    k = -(-k // BLOCK) * BLOCK if op.packed else k
     leading = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
     return op, arrays(op, random, leading, k, TYPES[draw(st.sampled_from(list(TYPES)))])
 
@@ -108,8 +121,10 @@ def arrays(op: QuantizeToken, random: np.random.Generator, leading: tuple[int, .
     x = random.standard_normal((*leading, k)).astype(np.float32)
     x[random.random(leading) < 0.2] = 0
     spread = (*leading[:1], *(1 for _ in leading[1:]), k)
-    shapes: dict[str, tuple[int, ...]] = {"gain": spread, "shift": spread, "clip": (1,), "given": (), "alpha": (op.shares, k)}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("gain", "shift", "gate"), spread) | {"residual": (*leading, k)}
+    shapes |= {"clip": (1,), "given": (), "alpha": (op.shares, k)}
     made = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in op.inputs}
+    made |= {name: made[name].astype(dtype) for name in ("gate", "residual") if name in made}
     made |= {"x": x.astype(dtype), "clip": np.asarray([0.7], np.float32), "given": np.asarray(0.03, np.float32)}
     return [made[name] for name in op.inputs]
 
@@ -135,6 +150,22 @@ def test_ties_go_to_even_and_codes_end_at_the_range(bits: int) -> None:
     out = quantize_token(QuantizeToken(bits=bits, scaled="given"), x, one)
     assert out["codes"].tolist() == [[0, 2, 0, -2, 2, high, -high - 1]]
     check(QuantizeToken(bits=bits, scaled="given"), [x, one])
+
+
+def test_two_codes_a_byte_by_hand() -> None:
+    """Channels i and i + 16 of a block of 32 are the low and the high half of byte i."""
+    x = np.zeros((1, 64), np.float32)
+    x[0, [1, 17, 34, 51]] = [3, -8, -1, 7]
+    out = quantize_token(QuantizeToken(bits=4, scaled="given", packed=True), x, np.ones(1, np.float32))["codes"]
+    assert out.shape == (1, 32) and out.dtype == np.int8
+    assert {int(i): int(out[0, i]) & 255 for i in np.flatnonzero(out)} == {1: 0x83, 18: 0x0F, 19: 0x70}
+
+
+def test_what_follows_the_residual_reads_its_rounded_sum() -> None:
+    """1 + 2^-11 is no float16: its scale and the output are of 1."""
+    x, one = np.full((1, 2), 2**-11, np.float16), np.ones((1, 2), np.float16)
+    out = quantize_token(QuantizeToken(gated=True), x, one, one)
+    assert out["sum"].tolist() == [[1, 1]] and out["scale"] == np.float32(1) / np.float32(127)
 
 
 def test_the_oracle_rotates_as_the_calibration_does() -> None:
@@ -168,6 +199,7 @@ def test_two_bodies_have_two_overloads() -> None:
     changes: list[dict[str, Any]] = [
         {"bits": 4}, {"scaled": "given"}, {"clip": True}, {"norm": "rms"}, {"norm": "none", "epsilon": 0.0, "activation": "gelu"},
         {"norm": "none", "epsilon": 0.0, "activation": "gelu_tanh"}, {"rotation": 256}, {"total": True}, {"shares": 1}, {"shares": 2},
+        {"bits": 4, "packed": True}, {"gated": True},
         *({name: True} for name in ("weight", "bias", "gain", "shift", "center", "balance")),
     ]  # fmt: skip
     ops = [QuantizeToken(**base), *(QuantizeToken(**(base | change)) for change in changes)]
@@ -180,6 +212,7 @@ def test_two_bodies_have_two_overloads() -> None:
     ("options", "said"),
     [
         ({"bits": 5}, "bits 5"),
+        ({"bits": 6, "packed": True}, "packed codes of 6 bits; wanted 4 or 3"),
         ({"rotation": 128}, "rotation 128"),
         ({"shares": 5}, "shares 5"),
         ({"norm": "layer"}, "positive epsilon"),
@@ -198,6 +231,11 @@ def test_what_there_is_not(options: dict[str, Any], said: str) -> None:
 def test_types() -> None:
     op = QuantizeToken(balance=True, total=True)
     assert op.types([ir.DataType.BFLOAT16, ir.DataType.FLOAT]) == (ir.DataType.INT8, ir.DataType.FLOAT, ir.DataType.FLOAT)
+    half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    both = QuantizeToken(gated=True, gain=True)
+    assert both.types([half, half, half, single]) == (ir.DataType.INT8, single, half)
+    with pytest.raises(ValueError, match="residual is float; wanted float16"):
+        both.types([half, half, single, single])
     with pytest.raises(ValueError, match="balance is float16; wanted float"):
         op.types([ir.DataType.FLOAT16, ir.DataType.FLOAT16])
     with pytest.raises(ValueError, match="x is int8; wanted float or float16 or bfloat16"):
