@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.graph_passes.tolerances import TOLERANCES
+from vditc.plugins.qlinear.op import QLinear
+from vditc.plugins.qlinear.reference import BRANCH_OFF, branch_magnitude
 from vditc.plugins.quantize_token import reference
 
 # (type that the rest computes in, type of the activations' codes or None where none is quantized)
@@ -46,3 +48,27 @@ PLUGIN_BODY = {"fp32": 2e-6, "fp16": 5e-4}
 # relative error, which is some roundings of 2^-24; also of a weighed sum of codes, relative to the sum of its magnitudes.
 CODES_OFF = reference.CODES_OFF
 SCALE_OFF = reference.SCALE_OFF
+
+# GELU of a kernel against float64: erff and tanhf are off by 2 and by 2 units in the last place (CUDA C++ Programming Guide, table of float functions)
+# of numbers up to 2, times x / 2; the products and the addition round three times more, and the polynomial of tanh's argument four times, where
+# its slope is at most 1 for |x| below 4.
+GELU_OFF = 2.0**-20  # of |x| and of 1, whichever is greater
+# Half a unit in the last place of an output: an element that is off, however little, may be rounded to the neighbour, a whole one.
+_UNIT = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
+
+
+def qlinear_allowed(op: QLinear, given: dict[str, npt.NDArray[Any]], y: npt.NDArray[Any]) -> npt.NDArray[np.float32] | None:
+    """How far an element of a kernel's output may be from the oracle's, float32 [..., N]; None where both must be equal bit for bit."""
+    if not op.low_rank and op.activation == "none":
+        return None
+    wide = np.abs(y.astype(np.float64))
+    off = np.zeros(y.shape)
+    if op.low_rank:
+        off = off + BRANCH_OFF * branch_magnitude(given["down"], given["up"])
+    if op.activation != "none":
+        # GELU(x) < |x|, so what went in is bounded by what came out only where x > 0; elsewhere |x| < 6 or GELU(x) is 0 up to float32's rounding.
+        off = off * 1.13 + GELU_OFF * np.maximum(wide, 8)  # 1.13: the greatest slope of GELU
+    if op.gated:
+        off = off * np.abs(given["gate"].astype(np.float64))
+    allowed = off + _UNIT[op.output] * wide + np.finfo(np.float16).smallest_subnormal
+    return np.asarray(allowed, np.float32)
