@@ -84,11 +84,18 @@ VDITC_DEVICE float square_root(float a) { return __fsqrt_rn(a); }
 VDITC_DEVICE float round_even(float a) { return rintf(a); }
 VDITC_DEVICE float from_int(int a) { return __int2float_rn(a); }
 VDITC_DEVICE int to_int(float a) { return __float2int_rn(a); }
-
+VDITC_DEVICE uint32_t bits_of(float a) { return __float_as_uint(a); }
+VDITC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 VDITC_DEVICE float from_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 VDITC_DEVICE uint16_t to_fp16(float a) { return __half_as_ushort(__float2half_rn(a)); }
 VDITC_DEVICE float from_bf16(uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
 VDITC_DEVICE uint16_t to_bf16(float a) { return __bfloat16_as_ushort(__float2bfloat16_rn(a)); }
+// a - b of the two bf16 in each word, rounded once.
+VDITC_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+  uint32_t d;  // an instruction of sm_80, as sub.bf16x2 is of sm_90: b * -1 + a
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+  return d;
+}
 
 }  // namespace vditc
 #endif

@@ -84,6 +84,16 @@ inline float from_int(int a) { return static_cast<float>(a); }
 inline int to_int(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 
+inline uint32_t bits_of(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float a;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
 inline float from_fp16(uint16_t bits) {
   _Float16 half;
   std::memcpy(&half, &bits, 2);
@@ -106,6 +116,10 @@ inline uint16_t to_bf16(float a) {
   std::memcpy(&wide, &a, 4);
   if (a != a) return static_cast<uint16_t>(wide >> 16 | 64);  // a NaN stays one
   return static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
+}
+inline uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t word, int i) { return from_bf16(static_cast<uint16_t>(word >> (16 * i))); };
+  return static_cast<uint32_t>(to_bf16(half(a, 0) - half(b, 0))) | static_cast<uint32_t>(to_bf16(half(a, 1) - half(b, 1))) << 16;
 }
 
 }  // namespace vditc

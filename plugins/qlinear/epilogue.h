@@ -51,8 +51,19 @@ VDITC_DEVICE float read_float(const void* from, int64_t at, int type) {
 }
 
 VDITC_DEVICE float gelu(float x, bool tanh_form) {  // Hendrycks and Gimpel, arXiv 1606.08415
-  if (tanh_form) return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));  // sqrt(2 / pi)
-  return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));                                            // 1 / sqrt(2)
+  // No product and sum may be contracted, or tactics would differ in how their compilers see this.
+  const float half = multiply(0.5f, x);
+  if (!tanh_form) return multiply(half, add(1.0f, erff(multiply(x, 0.7071067811865476f))));  // 1 / sqrt(2)
+  const float cubed = multiply(multiply(multiply(0.044715f, x), x), x);
+  return multiply(half, add(1.0f, tanhf(multiply(0.7978845608028654f, add(x, cubed)))));  // sqrt(2 / pi)
+}
+
+// m / inner % count. Division of 64 bits is long: most tensors have fewer rows than 2^31.
+VDITC_DEVICE int64_t row_in(const vditc_rows& rows, int64_t m) {
+  if (rows.count == 1) return 0;
+  if (rows.inner == 1 && m < rows.count) return m;
+  if ((m | rows.inner | rows.count) >> 31) return m / rows.inner % rows.count;
+  return static_cast<uint32_t>(m) / static_cast<uint32_t>(rows.inner) % static_cast<uint32_t>(rows.count);
 }
 
 VDITC_DEVICE Row row_of(const Epilogue& e, int64_t m) {
@@ -61,30 +72,50 @@ VDITC_DEVICE Row row_of(const Epilogue& e, int64_t m) {
   for (int r = 0; r < MAX_RANK; ++r)
     if (r < e.rank) row.left[r] = e.left[m * e.rank + r];
   if (e.gate) {
-    row.gate = m / e.gate_rows.inner % e.gate_rows.count;
-    row.residual = m / e.residual_rows.inner % e.residual_rows.count;
+    row.gate = row_in(e.gate_rows, m);
+    row.residual = row_in(e.residual_rows, m);
   }
   return row;
 }
 
-// One output in float32. `scaled`: acc * weight_scale[n], an exact product of `unit` included. `branch`: of the low-rank branch, else 0.
-VDITC_DEVICE float finish(const Epilogue& e, const Row& row, int n, float scaled, bool has_branch, float branch) {
+// What the rows of one column share.
+struct Column {
+  float scale;  // of the weights; 1 where sums come scaled
+  float bias;
+  float right[MAX_RANK];
+};
+
+VDITC_DEVICE Column column_of(const Epilogue& e, int n) {
+  Column column{e.weight_scale ? e.weight_scale[n] : 1.0f, e.bias ? e.bias[n] : 0.0f, {0, 0, 0, 0}};
+#pragma unroll
+  for (int r = 0; r < MAX_RANK; ++r)
+    if (r < e.rank) column.right[r] = e.right[static_cast<int64_t>(r) * e.n + n];
+  return column;
+}
+
+// One output in float32. `scaled`: acc * weight_scale[n]. `branch`: of the low-rank branch, else 0. `gate`, `residual`: where e.gate is.
+VDITC_DEVICE float finish(const Epilogue& e, const Row& row, const Column& column, float scaled, bool has_branch, float branch, float gate,
+                          float residual) {
   float y = multiply(scaled, row.scale);
   if (e.rank) {
-    float term = multiply(row.left[0], e.right[n]);
+    float term = multiply(row.left[0], column.right[0]);
 #pragma unroll
     for (int r = 1; r < MAX_RANK; ++r)
-      if (r < e.rank) term = add(term, multiply(row.left[r], e.right[static_cast<int64_t>(r) * e.n + n]));
+      if (r < e.rank) term = add(term, multiply(row.left[r], column.right[r]));
     y = add(y, term);
   }
   if (has_branch) y = add(y, branch);
-  if (e.bias) y = add(y, e.bias[n]);
+  if (e.bias) y = add(y, column.bias);
   if (e.activation) y = gelu(y, e.activation == VDITC_GELU_TANH);
-  if (e.gate) {
-    const float gate = read_float(e.gate, row.gate * e.n + n, e.output);
-    y = add(read_float(e.residual, row.residual * e.n + n, e.output), multiply(gate, y));
-  }
+  if (e.gate) y = add(residual, multiply(gate, y));
   return y;
+}
+
+// The same of column n, whose values it reads.
+VDITC_DEVICE float finish(const Epilogue& e, const Row& row, int n, float scaled, bool has_branch, float branch) {
+  const float gate = e.gate ? read_float(e.gate, row.gate * e.n + n, e.output) : 0.0f;
+  const float residual = e.gate ? read_float(e.residual, row.residual * e.n + n, e.output) : 0.0f;
+  return finish(e, row, column_of(e, n), scaled, has_branch, branch, gate, residual);
 }
 
 VDITC_DEVICE float scaled(const Epilogue& e, int n, int acc) { return multiply(from_int(acc), multiply(e.weight_scale[n], e.unit)); }

@@ -9,6 +9,17 @@ namespace vditc::qlinear {
 // `out` is aligned to 16 bytes.
 Status expand_weights(const vditc_qlinear_problem& problem, const int8_t* weight, int8_t* out, cudaStream_t stream);
 
+// Rows of x of k bytes, k no multiple of 16, to rows of `row_bytes`, which is one, with zeros behind them: what copies of 16 bytes need.
+Status pad_rows(const int8_t* x, int8_t* out, int64_t m, int k, int64_t row_bytes, cudaStream_t stream);
+
+struct UnpackArguments;
+// The kernels that unpack weights in registers (unpack_kernel.h), by tactic: VDITC_UNPACK_128, VDITC_UNPACK_64, VDITC_INT4, VDITC_CARRIER.
+// Grouped where the arguments have group scales. The arguments' tiles are set here.
+Status launch_w8(int tactic, bool packed, UnpackArguments& arguments, cudaStream_t stream);
+Status launch_w4(int tactic, bool packed, UnpackArguments& arguments, cudaStream_t stream);
+Status launch_u4(int tactic, bool packed, UnpackArguments& arguments, cudaStream_t stream);
+Status launch_w3(int tactic, bool packed, UnpackArguments& arguments, cudaStream_t stream);
+
 #ifdef VDITC_CUTLASS
 // x [m, k] times weight [n, k] transposed, both int8 row-major with rows aligned to 16 bytes (k a multiple of 16), and the epilogue as it says,
 // or the sums alone into `epilogue.accumulators` where `epilogue.y` is null; `epilogue.unit` is 1, weight_scale is there. n is any number.
