@@ -26,6 +26,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
+    "-Wno-unknown-pragmas",  # unroll
     "-DVDITC_EMULATED",
     f"-I{SOURCES}",
 )

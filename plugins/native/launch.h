@@ -6,11 +6,11 @@
 namespace vditc {
 
 #ifdef VDITC_EMULATED
-// `shared`: bytes. Status: what went wrong.
+// `threads` of a block: a multiple of 32, at most Kernel::THREADS. `shared`: bytes. Status: what went wrong.
 template <class Kernel>
-Status launch(dim3 grid, size_t shared, cudaStream_t, const typename Kernel::Arguments& arguments) {
+Status launch(dim3 grid, int threads, size_t shared, cudaStream_t, const typename Kernel::Arguments& arguments) {
   try {
-    emulator::run(grid, Kernel::THREADS, shared, [&](unsigned char* memory) { Kernel::run(arguments, memory); });
+    emulator::run(grid, threads, shared, [&](unsigned char* memory) { Kernel::run(arguments, memory); });
   } catch (const std::exception& error) {
     return fail(VDITC_CUDA_ERROR, "emulator: %s", error.what());
   }
@@ -24,15 +24,20 @@ __global__ void __launch_bounds__(Kernel::THREADS, Kernel::BLOCKS_PER_SM) entry(
 }
 
 template <class Kernel>
-Status launch(dim3 grid, size_t shared, cudaStream_t stream, const typename Kernel::Arguments& arguments) {
+Status launch(dim3 grid, int threads, size_t shared, cudaStream_t stream, const typename Kernel::Arguments& arguments) {
   if (shared > 48u << 10) {
     const cudaError_t error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return fail_cuda(error, "shared memory of a kernel");
   }
-  entry<Kernel><<<grid, Kernel::THREADS, shared, stream>>>(arguments);
+  entry<Kernel><<<grid, threads, shared, stream>>>(arguments);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? VDITC_OK : fail_cuda(error, "launch of a kernel");
 }
 #endif
+
+template <class Kernel>
+Status launch(dim3 grid, size_t shared, cudaStream_t stream, const typename Kernel::Arguments& arguments) {
+  return launch<Kernel>(grid, Kernel::THREADS, shared, stream, arguments);
+}
 
 }  // namespace vditc
