@@ -5,10 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from vditc.plugins.plugin_op import DOMAIN, DOMAIN_VERSION, PluginOp
+from vditc.plugins.qattention.op import QAttention
 from vditc.plugins.qlinear.op import QLinear
 from vditc.plugins.quantize_token.op import QuantizeToken
 
-OPERATORS: dict[str, type[PluginOp]] = {op.op_type: op for op in (QLinear, QuantizeToken)}
+OPERATORS: dict[str, type[PluginOp]] = {op.op_type: op for op in (QAttention, QLinear, QuantizeToken)}
 
 
 def operator_of(node: ir.Node) -> PluginOp:

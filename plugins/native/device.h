@@ -31,6 +31,8 @@ VDITC_DEVICE void warp_barrier() { __syncwarp(); }
 // The value of lane `lane ^ mask` of the warp; all 32 lanes call it.
 VDITC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 VDITC_DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+// Whether any lane says yes; all 32 lanes call it.
+VDITC_DEVICE bool any_of_warp(bool yes) { return __any_sync(~0u, yes); }
 
 // 16 bytes from global to shared memory, both aligned to 16, in the background; zeros where not `valid`.
 VDITC_DEVICE void copy_async(void* to, const void* from, bool valid) {
@@ -86,6 +88,15 @@ VDITC_DEVICE float from_int(int a) { return __int2float_rn(a); }
 VDITC_DEVICE int to_int(float a) { return __float2int_rn(a); }
 VDITC_DEVICE uint32_t bits_of(float a) { return __float_as_uint(a); }
 VDITC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+VDITC_DEVICE float float_of_bits(int bits) { return __int_as_float(bits); }
+// 2^a, to two units in the last place; 0 where that is below 2^-126 (PTX ISA, ex2.approx.ftz.f32).
+VDITC_DEVICE float power_of_two(float a) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(a));
+  return result;
+}
+
 VDITC_DEVICE float from_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 VDITC_DEVICE uint16_t to_fp16(float a) { return __half_as_ushort(__float2half_rn(a)); }
 VDITC_DEVICE float from_bf16(uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
@@ -95,6 +106,17 @@ VDITC_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
   uint32_t d;  // an instruction of sm_80, as sub.bf16x2 is of sm_90: b * -1 + a
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(b), "r"(0xbf80bf80u), "r"(a));
   return d;
+}
+// Two numbers, the first in the low half: a register of a 16-bit fragment.
+VDITC_DEVICE uint32_t pack_fp16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+VDITC_DEVICE uint32_t pack_bf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 
 }  // namespace vditc

@@ -55,6 +55,7 @@ inline void barrier() { emulator::meet_block("barrier"); }
 inline void warp_barrier() { emulator::meet_warp("warp_barrier"); }
 float shuffle_xor(float value, int mask);
 int shuffle_xor(int value, int mask);
+bool any_of_warp(bool yes);
 inline void copy_async(void* to, const void* from, bool valid) {
   if (valid)
     std::memcpy(to, from, 16);
@@ -94,6 +95,16 @@ inline float float_of(uint32_t bits) {
   std::memcpy(&a, &bits, 4);
   return a;
 }
+inline float float_of_bits(int bits) {
+  float a;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
+inline float power_of_two(float a) {
+  const float result = std::exp2(a);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+
 inline float from_fp16(uint16_t bits) {
   _Float16 half;
   std::memcpy(&half, &bits, 2);
@@ -121,5 +132,7 @@ inline uint32_t subtract_bf16(uint32_t a, uint32_t b) {
   const auto half = [](uint32_t word, int i) { return from_bf16(static_cast<uint16_t>(word >> (16 * i))); };
   return static_cast<uint32_t>(to_bf16(half(a, 0) - half(b, 0))) | static_cast<uint32_t>(to_bf16(half(a, 1) - half(b, 1))) << 16;
 }
+inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | static_cast<uint32_t>(to_fp16(high)) << 16; }
+inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
 
 }  // namespace vditc

@@ -112,6 +112,15 @@ void multiplied(const char* what, D (&d)[4], const uint32_t (&a)[4], uint32_t b0
 float shuffle_xor(float value, int mask) { return shuffled(value, mask); }
 int shuffle_xor(int value, int mask) { return shuffled(value, mask); }
 
+bool any_of_warp(bool yes) {
+  unsigned char* buffer = exchange();
+  buffer[SLOT * lane()] = yes;
+  meet_warp("any_of_warp");
+  for (int l = 0; l < LANES; ++l)
+    if (buffer[SLOT * l]) return true;
+  return false;
+}
+
 void load_matrices(uint32_t (&out)[4], const void* row) {
   unsigned char* buffer = leave_row(row);
   meet_warp("load_matrices");

@@ -164,23 +164,36 @@ VDITC_API vditc_status vditc_quantize_token_launch(const vditc_quantize_token_pr
 
 typedef struct {
   uint32_t struct_bytes; /* sizeof(vditc_qattention_problem) */
-  int32_t batch, heads, head_dim; /* head_dim 64, 128; others up to 128 are padded inside */
+  int32_t batch, heads, head_dim; /* head_dim: a multiple of 8 up to 128 */
   int64_t queries, keys;
-  int32_t type;       /* vditc_float_type of q, k, v and y: fp16 or bf16 */
-  int32_t smooth_k;   /* subtract the mean of k over its keys before it is quantized, which changes no softmax */
-  int32_t value_type; /* 0: v stays in `type`; 1: e4m3 (sm_89 and later) */
-  float scale;        /* of the products: 1 / sqrt(head_dim) */
-  int64_t q_strides[3], k_strides[3], v_strides[3], y_strides[3]; /* elements from one batch, token, head to the next; of a channel 1 */
+  int32_t type;     /* vditc_float_type of q, k, v, mask and y: fp16 or bf16 */
+  int32_t smooth_k; /* subtract the mean of k over its keys before it is quantized, which changes no softmax */
+  int32_t mask;     /* 0: none; 1: a number for each key is added to the scores */
+  float scale;      /* of the products: 1 / sqrt(head_dim) */
+  /* Elements from one batch, token, head to the next, multiples of 8 where there is more than one; of a channel 1. */
+  int64_t q_strides[3], k_strides[3], v_strides[3], y_strides[3];
+  int64_t mask_stride; /* from one batch to the next; 0: one mask for all; of a key 1 */
 } vditc_qattention_problem;
 
 typedef struct {
   const void *q, *k, *v;
+  const void* mask; /* [batch or 1, keys] */
   void* y;
 } vditc_qattention_tensors;
 
-VDITC_API vditc_status vditc_qattention_workspace(const vditc_qattention_problem* problem, int32_t sm, size_t* bytes);
+/* Where the workspace holds what k becomes, in bytes from its beginning: tests read it. */
+typedef struct {
+  size_t codes;       /* int8 [batch, heads, keys, width], width 64 or 128, zeros behind head_dim */
+  size_t scale;       /* float32 [batch, heads, row] */
+  int64_t width, row; /* row: keys rounded up to a multiple of 4 */
+} vditc_qattention_keys;
+
+VDITC_API vditc_status vditc_qattention_workspace(const vditc_qattention_problem* problem, size_t* bytes);
 VDITC_API vditc_status vditc_qattention_launch(const vditc_qattention_problem* problem, const vditc_qattention_tensors* tensors, void* workspace,
                                                size_t workspace_bytes, void* stream);
+/* The products of codes alone, int32 [batch, heads, queries, keys], and where the codes of k are: what tests compare. v and y are not read. */
+VDITC_API vditc_status vditc_qattention_scores(const vditc_qattention_problem* problem, const vditc_qattention_tensors* tensors, int32_t* scores,
+                                               vditc_qattention_keys* keys, void* workspace, size_t workspace_bytes, void* stream);
 
 #if defined(__cplusplus)
 }
