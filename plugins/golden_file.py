@@ -5,7 +5,7 @@ A safetensors file. Its metadata key `vditc` is JSON:
     {"version": 1, "operator": "qlinear", "about": "...", "problem": {...}, ...}
 
 `problem` holds the fields of the C struct (`native/vditc_plugins.h`) that are not 0. Tensors have the names of that struct's pointers;
-`NAME.tolerance`, float32, is how far an element of output NAME may be off, and outputs without one must be equal bit for bit.
+`NAME.tolerance`, float32 and broadcast to it, is how far an element of output NAME may be off; outputs without one must be equal bit for bit.
 What an operator has beside that is said in `vditc.plugins.goldens`. Reading needs numpy alone.
 """
 
@@ -52,7 +52,9 @@ def read_golden(path: Path) -> Golden:
     """InputError when the file is no golden file of this version."""
 
     def bad(found: str) -> InputError:
-        return InputError(found=found, wanted=f"a golden file of version {VERSION}", where=str(path), fix="copy tests/plugins/goldens again")
+        return InputError(
+            found=found, wanted=f"a golden file of version {VERSION}", where=str(path), fix="copy tests/plugins/goldens again"
+        )
 
     try:
         data = path.read_bytes()
@@ -80,5 +82,7 @@ def goldens_in(folder: Path) -> list[Golden]:
     """All of a folder, by name. InputError when there is none."""
     found = [read_golden(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
     if not found:
-        raise InputError(found="no golden file", wanted=f"files *{SUFFIX}", where=str(folder), fix="name tests/plugins/goldens or a copy of it")
+        raise InputError(
+            found="no golden file", wanted=f"files *{SUFFIX}", where=str(folder), fix="name tests/plugins/goldens or a copy of it"
+        )
     return found

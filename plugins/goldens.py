@@ -198,7 +198,9 @@ def _qattention(library: Library, golden: Golden) -> Iterator[Outcome]:
     library.call("vditc_qattention_workspace", ctypes.byref(problem), ctypes.byref(size))
     with DeviceMemory(library) as memory:
         out = memory.empty(y.nbytes)
-        given = filled(QAttentionTensors, {**{name: memory.put(tensors[name]) for name in ("q", "k", "v", "mask") if name in tensors}, "y": out})
+        given = filled(
+            QAttentionTensors, {**{name: memory.put(tensors[name]) for name in ("q", "k", "v", "mask") if name in tensors}, "y": out}
+        )
         call, scratch = (ctypes.byref(problem), ctypes.byref(given)), (ctypes.c_void_p(memory.empty(size.value)), size, None)
         library.call("vditc_qattention_launch", *call, *scratch)
         wrong = [compare(golden, "y", memory.get(out, y.shape, y.dtype))]
@@ -232,10 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library = Library(args.library)
         goldens = [g for g in goldens_in(args.goldens) if not args.only or g.name.startswith(tuple(args.only))]
         if not goldens:
-            raise InputError(found=f"no name that begins with {' or '.join(args.only)}", wanted="a name", where=str(args.goldens), fix="see the folder")
+            raise InputError(
+                found=f"no name that begins with {' or '.join(args.only)}", wanted="a name", where=str(args.goldens), fix="see the folder"
+            )
         if (sm := library.sm) < 0:
             said = library.native.vditc_last_error().decode()
-            raise InputError(found=said, wanted="a CUDA GPU", where="this machine", fix="run it on the device, or --library with the emulated one")
+            raise InputError(
+                found=said, wanted="a CUDA GPU", where="this machine", fix="run it on the device, or --library with the emulated one"
+            )
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

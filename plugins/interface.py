@@ -34,7 +34,9 @@ class QLinearProblem(ctypes.Structure):
         ("struct_bytes", c_uint32),
         *_int32("n", "k"),
         ("m", c_int64),
-        *_int32("bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank", "bias", "activation", "gated"),
+        *_int32(
+            "bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank", "bias", "activation", "gated"
+        ),
         *_int32("output", "scale_per_row"),
         ("gate_rows", Rows),
         ("residual_rows", Rows),

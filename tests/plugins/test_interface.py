@@ -60,7 +60,10 @@ def test_numbers_are_those_of_the_header(tmp_path: Path) -> None:
     names = [*(f"VDITC_{n.upper()}" for n in interface.FLOATS), "VDITC_NO_ACTIVATION", "VDITC_GELU", "VDITC_GELU_TANH", "VDITC_NO_NORM"]
     names += ["VDITC_LAYER_NORM", "VDITC_RMS_NORM", "VDITC_ANY_TACTIC", "VDITC_ABI_VERSION", "VDITC_NO_KERNEL"]
     text = " ".join(f'printf("%d\\n", (int){name});' for name in names)
-    found = [int(n) for n in run_c(f'#include <stdio.h>\n#include "native/vditc_plugins.h"\nint main(void) {{ {text} return 0; }}\n', tmp_path).split()]
+    found = [
+        int(n)
+        for n in run_c(f'#include <stdio.h>\n#include "native/vditc_plugins.h"\nint main(void) {{ {text} return 0; }}\n', tmp_path).split()
+    ]
     tables = (interface.FLOATS, interface.ACTIVATIONS, interface.NORMS)
     assert found == [*(n for table in tables for n in table.values()), interface.ANY_TACTIC, ABI_VERSION, 2]
 
