@@ -6,6 +6,7 @@
 //     struct Arguments { ... };                          // plain data, passed by value
 //     static constexpr int THREADS = 128;                // of a block
 //     static constexpr int BLOCKS_PER_SM = 1;            // least number that the compiler keeps registers for
+//     static constexpr bool runs_on(int sm);             // only if it is not for every GPU: 10 major + minor
 //     static VDITC_DEVICE void run(const Arguments&, unsigned char* shared);
 //   };
 //
@@ -17,9 +18,9 @@
 #ifdef VDITC_EMULATED
 #include "native/emulator.h"
 #else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#ifndef __CUDACC_RTC__  // which knows CUDA's types by itself
 #include <cuda_runtime.h>
+#endif
 #define VDITC_DEVICE __device__ __forceinline__
 #define VDITC_BOTH __host__ __device__ __forceinline__
 
@@ -97,16 +98,31 @@ VDITC_DEVICE float power_of_two(float a) {
   return result;
 }
 
-VDITC_DEVICE float from_fp16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-VDITC_DEVICE uint16_t to_fp16(float a) { return __half_as_ushort(__float2half_rn(a)); }
-VDITC_DEVICE float from_bf16(uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
-VDITC_DEVICE uint16_t to_bf16(float a) { return __bfloat16_as_ushort(__float2bfloat16_rn(a)); }
+// PTX ISA, cvt: to the nearest, ties to even.
+VDITC_DEVICE float from_fp16(uint16_t bits) {
+  float a;
+  asm("cvt.f32.f16 %0, %1;\n" : "=f"(a) : "h"(bits));
+  return a;
+}
+VDITC_DEVICE uint16_t to_fp16(float a) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(bits) : "f"(a));
+  return bits;
+}
+VDITC_DEVICE float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+VDITC_DEVICE uint16_t to_bf16(float a) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(bits) : "f"(a));
+  return bits;
+}
+
 // a - b of the two bf16 in each word, rounded once.
 VDITC_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
   uint32_t d;  // an instruction of sm_80, as sub.bf16x2 is of sm_90: b * -1 + a
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(b), "r"(0xbf80bf80u), "r"(a));
   return d;
 }
+
 // Two numbers, the first in the low half: a register of a 16-bit fragment.
 VDITC_DEVICE uint32_t pack_fp16(float low, float high) {
   uint32_t pair;

@@ -24,16 +24,6 @@ VDITC_DEVICE float larger(float a, float b) {
 #endif
 }
 
-VDITC_DEVICE float from_bits(uint32_t bits) {
-#ifdef VDITC_EMULATED
-  float a;
-  std::memcpy(&a, &bits, 4);
-  return a;
-#else
-  return __uint_as_float(bits);
-#endif
-}
-
 // The lowest bytes of four words, the first one lowest.
 VDITC_DEVICE uint32_t lowest_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
 #ifdef VDITC_EMULATED

@@ -104,14 +104,18 @@ inline float power_of_two(float a) {
   const float result = std::exp2(a);
   return result < 0x1p-126f ? 0.0f : result;
 }
-
+#ifdef __aarch64__  // where g++ has _Float16 from version 13 on
+using NativeHalf = __fp16;
+#else
+using NativeHalf = _Float16;
+#endif
 inline float from_fp16(uint16_t bits) {
-  _Float16 half;
+  NativeHalf half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
 }
 inline uint16_t to_fp16(float a) {
-  const auto half = static_cast<_Float16>(a);
+  const auto half = static_cast<NativeHalf>(a);
   uint16_t bits;
   std::memcpy(&bits, &half, 2);
   return bits;

@@ -1,9 +1,14 @@
 #include <cstdlib>
 
 #include "native/status.h"
+#ifdef VDITC_NVRTC
+#include "native/driver.h"
+#endif
 
 extern "C" int32_t vditc_device_sm(void) {
-#ifdef VDITC_EMULATED
+#if defined(VDITC_NVRTC)
+  return vditc::driver::device_sm();
+#elif defined(VDITC_EMULATED)
   const char* said = std::getenv("VDITC_EMULATED_SM");
   return said ? std::atoi(said) : 80;
 #else

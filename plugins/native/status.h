@@ -3,7 +3,7 @@
 #include "native/vditc_plugins.h"
 #ifdef VDITC_EMULATED
 #include <stdexcept>
-#else
+#elif !defined(__CUDACC_RTC__)
 #include <cuda_runtime.h>
 #endif
 
@@ -17,7 +17,7 @@ __attribute__((format(printf, 2, 3)))
 #endif
 Status fail(Status code, const char* format, ...);
 
-#ifndef VDITC_EMULATED
+#if !defined(VDITC_EMULATED) && !defined(__CUDACC_RTC__)
 Status fail_cuda(cudaError_t error, const char* where);
 #endif
 

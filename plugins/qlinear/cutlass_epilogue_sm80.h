@@ -4,6 +4,7 @@
 // Behind what it does not include itself.
 #include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
 
+#include "qlinear/cutlass_coordinates.h"
 #include "qlinear/epilogue_vector.h"
 
 namespace vditc::qlinear {
@@ -29,23 +30,15 @@ struct Sm80Epilogue {
 
   const Params* epilogue;
 
-  // Row and column, of a matrix of this shape, of the first of the eight elements that a thread gets for each (column access, row access,
-  // step) of its block's tile. `shape`: rows, columns, 1.
-  template <class Shape>
-  CUTLASS_DEVICE static auto coordinates(cutlass::gemm::GemmCoord tile, int thread, const Shape& shape) {
-    const auto all = cute::make_identity_tensor(shape);
-    return cute::group_modes<2, 5>(ThreadMap::partition(all, thread, tile)(cute::_0{}, cute::_, cute::_, cute::_, cute::_, cute::_));
-  }
-
-  template <class Coordinates>
+  template <class Places>
   struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
     const Epilogue& e;
-    Coordinates at;
+    Places at;
     Columns columns[STEP_COLUMNS];
     Row rows[STEP_ROWS];
     Sources sources[STEP_ROWS][STEP_COLUMNS];
 
-    CUTLASS_DEVICE Callbacks(const Epilogue& e, const Coordinates& at) : e(e), at(at) {}
+    CUTLASS_DEVICE Callbacks(const Epilogue& e, const Places& at) : e(e), at(at) {}
 
     CUTLASS_DEVICE int column(int access) const { return static_cast<int>(cute::get<1>(at(access, 0, 0))); }
 
@@ -74,7 +67,7 @@ struct Sm80Epilogue {
 
   template <class Shape>
   CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord tile, int thread, const Shape& shape) {
-    const auto at = coordinates(tile, thread, shape);
+    const auto at = sm80_places<ThreadMap>(tile, thread, shape);
     return Callbacks<std::remove_const_t<decltype(at)>>(*epilogue, at);
   }
 };

@@ -10,6 +10,7 @@
 // numpy's float32 gives the same bits (plugins/qlinear/reference.py), but for GELU and the branch.
 #pragma once
 #include "native/device.h"
+#include "native/gelu.h"
 #include "native/vditc_plugins.h"
 
 namespace vditc::qlinear {
@@ -48,14 +49,6 @@ VDITC_DEVICE float read_float(const void* from, int64_t at, int type) {
   if (type == VDITC_FP32) return static_cast<const float*>(from)[at];
   const uint16_t bits = static_cast<const uint16_t*>(from)[at];
   return type == VDITC_FP16 ? from_fp16(bits) : from_bf16(bits);
-}
-
-VDITC_DEVICE float gelu(float x, bool tanh_form) {  // Hendrycks and Gimpel, arXiv 1606.08415
-  // No product and sum may be contracted, or tactics would differ in how their compilers see this.
-  const float half = multiply(0.5f, x);
-  if (!tanh_form) return multiply(half, add(1.0f, erff(multiply(x, 0.7071067811865476f))));  // 1 / sqrt(2)
-  const float cubed = multiply(multiply(multiply(0.044715f, x), x), x);
-  return multiply(half, add(1.0f, tanhf(multiply(0.7978845608028654f, add(x, cubed)))));  // sqrt(2 / pi)
 }
 
 // m / inner % count. Division of 64 bits is long: most tensors have fewer rows than 2^31.

@@ -13,10 +13,11 @@ struct Columns {
   float bias[VECTOR];
 };
 
-// gate and residual of a row in eight columns, as they lie in memory: a word for each float32, half a word for each of 16 bits.
+// gate and residual of a row in eight columns, of 16 bits each, two a word. Those of float32 are read where they are used: kept from early on, they
+// would cost the registers of another row.
 struct Sources {
-  uint32_t gate[VECTOR];
-  uint32_t residual[VECTOR];
+  uint32_t gate[VECTOR / 2];
+  uint32_t residual[VECTOR / 2];
 };
 
 // Whether columns come in whole vectors, so that all rows are aligned to 16 bytes.
@@ -33,27 +34,19 @@ VDITC_DEVICE void load_floats(const Epilogue& e, const float* row, int n, float 
   for (int i = 0; i < VECTOR; ++i) out[i] = n + i < e.n ? row[n + i] : 0.0f;
 }
 
-VDITC_DEVICE void load_words(const Epilogue& e, const void* from, int64_t row, int n, uint32_t (&out)[VECTOR]) {
-  const int64_t at = row * e.n + n;
-  if (e.output == VDITC_FP32) {
-    float values[VECTOR];
-    load_floats(e, static_cast<const float*>(from) + row * e.n, n, values);
-#pragma unroll
-    for (int i = 0; i < VECTOR; ++i) out[i] = bits_of(values[i]);
-  } else if (whole_vectors(e)) {
-    const uint4 words = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + at);
+VDITC_DEVICE void load_halves(const Epilogue& e, const void* from, int64_t row, int n, uint32_t (&out)[VECTOR / 2]) {
+  const uint16_t* halves = static_cast<const uint16_t*>(from) + row * e.n + n;
+  if (whole_vectors(e)) {
+    const uint4 words = *reinterpret_cast<const uint4*>(halves);
     out[0] = words.x, out[1] = words.y, out[2] = words.z, out[3] = words.w;
-  } else {
-    const uint16_t* halves = static_cast<const uint16_t*>(from) + at;
-#pragma unroll
-    for (int i = 0; i < VECTOR; i += 2)
-      out[i / 2] = (n + i < e.n ? halves[i] : 0u) | static_cast<uint32_t>(n + i + 1 < e.n ? halves[i + 1] : 0u) << 16;
+    return;
   }
+#pragma unroll
+  for (int i = 0; i < VECTOR; i += 2)
+    out[i / 2] = (n + i < e.n ? halves[i] : 0u) | static_cast<uint32_t>(n + i + 1 < e.n ? halves[i + 1] : 0u) << 16;
 }
 
-// Element i of what load_words got.
-VDITC_DEVICE float element(const uint32_t (&words)[VECTOR], int i, int type) {
-  if (type == VDITC_FP32) return float_of(words[i]);
+VDITC_DEVICE float half_at(const uint32_t (&words)[VECTOR / 2], int i, int type) {
   const auto bits = static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2));
   return type == VDITC_FP16 ? from_fp16(bits) : from_bf16(bits);
 }
@@ -72,9 +65,9 @@ VDITC_DEVICE Columns columns_of(const Epilogue& e, int n) {
 
 // Worth calling early: what these loads wait for is far away. Nothing is read where there is no such row or column.
 VDITC_DEVICE void sources_of(const Epilogue& e, const Row& row, int n, Sources& sources) {
-  if (!e.gate || row.m >= e.m || n >= e.n) return;
-  load_words(e, e.gate, row.gate, n, sources.gate);
-  load_words(e, e.residual, row.residual, n, sources.residual);
+  if (!e.gate || e.output == VDITC_FP32 || row.m >= e.m || n >= e.n) return;
+  load_halves(e, e.gate, row.gate, n, sources.gate);
+  load_halves(e, e.residual, row.residual, n, sources.residual);
 }
 
 VDITC_DEVICE void store(const Epilogue& e, int64_t m, int n, const float (&y)[VECTOR]) {
@@ -155,9 +148,15 @@ VDITC_DEVICE void finish_vector(const Epilogue& e, const Row& row, int n, const 
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) y[i] = gelu(y[i], false);
   }
-  if (e.gate) {
+  if (e.gate && e.output == VDITC_FP32) {
+    float gate[VECTOR], residual[VECTOR];
+    load_floats(e, static_cast<const float*>(e.gate) + row.gate * e.n, n, gate);
+    load_floats(e, static_cast<const float*>(e.residual) + row.residual * e.n, n, residual);
 #pragma unroll
-    for (int i = 0; i < VECTOR; ++i) y[i] = add(element(sources.residual, i, e.output), multiply(element(sources.gate, i, e.output), y[i]));
+    for (int i = 0; i < VECTOR; ++i) y[i] = add(residual[i], multiply(gate[i], y[i]));
+  } else if (e.gate) {
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) y[i] = add(half_at(sources.residual, i, e.output), multiply(half_at(sources.gate, i, e.output), y[i]));
   }
   store(e, row.m, n, y);
 }

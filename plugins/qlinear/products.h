@@ -31,6 +31,7 @@ template <class Weights, class Codes>
 struct Int8Product {
   using Sum = int;
   static constexpr int SHIFT = Weights::SHIFT + Codes::SHIFT;
+  static constexpr bool runs_on(int) { return true; }
   static VDITC_DEVICE int integer(int sum) { return sum; }
 
   // Blocks 2 pair and 2 pair + 1 of the stage. `blocks`: the warp's first 32 outputs, `stride` words to the next 32.
@@ -74,6 +75,7 @@ struct Int4Product {
   static_assert(Weights::BITS == 4, "words of 4-bit weights are operands of mma.m16n8k64");
   using Sum = int;
   static constexpr int SHIFT = 0;
+  static constexpr bool runs_on(int sm) { return sm < 90; }  // later ones emulate it by int8 and some 180 other instructions
   static VDITC_DEVICE int integer(int sum) { return sum; }
 
   template <int TILES_M, int TILES_N>
@@ -117,6 +119,7 @@ template <class Weights, class Codes>
 struct CarrierProduct {
   using Sum = float;
   static constexpr int SHIFT = Weights::SHIFT + Codes::SHIFT;
+  static constexpr bool runs_on(int) { return true; }
   static VDITC_DEVICE int integer(float sum) { return to_int(sum); }
 
   template <int TILES_M, int TILES_N>

@@ -103,6 +103,8 @@ struct UnpackKernel {
   static constexpr int STAGES = Copies::BYTES > (12 << 10) ? 3 : 4;  // two blocks of most codecs fit in the 100 KB of sm_86, 89 and 120
   static_assert(!GROUPED || std::is_same_v<Sum, int>, "sums of groups are integers");
 
+  static constexpr bool runs_on(int sm) { return Product::runs_on(sm); }
+
   static constexpr size_t shared_bytes(bool branch) {
     const size_t ring = STAGES * Copies::BYTES, epilogue = branch ? Memory::BRANCH_BYTES : Memory::PLAIN_BYTES;
     return ring > epilogue ? ring : epilogue;

@@ -78,7 +78,7 @@ struct Float32 : Vectors<Float32> {
   static constexpr int WORDS = 8;
   static VDITC_DEVICE void unpack(const Pieces<Float32>& pieces, float (&out)[8]) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) out[e] = from_bits(pieces.word[e]);
+    for (int e = 0; e < 8; ++e) out[e] = float_of(pieces.word[e]);
   }
   static VDITC_DEVICE Pieces<Float32> pack(const float (&values)[8]) {
     Pieces<Float32> out;

@@ -27,7 +27,7 @@ app = typer.Typer(
 console = Console()
 complain = Console(stderr=True)
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
-COMMANDS = ("compile", "stages", "passes", "dataset", "sensitivity", "use", "inspect", "lists", "demo")
+COMMANDS = ("compile", "stages", "passes", "dataset", "sensitivity", "use", "inspect", "lists", "plugins", "demo")
 
 SPEED_OF = 3600.0  # seconds behind the time left: a step of a large model may take minutes, and two are needed
 SHARED = ("calibrate", "dataset")  # commands that torchrun may start
