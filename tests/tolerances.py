@@ -76,3 +76,7 @@ def qlinear_allowed(op: QLinear, given: dict[str, npt.NDArray[Any]], y: npt.NDAr
         off = off * np.abs(given["gate"].astype(np.float64))
     allowed = off + ONE_ROUNDING[op.output] * wide + np.finfo(np.float16).smallest_subnormal
     return np.asarray(allowed, np.float32)
+
+# A layer of `vditc.plugins.torch_linear` against float64, relative to the greatest output: sums of float32; of a branch factors that a product
+# rounded to float16 on their way to the kernel.
+TORCH_LAYER = {"fp32": 1e-5, "fp16 branch": 2e-3}
