@@ -13,6 +13,7 @@ from kernel_shapes import TEXT, Model
 from kernel_timing import Call, Dry, Timer, row
 from torch import Tensor
 
+from vditc.plugins.packing import pack
 from vditc.plugins.torch_ops import Tokens, qlinear, quantize_token
 
 EPSILON = 1e-6
@@ -71,11 +72,21 @@ class Block:
         t = nn.gelu(linear("up", modulated(x, 1)), approximate="tanh")
         return x + linear("down", t) * self.gates[1]
 
-    def quantized(self, bits: int, activation_bits: int, packed: bool) -> Call:
-        """The same by QuantizeToken and QLinear: norm and modulation in front of codes, GELU, gate and residual behind products."""
-        held = {name: packed_weight(n, k, bits, self.x.device) for name, (n, k) in self.sizes.items()}
-        # Random codes have about half of the greatest one as their standard deviation: products as large as those of `bf16`.
-        unit = {name: torch.full((n,), 2 / (k**0.5 * (1 << bits - 1)), device=self.x.device) for name, (n, k) in self.sizes.items()}
+    def quantized(self, bits: int, activation_bits: int, packed: bool, *, rounded: bool = False) -> Call:
+        """The same by QuantizeToken and QLinear: norm and modulation in front of codes, GELU, gate and residual behind products.
+
+        `rounded`: weights are those of `bf16`, rounded; else random codes, which take no time to pack.
+        """
+        held, unit = {}, {}
+        for name, (n, k) in self.sizes.items():
+            high = (1 << bits - 1) - 1
+            if rounded:
+                unit[name] = self.weights[name].float().abs().amax(1) / high
+                codes = (self.weights[name] / unit[name][:, None]).round().to(torch.int8)
+                held[name] = torch.from_numpy(pack(codes.cpu().numpy(), bits)).to(self.x.device)
+            else:
+                unit[name] = torch.full((n,), 3.5 / (k**0.5 * high), device=self.x.device)  # as `normal_codes` spreads them
+                held[name] = packed_weight(n, k, bits, self.x.device)
         quantize = functools.partial(quantize_token, bits=activation_bits, packed=packed)
 
         def linear(name: str, tokens: Tokens, **more: Any) -> Tensor:
@@ -123,8 +134,11 @@ def block_row(timer: Timer | Dry, block: Block, tokens: int) -> dict[str, Any]:
     if timer.measures:
         calls["bf16 torch.compile"] = torch.compile(block.bf16)
     for scheme, how in SCHEMES.items():
-        calls[scheme] = block.quantized(*how)
+        calls[scheme] = block.quantized(*how, rounded=not timer.measures)
     found = row(timer, {"case": "block", "model": block.model.name, "tokens": tokens}, calls, {})
+    if not timer.measures:
+        exact = block.bf16().float()
+        found["relative_l2"] = {name: float((calls[name]().float() - exact).norm() / exact.norm()) for name in SCHEMES}
     seconds = found["seconds"]
     attention = seconds.get("attention alone")
     for against in ("bf16", "bf16 torch.compile"):

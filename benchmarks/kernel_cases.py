@@ -37,10 +37,15 @@ def normal_codes(shape: tuple[int, ...], bits: int, device: torch.device) -> Ten
     return (torch.randn(shape, device=device) * (high / 3.5)).round().clamp(-high - 1, high).to(torch.int8)
 
 
-@functools.lru_cache(maxsize=8)
+PANEL = 256  # outputs that are drawn and packed; the others repeat them, as packing a whole layer takes longer than timing it
+
+
+@functools.lru_cache(maxsize=32)
 def packed_weight(n: int, k: int, bits: int, device: torch.device) -> Tensor:
-    """Random codes, packed."""
-    return torch.from_numpy(pack(normal_codes((n, k), bits, torch.device("cpu")).numpy(), bits)).to(device)
+    """Random codes, packed. Panels of 32 outputs follow each other, so packed rows repeat as the rows do."""
+    rows = PANEL if n % PANEL == 0 else n
+    panel = torch.from_numpy(pack(normal_codes((rows, k), bits, torch.device("cpu")).numpy(), bits))
+    return panel.to(device).repeat(n // rows)
 
 
 def nibbles(codes: Tensor) -> Tensor:

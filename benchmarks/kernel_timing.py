@@ -17,6 +17,11 @@ BUDGET = 2.0  # seconds of a candidate: of slow ones fewer runs are timed, and t
 LEAST = 10
 
 
+def peaks_of(gpu: str) -> dict[str, Any]:
+    """The first entry of the table whose name is in that of the GPU; else one that has a `source` alone, which says so."""
+    return next((entry for entry in PEAKS if re.search(entry["name"], gpu)), {"source": f"no entry for {gpu} in gpu_peaks.toml"})
+
+
 class Timer:
     """On the current GPU."""
 
@@ -29,17 +34,16 @@ class Timer:
         properties = torch.cuda.get_device_properties(0)
         # Written in front of every run: it pushes out what the last one left, and the GPU is busy while the next launch is prepared.
         self._flush = torch.empty(max(8 * properties.L2_cache_size, 256 << 20), dtype=torch.uint8, device=self.device)
-        self.peaks = next((gpu for gpu in PEAKS if re.search(gpu["name"], self.name)), {"source": f"no entry for {self.name} in gpu_peaks.toml"})
+        self._pool = torch.cuda.graph_pool_handle()
+        self.peaks = peaks_of(self.name)
 
     def seconds(self, calls: Mapping[str, Call]) -> tuple[dict[str, float], dict[str, int], dict[str, str]]:
         """Medians, numbers of runs, and why a call could not be made; run by run all calls in turn, so that a ratio is of one time."""
         ready, failed = {}, {}
-        pool = torch.cuda.graph_pool_handle()
         for name, call in calls.items():
             try:
-                ready[name] = self._captured(call, pool)
+                ready[name] = self._captured(call)
             except Exception as error:  # a baseline that this torch or GPU has not
-                torch.cuda.synchronize()
                 failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
         runs = {name: max(LEAST, min(self.runs, int(BUDGET / max(self._once(call), 1e-6)))) for name, call in ready.items()}
         times: dict[str, list[float]] = {name: [] for name in ready}
@@ -49,8 +53,8 @@ class Timer:
                     times[name].append(self._once(call))
         return {name: statistics.median(found) for name, found in times.items()}, runs, failed
 
-    def _captured(self, call: Call, pool: Any) -> Call:
-        """A CUDA graph of the call, after three calls that warm it up."""
+    def _captured(self, call: Call) -> Call:
+        """A CUDA graph of the call, after three calls that warm it up; graphs are replayed one at a time, so they share memory."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -59,7 +63,7 @@ class Timer:
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=self._pool):
             call()
         replay: Call = graph.replay
         return replay
