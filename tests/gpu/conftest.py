@@ -1,6 +1,8 @@
 """Tests that need a CUDA GPU and the real plugin library; everywhere else they are skipped, and say why.
 
     VDITC_PLUGINS_LIBRARY=.../libvditc_plugins.so pytest tests/gpu            # default: where `vditc plugins build` put it
+
+VDITC_REQUIRE_GPU=1 makes a missing GPU a failure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def why_not() -> str | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any fixture is made."""
     if Path(__file__).parent in item.path.parents and (reason := why_not()):
-        pytest.skip(reason)
+        (pytest.fail if os.environ.get("VDITC_REQUIRE_GPU") else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="session")
