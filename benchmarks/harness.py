@@ -48,7 +48,15 @@ def measured(command: list[str], cwd: Path = REPOSITORY) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2), "peak_rss_bytes": usage.ru_maxrss * 1024}
 
 
-def machine() -> dict[str, Any]:
+def version(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine(gpu: Any = None) -> dict[str, Any]:
     """What the figures were measured on."""
     packages = ("vditc", "torch", "diffusers", "onnx", "onnxruntime", "tensorrt_rtx_cu13")
     return {
@@ -56,15 +64,15 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
-        "packages": {p: importlib.metadata.version(p) for p in packages},
-        "gpu": None,
+        "packages": {p: version(p) for p in packages},
+        "gpu": gpu,
     }
 
 
-def save(out: Path | None, rows: list[dict[str, Any]]) -> None:
-    """The file of --out, with the command that makes it again."""
+def save(out: Path | None, rows: list[dict[str, Any]], gpu: Any = None) -> None:
+    """The file of --out, with the command that makes it again; `gpu`: what they were measured on, if it was one."""
     if out is None:
         return
     command = "python " + " ".join([str(Path(sys.argv[0]).resolve().relative_to(REPOSITORY)), *sys.argv[1:]])
-    data = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(), "rows": rows}
+    data = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(gpu), "rows": rows}
     out.write_text(json.dumps(data, indent=1) + "\n")

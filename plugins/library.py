@@ -11,8 +11,15 @@ from vditc.errors import InputError
 ABI_VERSION = 1
 
 
+NO_KERNEL = 2  # status: the tactic or the library has no code for this problem or GPU
+
+
 class KernelError(RuntimeError):
-    """A launch that did not happen; the message is the library's."""
+    """A launch that did not happen, or an error of the device; the message is the library's, `status` a `vditc_status`."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Rows(ctypes.Structure):
@@ -48,7 +55,7 @@ class Library:
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function that returns a status. KernelError with the library's message unless that is 0."""
         if status := int(getattr(self.native, name)(*arguments)):
-            raise KernelError(f"{name}: {self.native.vditc_last_error().decode()} (status {status})")
+            raise KernelError(f"{name}: {self.native.vditc_last_error().decode()} (status {status})", status)
 
 
 def zeroed(structure: type[ctypes.Structure]) -> Any:

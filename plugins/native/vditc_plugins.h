@@ -49,6 +49,13 @@ VDITC_API const char* vditc_last_error(void);
 /* Compute capability of the current device, 10 major + minor (87, 90, ...); of the emulated library, what the environment variable
  * VDITC_EMULATED_SM says, else 80. Negative where there is no device. */
 VDITC_API int32_t vditc_device_sm(void);
+/* Memory of the current device, aligned to 256 bytes, for callers that have no CUDA runtime of their own; of the emulated library, the host's.
+ * `bytes` may be 0. What vditc_device_allocate gave, and nothing else, goes back by vditc_device_free; NULL is let be. */
+VDITC_API vditc_status vditc_device_allocate(size_t bytes, void** memory);
+VDITC_API vditc_status vditc_device_free(void* memory);
+/* Bytes from anywhere to anywhere, host or device, behind all work of the default stream (NULL); it is done when the function returns, and
+ * an error of that work is this function's. */
+VDITC_API vditc_status vditc_device_copy(void* to, const void* from, size_t bytes);
 
 /* ---- vditc.QLinear (docs/plugins/qlinear.md) ------------------------------------------------------------------------------------- */
 

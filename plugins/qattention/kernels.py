@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vditc.plugins.interface import QAttentionKeys, QAttentionProblem, QAttentionTensors
 from vditc.plugins.library import Library, zeroed
 from vditc.plugins.qattention.op import QAttention
 
@@ -16,35 +17,9 @@ _TYPES = {"float16": 1, "bfloat16": 2}  # vditc_float_type
 _Strides = ctypes.c_int64 * 3
 
 
-class Problem(ctypes.Structure):
-    """`vditc_qattention_problem`."""
-
-    _fields_ = [
-        ("struct_bytes", ctypes.c_uint32),
-        *((name, ctypes.c_int32) for name in ("batch", "heads", "head_dim")),
-        *((name, ctypes.c_int64) for name in ("queries", "keys")),
-        *((name, ctypes.c_int32) for name in ("type", "smooth_k", "mask")),
-        ("scale", ctypes.c_float),
-        *((f"{name}_strides", _Strides) for name in "qkvy"),
-        ("mask_stride", ctypes.c_int64),
-    ]
-
-
-class Tensors(ctypes.Structure):
-    """`vditc_qattention_tensors`."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "k", "v", "mask", "y")]
-
-
-class Keys(ctypes.Structure):
-    """`vditc_qattention_keys`."""
-
-    _fields_ = [("codes", ctypes.c_size_t), ("scale", ctypes.c_size_t), ("width", ctypes.c_int64), ("row", ctypes.c_int64)]
-
-
-def problem_of(op: QAttention, q: Array, k: Array, v: Array, y: Array, mask: Array | None = None) -> Problem:
+def problem_of(op: QAttention, q: Array, k: Array, v: Array, y: Array, mask: Array | None = None) -> QAttentionProblem:
     """The problem that these arrays are of. Their axes are the operator's; the last one lies without gaps, the others as they like."""
-    made: Problem = zeroed(Problem)
+    made: QAttentionProblem = zeroed(QAttentionProblem)
     tokens = 1 if op.q_by_token else 2
     made.batch, made.heads, made.head_dim = q.shape[0], q.shape[3 - tokens], q.shape[-1]
     made.queries, made.keys = q.shape[tokens], k.shape[1 if op.k_by_token else 2]
@@ -83,7 +58,7 @@ def products(library: Library, op: QAttention, *inputs: Array) -> tuple[Array, A
     problem, tensors = _given(op, inputs, q if op.q_by_token == op.y_by_token else q.swapaxes(1, 2))
     pairs = (problem.batch, problem.heads)
     found = np.empty((*pairs, problem.queries, problem.keys), np.int32)
-    workspace, keys = _workspace(library, problem), Keys()
+    workspace, keys = _workspace(library, problem), QAttentionKeys()
     library.call(
         "vditc_qattention_scores",
         ctypes.byref(problem),
@@ -99,14 +74,14 @@ def products(library: Library, op: QAttention, *inputs: Array) -> tuple[Array, A
     return found, codes.reshape(*pairs, problem.keys, keys.width), scale[..., : problem.keys, None]
 
 
-def _given(op: QAttention, inputs: tuple[Array, ...], y: Array) -> tuple[Problem, Tensors]:
+def _given(op: QAttention, inputs: tuple[Array, ...], y: Array) -> tuple[QAttentionProblem, QAttentionTensors]:
     mask = inputs[3] if op.mask else None
     problem = problem_of(op, *inputs[:3], y, mask)
     addresses = [a.ctypes.data for a in inputs[:3]]
-    return problem, Tensors(*addresses, None if mask is None else mask.ctypes.data, y.ctypes.data)
+    return problem, QAttentionTensors(*addresses, None if mask is None else mask.ctypes.data, y.ctypes.data)
 
 
-def _workspace(library: Library, problem: Problem) -> npt.NDArray[np.uint8]:
+def _workspace(library: Library, problem: QAttentionProblem) -> npt.NDArray[np.uint8]:
     """As many bytes as the library wants, which nobody has set to 0."""
     size = ctypes.c_size_t()
     library.call("vditc_qattention_workspace", ctypes.byref(problem), ctypes.byref(size))

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vditc.plugins.interface import ACTIVATIONS, FLOATS, QLinearProblem, QLinearTensors
 from vditc.plugins.library import Library, Rows, zeroed
 from vditc.plugins.packing import LAYOUT
 from vditc.plugins.qlinear.op import QLinear
 
 Array = npt.NDArray[Any]
 Tensor = Array | int  # an address is an int
-TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}
-ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 class Tactic(enum.IntEnum):
@@ -37,27 +36,7 @@ class Tactic(enum.IntEnum):
     EXPAND_SM100 = 18
 
 
-_SUMS = ("bits", "unsigned_weights", "activation_bits", "packed", "layout", "group", "rank", "low_rank")
-_REST = ("bias", "activation", "gated", "output", "scale_per_row")
-
-
-class _Problem(ctypes.Structure):
-    _fields_ = [
-        ("struct_bytes", ctypes.c_uint32),
-        ("n", ctypes.c_int32),
-        ("k", ctypes.c_int32),
-        ("m", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in (*_SUMS, *_REST)),
-        ("gate_rows", Rows),
-        ("residual_rows", Rows),
-    ]
-
-
-TENSORS = ("x", "scale", "weight", "weight_scale", "left", "right", "down", "up", "bias", "gate", "residual", "y")
-
-
-class _Tensors(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in TENSORS]
+TENSORS = tuple(field[0] for field in QLinearTensors._fields_)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,12 +64,12 @@ class Problem:
 
     def native(self) -> Any:
         """The C struct."""
-        made = zeroed(_Problem)
-        for name in ("m", "n", "k", *_SUMS, *_REST):
-            if name in self.__dict__ and not isinstance(value := getattr(self, name), str):
+        made = zeroed(QLinearProblem)
+        for name in (field[0] for field in QLinearProblem._fields_):
+            if isinstance(value := getattr(self, name, None), int):
                 setattr(made, name, int(value))
         made.unsigned_weights = int(self.unsigned)
-        made.activation, made.output = ACTIVATIONS[self.activation], TYPES[self.output]
+        made.activation, made.output = ACTIVATIONS[self.activation], FLOATS[self.output]
         made.gate_rows, made.residual_rows = Rows(*self.gate_rows), Rows(*self.residual_rows)
         return made
 
@@ -131,7 +110,7 @@ def launch(
     library.call(
         "vditc_qlinear_launch",
         ctypes.byref(problem.native()),
-        ctypes.byref(_Tensors(**{name: _address(value) for name, value in tensors.items()})),
+        ctypes.byref(QLinearTensors(**{name: _address(value) for name, value in tensors.items()})),
         int(tactic),
         ctypes.c_void_p(_address(workspace)),
         ctypes.c_size_t(_room(workspace, room)),
@@ -154,7 +133,7 @@ def accumulators(
     library.call(
         "vditc_qlinear_accumulators",
         ctypes.byref(problem.native()),
-        ctypes.byref(_Tensors(**{name: _address(value) for name, value in tensors.items()})),
+        ctypes.byref(QLinearTensors(**{name: _address(value) for name, value in tensors.items()})),
         int(tactic),
         ctypes.c_void_p(_address(out)),
         ctypes.c_void_p(_address(workspace)),

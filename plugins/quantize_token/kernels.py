@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from vditc.plugins.interface import QuantizeTokenProblem, QuantizeTokenTensors
 from vditc.plugins.library import Library, Rows, zeroed
 from vditc.plugins.plugin_op import FLOATS
-from vditc.plugins.quantize_token.op import MAX_SHARES, NORMS, QuantizeToken
+from vditc.plugins.quantize_token.op import NORMS, QuantizeToken
 
 Array = npt.NDArray[Any]
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -23,48 +24,9 @@ _FLAGS = ("packed", "clip", "gated", "weight", "bias", "gain", "shift", "center"
 _ALIGNED = 16
 
 
-class Problem(ctypes.Structure):
-    """`vditc_quantize_token_problem`."""
-
-    _fields_ = [
-        ("struct_bytes", ctypes.c_uint32),
-        ("k", ctypes.c_int32),
-        ("m", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("input", "bits", "packed", "given", "clip", "gated", "activation", "norm")),
-        ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("weight", "bias", "gain", "shift", "center", "balance", "rotation", "total", "shares")),
-        *((f"{name}_rows", Rows) for name in BROADCAST),
-    ]
-
-
-_POINTERS = (
-    "x",
-    "gate",
-    "residual",
-    "weight",
-    "bias",
-    "gain",
-    "shift",
-    "center",
-    "balance",
-    "clip",
-    "given",
-    "alpha",
-    "codes",
-    "scale",
-    "total",
-)
-
-
-class Tensors(ctypes.Structure):
-    """`vditc_quantize_token_tensors`: addresses, None where the problem leaves a tensor out."""
-
-    _fields_ = [*((name, ctypes.c_void_p) for name in _POINTERS), ("share", ctypes.c_void_p * MAX_SHARES), ("sum", ctypes.c_void_p)]
-
-
-def problem(op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str, Rows]) -> Problem:
+def problem(op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str, Rows]) -> QuantizeTokenProblem:
     """For m tokens of k channels; `dtype` of x as `plugin_op.FLOATS` names them; `rows` of those of `BROADCAST` that the operator has."""
-    made: Problem = zeroed(Problem)
+    made: QuantizeTokenProblem = zeroed(QuantizeTokenProblem)
     made.k, made.m, made.input, made.bits = k, m, tuple(FLOATS).index(dtype), op.bits
     made.given = op.scaled == "given"
     made.activation, made.norm, made.epsilon = ACTIVATIONS.index(op.activation), NORMS.index(op.norm), op.epsilon
@@ -76,9 +38,9 @@ def problem(op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str,
     return made
 
 
-def launch(library: Library, made: Problem, addresses: Mapping[str, int], stream: int = 0) -> None:
+def launch(library: Library, made: QuantizeTokenProblem, addresses: Mapping[str, int], stream: int = 0) -> None:
     """Enqueue one call. `addresses` of the operator's inputs and outputs by their names. KernelError says what is wrong with them."""
-    tensors = Tensors()
+    tensors = QuantizeTokenTensors()
     for name, address in addresses.items():
         if name.startswith("share"):
             tensors.share[int(name.removeprefix("share"))] = address
