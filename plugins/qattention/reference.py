@@ -19,7 +19,8 @@ Array = npt.NDArray[Any]
 # off by some roundings. Of codes the share, of a scale the relative error. k' that is all rounding of the mean has no codes worth comparing.
 CODES_OFF = 1e-3
 SCALE_OFF = 2.0**-20
-# Half a unit in the last place of a weight and of a result, both relative to the greatest value, as weights are positive and sum to 1.
+# Half a unit in the last place: of a weight, of a result and of the oracle's, each relative to the greatest value, as weights are positive
+# and sum to 1.
 _UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-9}
 # Roundings of a score, in float32: of its products with two scales and the factor, of the mask, of the difference from the greatest.
 _SCORE = 4 * 2.0**-24
@@ -74,5 +75,5 @@ def tolerance(op: QAttention, q: Array, k: Array, v: Array, mask: Array | None =
     most = np.where(found < -HIDDEN / 2, found, 0).max((-1, -2), keepdims=True)
     value = np.abs(heads_first(v, op.v_by_token).astype(np.float64)).max((-1, -2), keepdims=True)
     unit = _UNIT[q.dtype.name]
-    made: npt.NDArray[np.float64] = (2 * unit + 2 * _SCORE * most + 2.0**-20) * value + np.finfo(np.float16).smallest_subnormal
+    made: npt.NDArray[np.float64] = (3 * unit + 2 * _SCORE * most + 2.0**-20) * value + np.finfo(np.float16).smallest_subnormal
     return made
