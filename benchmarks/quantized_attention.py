@@ -4,8 +4,8 @@
 
 Relative L2 error of one head's output, float64 attention on the same 16-bit inputs being exact. `random`: q, k and v are normal. `peaked`:
 q is four times as large, so that few keys weigh much. `channels`: one channel in 16 of k is eight times as large. `offsets`: one channel in
-16 of k is 20 more in all keys, the form that SageAttention (arXiv 2410.02367, section 4.2) found outliers of k to have. `kernel`: the plugin
-library's kernel with smoothed k, in the emulator for the CPU; the others in float32.
+16 of k is 20 more in all keys, the form that SageAttention (arXiv 2410.02367, section 4.2) found outliers of k to have. `kernel`: the
+plugin library's kernel with smoothed k, in the emulator for the CPU; the others in float32.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def measure(kind: str, width: int, library: Library) -> list[dict[str, Any]]:
     for dtype, made in TYPES.items():
         given = [a.astype(made) for a in inputs(kind, width)]
         wanted = exact(*given)
-        wide = [torch.from_numpy(a.astype(np.float32)) for a in given]
+        q, k, v = (torch.from_numpy(a.astype(np.float32)) for a in given)
         for smooth in (False, True):
             for block in BLOCKS if dtype == "fp16" else ():
                 scheme = AttentionScheme(qk=QType.INT8, smooth_k=smooth, block_size=block)
-                found = quantized_attention(*wide, scheme).numpy()
+                found = quantized_attention(q, k, v, scheme).numpy()
                 row(f"a scale per {'token' if block == 1 else f'{block} tokens'}{', smoothed' if smooth else ''}", dtype, found, wanted)
         row("kernel", dtype, qattention(library, QAttention(scale=float(np.float32(width**-0.5))), *given), wanted)
     return rows

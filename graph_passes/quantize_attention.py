@@ -10,8 +10,8 @@
     %y  = Transpose<perm=[0, 2, 1, 3]>(%h)
 
 with %q, %k, %v of float16 or bfloat16; the mask may be missing. Transposes of heads and tokens that nobody else reads go into the operator.
-Attentions of fewer than `min_keys` keys at the graph's default sizes stay: with K keys in a layer of width W, attention is about K / 6 W of the
-work of the layers beside it, 11 % at 1024 keys and the width of 1536 of Wan 2.1 1.3B, and text has 512 keys at most in most families.
+Attentions of fewer than `min_keys` keys at the graph's default sizes stay: with K keys in a layer of width W, attention is about K / 6 W of
+the work of the layers beside it, 11 % at 1024 keys and the width of 1536 of Wan 2.1 1.3B, and text has 512 keys at most in most families.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ Array = npt.NDArray[Any]
 Sizes = tuple[int, ...]
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # By which graphs compute shapes, small enough to be run.
-_RUN = frozenset(
-    ("Add", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather", "Identity", "Max", "Min")
-    + ("Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where")
+_RUN = (
+    *("Add", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather", "Identity", "Max"),
+    *("Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
 )
 
 
@@ -80,7 +80,7 @@ class _Walk:
             imports = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
             made = infer_node_outputs(schema, proto, known, fed, opset_imports=imports, ir_version=10)
         except (onnx.defs.SchemaError, InferenceError, ValidationError, KeyError):
-            made = {}
+            made = dict[str, onnx.TypeProto]()
             # Sizes that the model has not, such as more rows than a table of positions has: as many as it asks for.
             if node.op_type == "Expand" and len(read) == 2 and read[0] in self.types and read[1] in self.data:
                 have, asked = _dims(self.types[read[0]]) or (), self.data[read[1]].tolist()
@@ -109,7 +109,8 @@ def _evaluated(proto: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) ->
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), None) for name, a in feeds.items()]
     graph = onnx.helper.make_graph([proto], "one", inputs, [onnx.helper.make_empty_tensor_value_info(proto.output[0])])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return np.asarray(ReferenceEvaluator(model).run(None, dict(feeds))[0])
+    (result,) = ReferenceEvaluator(model).run(None, dict(feeds))
+    return np.asarray(result)
 
 
 def _dims(kind: onnx.TypeProto) -> Sizes | None:

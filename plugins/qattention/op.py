@@ -6,8 +6,8 @@
     scores  = (c_q c_k^T) * s_k * (s_q * scale) + max(mask, -1e30)
     y       = softmax(scores) v
 
-Everything is float32 but the sums of codes, which are exact integers; kernels multiply v in its own type by weights rounded to it and sum in
-float32. A query whose keys are all hidden by the mask averages all values: a mask ends at -1e30.
+Everything is float32 but the sums of codes, which are exact integers; kernels multiply v in its own type by weights rounded to it and sum
+in float32. A query whose keys are all hidden by the mask averages all values: a mask ends at -1e30.
 
 | input | type and shape |
 |---|---|

@@ -180,8 +180,8 @@ def test_pointers_that_are_none(library: Library, name: str) -> None:
     library.call("vditc_qattention_workspace", ctypes.byref(problem), ctypes.byref(size))
     memory = np.zeros(size.value + 16, np.uint8)
     address = memory.ctypes.data + -memory.ctypes.data % 16
-    for given, said in ((None, f"{name} is null"), (address + 1, f"{name} is not aligned to {2 if name == 'mask' else 16} bytes")):
-        pointers = dict.fromkeys(("q", "k", "v", "mask", "y", "workspace"), address) | {name: given}
+    for pointer, said in ((None, f"{name} is null"), (address + 1, f"{name} is not aligned to {2 if name == 'mask' else 16} bytes")):
+        pointers = dict.fromkeys(("q", "k", "v", "mask", "y", "workspace"), address) | {name: pointer}
         workspace = pointers.pop("workspace")
         tensors = Tensors(*pointers.values())
         with pytest.raises(KernelError, match=said):
