@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 
-def inserted(graph: ir.Graph, before: ir.Node, kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Value:
+def inserted(
+    graph: ir.Graph, before: ir.Node, kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | list[int]
+) -> ir.Value:
     """What a new node in front of `before` gives; both are called `name`."""
     node = ir.node(kind, inputs, attributes, name=name)
     node.outputs[0].name = name

@@ -23,6 +23,7 @@ from vditc.graph_passes.keep_attention_in_range import KeepAttentionInRange
 from vditc.graph_passes.legalize_for_target import Blocks, LegalizeForTarget
 from vditc.graph_passes.lower_subbyte_linear import LowerSubbyteLinear
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
+from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.graph_passes.raise_opset import LATER, RaiseOpset
 from vditc.graph_passes.share_quantization import ShareQuantization
 from vditc.graph_passes.spec import IR_VERSIONS
@@ -92,6 +93,7 @@ def _handed_over(plugins: bool, target: Target) -> tuple[Pass, ...]:
     return (FuseQuantizeToken(), lowered, *(() if target.functions else (StripFunctions(),)))
 
 
+ON_REQUEST: tuple[type[Pass], ...] = (QuantizeAttention,)  # in no list: `--passes` names them
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 

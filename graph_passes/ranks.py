@@ -15,6 +15,7 @@ _AS_FIRST = (
         "Gelu",
         "Identity",
         "LayerNormalization",
+        "QAttention",
         "QLinear",
         "QuantizeLinear",
         "QuantizeToken",

@@ -93,4 +93,8 @@ def _plain(value: Any) -> Any:
 
 
 def _field(field: dataclasses.Field[Any], value: Any) -> Any:
-    return bool(value) if field.type in ("bool", bool) else value
+    if field.type not in ("bool", bool):
+        return value
+    if value not in (0, 1):
+        raise ValueError(f"{field.name} {value!r}; wanted 0 or 1")
+    return bool(value)

@@ -6,8 +6,8 @@
     scores  = (c_q c_k^T) * s_k * (s_q * scale) + max(mask, -1e30)
     y       = softmax(scores) v
 
-Everything is float32 but the sums of codes, which are exact integers; kernels multiply v in its own type by weights rounded to it and sum in
-float32. A query whose keys are all hidden by the mask averages all values: a mask ends at -1e30.
+Everything is float32 but the sums of codes, which are exact integers; kernels multiply v in its own type by weights rounded to it and sum
+in float32. A query whose keys are all hidden by the mask averages all values: a mask ends at -1e30.
 
 | input | type and shape |
 |---|---|
@@ -51,9 +51,6 @@ class QAttention(PluginOp):
     def __post_init__(self) -> None:
         if not SCALES[0] <= self.scale <= SCALES[1]:
             raise ValueError(f"scale {self.scale!r}; wanted a number from {SCALES[0]:g} to {SCALES[1]:g}")
-        for name in ("smooth_k", "mask", "q_by_token", "k_by_token", "v_by_token", "y_by_token"):
-            if (found := getattr(self, name)) not in (False, True):
-                raise ValueError(f"{name} {found!r}; wanted 0 or 1")
 
     @property
     def inputs(self) -> tuple[str, ...]:

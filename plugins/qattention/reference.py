@@ -1,6 +1,6 @@
 """What a kernel of `vditc.QAttention` must compute, in numpy: codes in float32, their products in int64, the rest in float64.
 
-A kernel differs from it, given the same codes of k, by roundings alone: of the weights to the type of v, of scores to float32, of the result.
+A kernel differs from it, given the same codes of k, by roundings alone: of weights to the type of v, of scores to float32, of the result.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from vditc.plugins.qattention.op import HIDDEN, QAttention
 Array = npt.NDArray[Any]
 
 # The mean of k is a sum of float32 numbers in an order that a kernel chooses: next to a tie a code may be its neighbour, and a scale is
-# off by some roundings. Of codes the share, of a scale the relative error. k' that is all rounding of the mean has no codes worth comparing.
+# off by some roundings. Of codes the share, of a scale the relative error. Keys that are all alike have no codes worth comparing.
 CODES_OFF = 1e-3
 SCALE_OFF = 2.0**-20
-# Half a unit in the last place of a weight and of a result, both relative to the greatest value, as weights are positive and sum to 1.
+# Half a unit in the last place: of a weight, of a result and of the oracle's, each relative to the greatest value, as weights are positive
+# and sum to 1.
 _UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-9}
 # Roundings of a score, in float32: of its products with two scales and the factor, of the mask, of the difference from the greatest.
 _SCORE = 4 * 2.0**-24
@@ -74,5 +75,5 @@ def tolerance(op: QAttention, q: Array, k: Array, v: Array, mask: Array | None =
     most = np.where(found < -HIDDEN / 2, found, 0).max((-1, -2), keepdims=True)
     value = np.abs(heads_first(v, op.v_by_token).astype(np.float64)).max((-1, -2), keepdims=True)
     unit = _UNIT[q.dtype.name]
-    made: npt.NDArray[np.float64] = (2 * unit + 2 * _SCORE * most + 2.0**-20) * value + np.finfo(np.float16).smallest_subnormal
+    made: npt.NDArray[np.float64] = (3 * unit + 2 * _SCORE * most + 2.0**-20) * value + np.finfo(np.float16).smallest_subnormal
     return made
