@@ -34,8 +34,9 @@ TARGET = Target.load("rtx-blackwell")
 
 
 def exported(tiny: ModelDir, folder: Path, scheme: str | None) -> Path:
-    schemes = {**tiny_export.SCHEMES, **tiny_export.FEW_BITS, **tiny_export.FLOATS, None: None}
-    return tiny_export.export(tiny, tiny_export.calibration(tiny, schemes[scheme]), folder / "model.onnx")
+    schemes = {**tiny_export.SCHEMES, **tiny_export.FEW_BITS, **tiny_export.FLOATS}
+    chosen = None if scheme is None else schemes[scheme]
+    return tiny_export.export(tiny, tiny_export.calibration(tiny, chosen), folder / "model.onnx")
 
 
 def passes(*names: str) -> list[Pass]:

@@ -11,8 +11,9 @@ from attention_inputs import TYPES, Array, arrays, cases, check
 from hypothesis import given, settings
 
 from vditc.plugins.emulated import emulated_library
+from vditc.plugins.interface import QAttentionProblem, QAttentionTensors
 from vditc.plugins.library import KernelError, Library
-from vditc.plugins.qattention.kernels import Problem, Tensors, problem_of, products, qattention
+from vditc.plugins.qattention.kernels import problem_of, products, qattention
 from vditc.plugins.qattention.op import QAttention
 from vditc.plugins.qattention.reference import CODES_OFF, SCALE_OFF, heads_first, key_codes, sums
 
@@ -163,7 +164,7 @@ def test_problems_that_there_are_not(library: Library, change: dict[str, Any], s
     with pytest.raises(KernelError, match=f"{said}.*status 1"):
         library.call("vditc_qattention_workspace", ctypes.byref(problem), ctypes.byref(size))
     with pytest.raises(KernelError, match=said):
-        library.call("vditc_qattention_launch", ctypes.byref(problem), ctypes.byref(Tensors()), None, ctypes.c_size_t(0), None)
+        library.call("vditc_qattention_launch", ctypes.byref(problem), ctypes.byref(QAttentionTensors()), None, ctypes.c_size_t(0), None)
 
 
 def test_a_stride_of_what_there_is_one_of_is_free(library: Library) -> None:
@@ -183,7 +184,7 @@ def test_pointers_that_are_none(library: Library, name: str) -> None:
     for pointer, said in ((None, f"{name} is null"), (address + 1, f"{name} is not aligned to {2 if name == 'mask' else 16} bytes")):
         pointers = dict.fromkeys(("q", "k", "v", "mask", "y", "workspace"), address) | {name: pointer}
         workspace = pointers.pop("workspace")
-        tensors = Tensors(*pointers.values())
+        tensors = QAttentionTensors(*pointers.values())
         with pytest.raises(KernelError, match=said):
             library.call("vditc_qattention_launch", ctypes.byref(problem), ctypes.byref(tensors), ctypes.c_void_p(workspace), size, None)
 
@@ -192,12 +193,12 @@ def test_a_workspace_that_is_too_small(library: Library) -> None:
     problem, size = a_problem(), ctypes.c_size_t()
     library.call("vditc_qattention_workspace", ctypes.byref(problem), ctypes.byref(size))
     memory = np.zeros(64, np.uint8)
-    tensors = Tensors(*[memory.ctypes.data + -memory.ctypes.data % 16] * 5)
+    tensors = QAttentionTensors(*[memory.ctypes.data + -memory.ctypes.data % 16] * 5)
     with pytest.raises(KernelError, match=f"a workspace of {size.value - 1} bytes; wanted {size.value} .status 3"):
         library.call("vditc_qattention_launch", ctypes.byref(problem), ctypes.byref(tensors), None, ctypes.c_size_t(size.value - 1), None)
 
 
-def a_problem(mask: int = 0) -> Problem:
+def a_problem(mask: int = 0) -> QAttentionProblem:
     """Of 1 x 2 heads, 4 queries and 8 keys of 64 channels."""
     op = QAttention(scale=0.125)
     q, k, v = arrays(op, np.random.default_rng(6), (1, 2, 4, 8, 64), TYPES["fp16"])

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vditc.plugins.emulated import emulated_library
+from vditc.plugins.interface import QuantizeTokenProblem
 from vditc.plugins.library import KernelError, Library, Rows
 from vditc.plugins.packing import code_range, unpack_tokens
 from vditc.plugins.quantize_token import kernels
@@ -227,7 +228,7 @@ def test_a_mean_that_float32_cannot_hold(library: Library) -> None:
     assert not out["codes"][:2].any()
 
 
-def small() -> tuple[kernels.Problem, dict[str, Array]]:
+def small() -> tuple[QuantizeTokenProblem, dict[str, Array]]:
     """A problem of two tokens of 64 channels with everything, and its tensors."""
     op = QuantizeToken(bits=4, gain=True, shift=True, clip=True, total=True, shares=2, packed=True, gated=True)
     rows = dict.fromkeys(kernels.BROADCAST, Rows(1, 1))
@@ -238,7 +239,7 @@ def small() -> tuple[kernels.Problem, dict[str, Array]]:
     return made, tensors
 
 
-def refused(library: Library, made: kernels.Problem, tensors: dict[str, Array], message: str, **moved: int) -> None:
+def refused(library: Library, made: QuantizeTokenProblem, tensors: dict[str, Array], message: str, **moved: int) -> None:
     addresses = {name: tensor.ctypes.data for name, tensor in tensors.items()} | moved
     with pytest.raises(KernelError, match=message):
         kernels.launch(library, made, addresses)
