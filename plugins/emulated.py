@@ -6,6 +6,7 @@ with the oracles where there is no GPU. It is built once for each state of the s
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -51,7 +52,10 @@ def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) ->
     if shutil.which(compiler) is None:
         raise InputError(found=f"no {compiler}", wanted="a C++17 compiler", where="PATH", fix="install g++, or set CXX")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with (folder / "emulated.lock").open("w") as lock, tempfile.TemporaryDirectory(dir=folder) as work:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that want it at a time build it once
+        if out.exists():
+            return out
         jobs = []
         for unit in units:
             made = Path(work) / f"{unit.parent.name}.{unit.name}.o"
