@@ -34,8 +34,8 @@ TARGET = Target.load("rtx-blackwell")
 
 
 def exported(tiny: ModelDir, folder: Path, scheme: str | None) -> Path:
-    schemes = {**tiny_export.SCHEMES, **tiny_export.FEW_BITS, **tiny_export.FLOATS, None: None}
-    return tiny_export.export(tiny, tiny_export.calibration(tiny, schemes[scheme]), folder / "model.onnx")
+    schemes = {**tiny_export.SCHEMES, **tiny_export.FEW_BITS, **tiny_export.FLOATS}
+    return tiny_export.export(tiny, tiny_export.calibration(tiny, schemes[scheme] if scheme else None), folder / "model.onnx")
 
 
 def passes(*names: str) -> list[Pass]:

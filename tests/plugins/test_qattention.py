@@ -41,7 +41,7 @@ def run_body(op: QAttention, inputs: list[Array]) -> Array:
 
 def onnxruntime_array(value: Any) -> Array:
     """The bits of a float16 or bfloat16 value."""
-    return np.from_dlpack(torch.from_dlpack(value._ortvalue.to_dlpack()).view(torch.int16)).view(np.uint16)
+    return np.from_dlpack(torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).view(torch.int16)).view(np.uint16)
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,10 +55,10 @@ def test_the_body_computes_what_the_oracle_does(made: tuple[QAttention, list[Arr
 def test_the_oracle_is_what_calibration_measures(smooth_k: bool) -> None:
     """Of a scale for every token: the attention whose error a calibration file records."""
     op = QAttention(scale=0.3, smooth_k=smooth_k)
-    q, k, v = arrays(op, np.random.default_rng(0), (2, 2, 40, 50, 64), TYPES["fp16"], exact=True)
-    scheme = AttentionScheme(qk=QType.INT8, smooth_k=smooth_k)
-    wanted = quantized_attention(*(torch.from_numpy(a.astype(np.float32)) for a in (q, k, v)), scheme, scale=0.3).numpy()
-    assert np.abs(qattention(op, q, k, v).astype(np.float32) - wanted).max() <= 2.0**-11 * np.abs(wanted).max() + 1e-5
+    inputs = arrays(op, np.random.default_rng(0), (2, 2, 40, 50, 64), TYPES["fp16"], exact=True)
+    q, k, v = (torch.from_numpy(a.astype(np.float32)) for a in inputs)
+    wanted = quantized_attention(q, k, v, AttentionScheme(qk=QType.INT8, smooth_k=smooth_k), scale=0.3).numpy()
+    assert np.abs(qattention(op, *inputs).astype(np.float32) - wanted).max() <= 2.0**-11 * np.abs(wanted).max() + 1e-5
 
 
 def test_codes_by_hand() -> None:
