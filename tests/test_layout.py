@@ -23,7 +23,9 @@ def test_stages_are_links() -> None:
 
 
 def test_no_stage_was_imported_by_its_bare_name() -> None:
-    assert not set(STAGES) & set(sys.modules)
+    """A script of benchmarks/ may have a stage's name."""
+    found = {stage: getattr(sys.modules.get(stage), "__path__", ()) for stage in STAGES}
+    assert not [stage for stage, paths in found.items() if any(Path(path).resolve() == ROOT / stage for path in paths)]
 
 
 def test_root_nouns_import_nothing_heavy() -> None:

@@ -12,7 +12,7 @@ from command import Run
 
 import vditc
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vditc.__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(Path(vditc.__file__).parents[1])}
 
 
 def run(ranks: int, *arguments: str, launch: Sequence[str] = ()) -> Run:
@@ -35,5 +35,10 @@ def _start(ranks: int) -> list[str]:
 
 
 def _run(*command: str) -> Run:
-    done = subprocess.run([sys.executable, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    """Once more where a process aborted: rarely, threads of gloo let go of a tensor just when Python does (pytorch/pytorch#190489)."""
+    for left in (1, 0):
+        done = subprocess.run([sys.executable, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+        if not (left and "SIGABRT" in done.stderr):
+            break
+        print(done.stderr, file=sys.stderr)
     return Run(done.returncode, done.stdout, done.stderr)
