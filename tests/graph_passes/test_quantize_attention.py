@@ -35,8 +35,7 @@ TARGET = Target.load("rtx-blackwell")
 
 def exported(tiny: ModelDir, folder: Path, scheme: str | None) -> Path:
     schemes = {**tiny_export.SCHEMES, **tiny_export.FEW_BITS, **tiny_export.FLOATS}
-    chosen = None if scheme is None else schemes[scheme]
-    return tiny_export.export(tiny, tiny_export.calibration(tiny, chosen), folder / "model.onnx")
+    return tiny_export.export(tiny, tiny_export.calibration(tiny, schemes[scheme] if scheme else None), folder / "model.onnx")
 
 
 def passes(*names: str) -> list[Pass]:

@@ -55,11 +55,10 @@ def test_the_body_computes_what_the_oracle_does(made: tuple[QAttention, list[Arr
 def test_the_oracle_is_what_calibration_measures(smooth_k: bool) -> None:
     """Of a scale for every token: the attention whose error a calibration file records."""
     op = QAttention(scale=0.3, smooth_k=smooth_k)
-    q, k, v = arrays(op, np.random.default_rng(0), (2, 2, 40, 50, 64), TYPES["fp16"], exact=True)
-    scheme = AttentionScheme(qk=QType.INT8, smooth_k=smooth_k)
-    query, key, value = (torch.from_numpy(a.astype(np.float32)) for a in (q, k, v))
-    wanted = quantized_attention(query, key, value, scheme, scale=0.3).numpy()
-    assert np.abs(qattention(op, q, k, v).astype(np.float32) - wanted).max() <= 2.0**-11 * np.abs(wanted).max() + 1e-5
+    inputs = arrays(op, np.random.default_rng(0), (2, 2, 40, 50, 64), TYPES["fp16"], exact=True)
+    q, k, v = (torch.from_numpy(a.astype(np.float32)) for a in inputs)
+    wanted = quantized_attention(q, k, v, AttentionScheme(qk=QType.INT8, smooth_k=smooth_k), scale=0.3).numpy()
+    assert np.abs(qattention(op, *inputs).astype(np.float32) - wanted).max() <= 2.0**-11 * np.abs(wanted).max() + 1e-5
 
 
 def test_codes_by_hand() -> None:
