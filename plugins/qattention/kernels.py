@@ -1,4 +1,4 @@
-"""`vditc.QAttention` by the plugin library (`native/vditc_plugins.h`), on numpy arrays: for the emulated one, whose memory is the host's."""
+"""`vditc.QAttention` by the plugin library (`native/vditc_plugins.h`), on numpy arrays: for the emulated one, in the host's memory."""
 
 from __future__ import annotations
 
@@ -76,8 +76,9 @@ def products(library: Library, op: QAttention, *inputs: Array) -> tuple[Array, A
 
 def _given(op: QAttention, inputs: tuple[Array, ...], y: Array) -> tuple[QAttentionProblem, QAttentionTensors]:
     mask = inputs[3] if op.mask else None
-    problem = problem_of(op, *inputs[:3], y, mask)
-    addresses = [a.ctypes.data for a in inputs[:3]]
+    q, k, v = inputs[:3]
+    problem = problem_of(op, q, k, v, y, mask)
+    addresses = [a.ctypes.data for a in (q, k, v)]
     return problem, QAttentionTensors(*addresses, None if mask is None else mask.ctypes.data, y.ctypes.data)
 
 

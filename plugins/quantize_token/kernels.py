@@ -22,6 +22,7 @@ MAX_K = 32768  # channels that fit in the registers of a block
 BROADCAST = ("gain", "shift", "gate", "residual")
 _FLAGS = ("packed", "clip", "gated", "weight", "bias", "gain", "shift", "center", "balance", "total", "shares")
 _ALIGNED = 16
+Problem = QuantizeTokenProblem
 
 
 def problem(op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str, Rows]) -> QuantizeTokenProblem:
