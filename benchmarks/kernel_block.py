@@ -33,7 +33,9 @@ class Block:
         self.one = torch.ones(width, device=device, dtype=torch.bfloat16)
         self.norm_weight, self.norm_bias = torch.rand(width, device=device), torch.zeros(width, device=device)
         self.qk_norm = torch.ones(width, device=device, dtype=torch.bfloat16)
-        self.angles = torch.polar(torch.ones(tokens, model.head_dim // 2, device=device), torch.rand(tokens, model.head_dim // 2, device=device))
+        self.angles = torch.polar(
+            torch.ones(tokens, model.head_dim // 2, device=device), torch.rand(tokens, model.head_dim // 2, device=device)
+        )
         sizes = {**dict.fromkeys(LAYERS, (width, width)), "up": (model.ffn, width), "down": (width, model.ffn)}
         self.sizes = sizes
         self.weights = {name: torch.randn(shape, device=device, dtype=torch.bfloat16) / shape[1] ** 0.5 for name, shape in sizes.items()}
@@ -43,10 +45,15 @@ class Block:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: bool) -> Tensor:
         """Attention of projections [1, tokens, width]: norms of q and k, positions, softmax; the same in every scheme."""
         q, k = (nn.rms_norm(t, (self.model.width,), self.qk_norm, EPSILON) for t in (q, k))
-        q, k, v = (t.unflatten(-1, (self.model.heads, self.model.head_dim)) for t in (q, k, v))
+        q, k, v = (torch.unflatten(t, -1, (self.model.heads, self.model.head_dim)) for t in (q, k, v))
         if rotary:
-            q, k = (torch.view_as_real(torch.view_as_complex(t.float().unflatten(-1, (-1, 2))) * self.angles[:, None]).flatten(-2).type_as(v) for t in (q, k))
-        y = nn.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+            q, k = (
+                torch.view_as_real(torch.view_as_complex(torch.unflatten(t.float(), -1, (-1, 2))) * self.angles[:, None])
+                .flatten(-2)
+                .type_as(v)
+                for t in (q, k)
+            )
+        y = nn.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return y.transpose(1, 2).flatten(2)
 
     def attention_alone(self) -> Tensor:

@@ -50,7 +50,7 @@ def packed_weight(n: int, k: int, bits: int, device: torch.device) -> Tensor:
 
 def nibbles(codes: Tensor) -> Tensor:
     """Two codes a byte (`vditc.plugins.packing.pack_tokens`), on the device."""
-    halves = codes.unflatten(-1, (-1, 2, 16)).view(torch.uint8)
+    halves = torch.unflatten(codes, -1, (-1, 2, 16)).view(torch.uint8)
     return ((halves[..., 0, :] & 15) | (halves[..., 1, :] << 4)).flatten(-2).view(torch.int8)
 
 
@@ -89,7 +89,16 @@ def qlinear_row(timer: Timer | Dry, m: int, n: int, k: int, layers: list[str]) -
         for tactic in tactics(library).values():
             name = f"{scheme} {tactic}"
             call: Call = functools.partial(
-                qlinear, codes, scale, weight, weight_scale, bits=bits, activation_bits=activation_bits, packed=packed, bias=bias, tactic=tactic
+                qlinear,
+                codes,
+                scale,
+                weight,
+                weight_scale,
+                bits=bits,
+                activation_bits=activation_bits,
+                packed=packed,
+                bias=bias,
+                tactic=tactic,
             )
             try:
                 y = call()
@@ -127,7 +136,11 @@ _VARIANTS: dict[str, tuple[dict[str, Any], int, bool]] = {
     "rms norm, weight": ({"norm": "rms", "weight": True}, 0, False),
     "gelu_tanh": ({"activation": "gelu_tanh"}, 0, False),
     "balance, rotation": ({"balance": True, "rotation": 256}, 0, False),
-    "layer norm, modulation, rotation, 4 bits packed": ({"norm": "layer", "gain": True, "shift": True, "rotation": 256, "bits": 4}, 0, True),
+    "layer norm, modulation, rotation, 4 bits packed": (
+        {"norm": "layer", "gain": True, "shift": True, "rotation": 256, "bits": 4},
+        0,
+        True,
+    ),
     "residual + gate x, layer norm, modulation": ({"gated": True, "norm": "layer", "gain": True, "shift": True}, 4, False),
 }
 
@@ -149,7 +162,9 @@ def quantize_token_variants(timer: Timer | Dry, m: int, k: int) -> Rows:
     for variant, (own, beside, packed) in _VARIANTS.items():
         if own.get("rotation") and k % 256:
             continue
-        options = {name: vectors.get(name, value) if value is True and name != "total" else value for name, value in own.items() if name != "gated"}
+        options: dict[str, Any] = {
+            name: vectors.get(name, value) if value is True and name != "total" else value for name, value in own.items() if name != "gated"
+        }
         if own.get("gated"):
             options |= {"gate": vectors["gain"].bfloat16(), "residual": residual}
         moved = m * k * (2 + beside + (0.5 if packed else 1)) + 4.0 * m
@@ -166,7 +181,12 @@ def quantize_token_variants(timer: Timer | Dry, m: int, k: int) -> Rows:
         yield found
 
 
-_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 def qattention_rows(timer: Timer | Dry) -> Rows:
@@ -191,15 +211,24 @@ def qattention_row(timer: Timer | Dry, model: Model, tokens: int) -> dict[str, A
     scores = 4.0 * model.heads * tokens * tokens
     if timer.measures and 3 * scores > torch.cuda.mem_get_info()[0]:
         del calls["bf16 math"]  # it holds the scores
-    calls |= {"qattention": functools.partial(qattention, q, k, v, smooth_k=False), "qattention smooth_k": functools.partial(qattention, q, k, v)}
+    calls |= {
+        "qattention": functools.partial(qattention, q, k, v, smooth_k=False),
+        "qattention smooth_k": functools.partial(qattention, q, k, v),
+    }
     half, moved = scores / 4 * 2 * model.head_dim, 8.0 * q.numel()
     work: dict[str, dict[str, float]] = {name: {"bf16": 2 * half, "bytes": moved} for name in calls}
     work |= {name: {"int8": half, "bf16": half, "bytes": moved} for name in calls if name.startswith("qattention")}
-    found = row(timer, {"case": "qattention", "model": model.name, "tokens": tokens, "heads": model.heads, "head_dim": model.head_dim}, calls, work)
+    found = row(
+        timer, {"case": "qattention", "model": model.name, "tokens": tokens, "heads": model.heads, "head_dim": model.head_dim}, calls, work
+    )
     exact = nn.scaled_dot_product_attention(q, k, v).float()
     found["relative_l2"] = {
-        name: float(f"{float((call().float() - exact).norm() / exact.norm()):.3g}") for name, call in calls.items() if name.startswith("qattention")
+        name: float(f"{float((call().float() - exact).norm() / exact.norm()):.3g}")
+        for name, call in calls.items()
+        if name.startswith("qattention")
     }
     best = min((t for name, t in found["seconds"].items() if name.startswith("bf16")), default=None)
-    found["ratio_to_best_bf16"] = {name: round(best / t, 3) for name, t in found["seconds"].items() if best and name.startswith("qattention")}
+    found["ratio_to_best_bf16"] = {
+        name: round(best / t, 3) for name, t in found["seconds"].items() if best and name.startswith("qattention")
+    }
     return found

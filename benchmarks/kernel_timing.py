@@ -1,4 +1,4 @@
-"""Times of kernels on a GPU: CUDA events, L2 flushed in front of every run, candidates in turn, medians; and the peaks that they are held to."""
+"""Times of kernels on a GPU: CUDA events, L2 flushed in front of every run, candidates in turn, medians; peaks to hold them to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Timer:
 
     def _captured(self, call: Call) -> Call:
         """A CUDA graph of the call, after three calls that warm it up; graphs are replayed one at a time, so they share memory."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
@@ -69,13 +69,13 @@ class Timer:
         return replay
 
     def _once(self, call: Call) -> float:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         self._flush.zero_()
         begin.record()
         call()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
 
 
 class Dry:
@@ -100,8 +100,8 @@ class Dry:
 def row(timer: Timer | Dry, about: Mapping[str, Any], calls: Mapping[str, Call], work: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """What was measured of one problem.
 
-    work: candidate -> {kind of operations ("int8", "int4", "bf16", "fp8"): their number, "bytes": moved}. `of_peak` is operations over the time, as a
-    share of the GPU's peak of that kind; `of_floor` the least time that operations and bytes take by those peaks, over the time.
+    work: candidate -> {kind of operations ("int8", "int4", "bf16", "fp8"): their number, "bytes": moved}. `of_peak` is operations over
+    the time, as a share of the GPU's peak of that kind; `of_floor` the least time that operations and bytes take, over the time.
     """
     seconds, runs, failed = timer.seconds(calls)
     peaks = timer.peaks

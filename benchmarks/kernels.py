@@ -3,13 +3,14 @@
     python benchmarks/kernels.py [--case CASE] [--library FILE] [--runs 50] [--seconds S] [--json] [--out FILE] [--list]
     python benchmarks/kernels.py --emulated                    # every call once, tiny, on the CPU: no times
 
-qlinear: every tactic of W8A8, W4A8, W3A6 and W4A4 beside torch._int_mm (cuBLASLt INT8, int32 without scales), bfloat16 and FP8, M of 4096, 32760 and
-75600 tokens times every distinct (N, K) of the linear layers of Wan 1.3B, CogVideoX 5B and Wan 14B. quantize-token: its variants beside a copy that
-moves as many bytes. qattention: beside every backend of scaled_dot_product_attention. block: a whole block of Wan around the same attention.
+qlinear: every tactic of W8A8, W4A8, W3A6 and W4A4 beside torch._int_mm (cuBLASLt INT8, int32 without scales), bfloat16 and FP8, M of 4096,
+32760 and 75600 tokens times every distinct (N, K) of the linear layers of Wan 1.3B, CogVideoX 5B and Wan 14B. quantize-token: its variants
+beside a copy that moves as many bytes. qattention: beside every backend of scaled_dot_product_attention. block: a whole block of Wan around
+the same attention.
 
-Times are medians of CUDA events around CUDA graphs, on random data, L2 flushed in front of every run, candidates in turn run by run, so that a
-ratio is of one time. Slow candidates have fewer runs (10 at least); rows say how many. Peaks are of gpu_peaks.toml, by the GPU's name. Python's
-cost of a launch is no part of a graph. Without a GPU nothing is measured and the exit code is 2.
+Times are medians of CUDA events around CUDA graphs, on random data, L2 flushed in front of every run, candidates in turn run by run, so
+that a ratio is of one time. Slow candidates have fewer runs (10 at least); rows say how many. Peaks are of gpu_peaks.toml, by the GPU's
+name. Python's cost of a launch is no part of a graph. Without a GPU nothing is measured and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def sentence(row: dict[str, Any]) -> str:
     head = " ".join(f"{key} {', '.join(row[key]) if key == 'layers' else row[key]}" for key in keys if key in row)
     lines = [head.removeprefix("case ")]
     for name, seconds in sorted(row["seconds"].items(), key=lambda item: item[1]):
-        shares = [f"{row[key][name]:.0%} {said}" for key, said in (("of_peak", "of peak"), ("of_floor", "of the floor")) if name in row[key]]
+        shares = [
+            f"{row[key][name]:.0%} {said}" for key, said in (("of_peak", "of peak"), ("of_floor", "of the floor")) if name in row[key]
+        ]
         lines.append(f"  {1e6 * seconds:12,.1f} us  {name:34} {', '.join(shares)} ({row['runs'][name]} runs)")
     lines += [f"  {key.replace('_', ' ')}: {row[key]}" for key in row if key.startswith(("ratio", "of_copy", "relative")) and row[key]]
     lines += [f"  failed: {name}: {why}" for name, why in row["failed"].items()]

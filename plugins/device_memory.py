@@ -47,13 +47,14 @@ class DeviceMemory:
         return address
 
     def get(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A copy of what lies there, behind all work of the default stream. KernelError when that work failed or wrote behind the piece's end."""
+        """A copy of what lies there, behind all work of the default stream. KernelError when that failed or wrote behind the end."""
         nbytes = self._pieces[address]
         both = np.empty(nbytes + _GUARD, np.uint8)
         self._library.call("vditc_device_copy", _host(both), ctypes.c_void_p(address), ctypes.c_size_t(both.nbytes))
         if (wrong := np.flatnonzero(both[nbytes:] != _POISON)).size:
             raise KernelError(f"byte {wrong[0]} behind the end of {nbytes} bytes was written")
-        return both[:nbytes].view(dtype).reshape(shape)
+        found: Array = both[:nbytes].view(dtype).reshape(shape)
+        return found
 
     def check(self) -> None:
         """KernelError when work failed, or something was written behind the end of any piece."""

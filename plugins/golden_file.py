@@ -5,7 +5,7 @@ A safetensors file. Its metadata key `vditc` is JSON:
     {"version": 1, "operator": "qlinear", "about": "...", "problem": {...}, ...}
 
 `problem` holds the fields of the C struct (`native/vditc_plugins.h`) that are not 0. Tensors have the names of that struct's pointers;
-`NAME.tolerance`, float32 and broadcast to it, is how far an element of output NAME may be off; outputs without one must be equal bit for bit.
+`NAME.tolerance`, float32 and broadcast to it, is how far an element of output NAME may be off; without one bits must be equal.
 What an operator has beside that is said in `vditc.plugins.goldens`. Reading needs numpy alone.
 """
 

@@ -2,16 +2,17 @@
 
     python -m vditc.plugins.goldens --library libvditc_plugins.so [--goldens FOLDER] [--only NAME ...] [--refused] [--json]
 
-Nothing but Python and numpy is needed, so it runs on the device that an engine is for; memory is the library's own (`vditc_device_allocate`).
+Nothing but Python and numpy is needed, so it runs on the device that an engine is for; memory comes from `vditc_device_allocate`.
 Exit code 1 when an output is wrong, 2 when nothing could be run.
 
 | operator | compared |
 |---|---|
 | qlinear | y; without groups crc32 of the accumulators, int32 [m, n] row by row, little endian: `accumulators` of the metadata |
-| quantize_token | codes, scale, total, share0 ..., sum. Where `codes_off` of the metadata is not 0, that share of the codes may be off by 1 and a scale by `scale_off` of itself; sums must be those of the codes that came out |
+| quantize_token | codes, scale, total, share0 ..., sum, by `codes_off` and `scale_off` of the metadata |
 | qattention | y; crc32 of the products of codes, int32 [batch, heads, queries, keys]: `scores` of the metadata |
 
-Outputs begin as poison, and nothing behind their ends or behind the workspace's may change.
+Where `codes_off` is not 0, that share of the codes may be off by 1 and a scale by `scale_off` of itself; a weighed sum always. Sums must be
+those of the codes that came out. Outputs begin as poison, and nothing behind their ends or behind the workspace's may change.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _quantize_token(library: Library, golden: Golden) -> Iterator[Outcome]:
     outputs = [name for name in ("codes", "scale", "total", "share0", "share1", "share2", "share3", "sum") if name in tensors]
     with DeviceMemory(library) as memory:
         given = QuantizeTokenTensors()
-        for name, _ in QuantizeTokenTensors._fields_:
+        for name in (field[0] for field in QuantizeTokenTensors._fields_):
             if name in tensors and name not in outputs:
                 setattr(given, name, memory.put(tensors[name]))
         addresses = {name: memory.empty(tensors[name].nbytes) for name in outputs}

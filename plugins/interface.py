@@ -1,4 +1,4 @@
-"""The structs of `native/vditc_plugins.h` for ctypes, field by field and in its words; `tests/plugins/test_interface.py` compares them with a C compiler's.
+"""The structs of `native/vditc_plugins.h` for ctypes, field by field; `tests/plugins/test_interface.py` holds them to a C compiler's.
 
 Nothing but the standard library is imported: a device that runs kernels may have no more than numpy.
 """
@@ -102,7 +102,7 @@ class QAttentionKeys(ctypes.Structure):
 
 
 def filled(structure: type[ctypes.Structure], values: Mapping[str, Any]) -> Any:
-    """A struct of these values, the other fields 0; rows are pairs (inner, count), strides three numbers. ValueError for a field that there is not."""
+    """A struct of these values, the others 0; rows are pairs (inner, count), strides three numbers. ValueError for an unknown field."""
     made = structure()
     if hasattr(structure, "struct_bytes"):
         made.struct_bytes = ctypes.sizeof(structure)

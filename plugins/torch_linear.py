@@ -59,7 +59,9 @@ class QuantizedLinear(torch.nn.Module):
         self.bits, self.activation_bits = held.spec.qtype.bits if held.spec.qtype.bits in (8, 4, 3) else 8, a.qtype.bits
         self.activation, self.dtype, self.packed, self.tactic = activation, dtype, packed, tactic
         if packed and (a.qtype.bits > 4 or self.in_features % 32):
-            raise _bad(name, f"packed codes of {a.qtype.bits} bits, {self.in_features} inputs", "4 or 3 bits and a multiple of 32", "packed=False")
+            raise _bad(
+                name, f"packed codes of {a.qtype.bits} bits, {self.in_features} inputs", "4 or 3 bits and a multiple of 32", "packed=False"
+            )
         self.order, self.frames_of_clip = c.order, 0 if c.frames is None else len(c.frames)
         self.rotation = t.rotation or 0
         if self.rotation not in (0, IN_KERNEL) and factors(self.rotation) is None:
@@ -175,7 +177,7 @@ class QuantizedLinear(torch.nn.Module):
         x = x if balance is None else x * balance
         if left is None or right is None:
             return x
-        return (left.T @ (x.unflatten(-1, (-1, len(left), len(right))) @ right)).flatten(-3)
+        return (left.T @ (torch.unflatten(x, -1, (-1, len(left), len(right))) @ right)).flatten(-3)
 
     def _row(self, table: str, step: int | Tensor | None) -> Tensor | None:
         found = self._buffers[table]
@@ -192,7 +194,10 @@ class QuantizedLinear(torch.nn.Module):
         rows = share.numel()
         if rows % (clips * len(frames)):
             raise InputError(
-                found=f"{rows} rows of {clips} clips", wanted=f"a multiple of {len(frames)} frames a clip", where="the layer", fix="say clips="
+                found=f"{rows} rows of {clips} clips",
+                wanted=f"a multiple of {len(frames)} frames a clip",
+                where="the layer",
+                fix="say clips=",
             )
         spread: Tensor = share.reshape(self.order.shape(clips, len(frames))) * self.order.spread(frames)
         return spread.reshape(share.shape)

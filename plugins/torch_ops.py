@@ -1,11 +1,11 @@
 """The kernels as custom operators of PyTorch: `torch.ops.vditc.qlinear`, `quantize_token`, `qattention`.
 
-On CUDA tensors they run by libvditc_plugins.so, on the current stream and with workspace of torch's allocator. On CPU tensors they run by the
-same kernels' emulation, some ten thousand times slower: for tests. They are known to torch.compile and to fake tensors, and have no gradients.
-A tensor that is not contiguous, or not at a multiple of 16 bytes, is copied first. Everything that is wrong with the inputs is a KernelError.
+On CUDA tensors they run by libvditc_plugins.so, on the current stream and with workspace of torch's allocator. On CPU tensors they run by
+the same kernels' emulation, many thousand times slower: for tests. They are known to torch.compile and to fake tensors, and have no
+gradients. A tensor that is not contiguous, or not at a multiple of 16 bytes, is copied first. Everything that is wrong with the inputs is
+a KernelError.
 
-Nothing of it is compiled against torch: importing this module takes torch and the library's path (`use_library`, or where `vditc plugins build`
-puts it).
+Nothing of it is compiled against torch: it takes torch and the library (`use_library`, or where `vditc plugins build` puts it).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _emulated() -> Library:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """What `quantize_token` gave: codes int8 [..., K] (packed [..., K / 2]); float32 [..., 1] each: scale, unless it was given, total, shares."""
+    """What `quantize_token` gave: codes int8 [..., K] (packed [..., K / 2]); float32 [..., 1]: scale, or the given one, total, shares."""
 
     codes: Tensor
     scale: Tensor
@@ -140,19 +140,22 @@ def qlinear(
 ) -> Tensor:
     """y [..., N] of `dtype` from codes x int8 [..., K] (packed [..., K / 2]) and packed weights (`vditc.QLinear`; docs/plugins/qlinear.md).
 
-    weight_scale is float32 [N], or [K / 128, N] for groups of inputs. gate and residual broadcast to y. `tactic`: "any" lets the library choose.
+    weight_scale is float32 [N], or [K / 128, N] for groups of inputs. gate and residual broadcast to y. `tactic`: one by its
+    name, else the library chooses.
     """
     parts = (left, right, down, up, bias, gate, residual)
-    return _qlinear(x, scale, weight, weight_scale, *parts, bits, unsigned, activation_bits, packed, activation, dtype, tactic)
+    y: Tensor = _qlinear(x, scale, weight, weight_scale, *parts, bits, unsigned, activation_bits, packed, activation, dtype, tactic)
+    return y
 
 
 def qattention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float | None = None, smooth_k: bool = True) -> Tensor:
     """softmax(q k^T scale + mask) v with INT8 scores (`vditc.QAttention`): q [B, H, queries, D], k, v [B, H, keys, D], fp16 or bf16.
 
-    mask: of the same type, [B or 1, 1, 1, keys]; scale: D^-0.5 by default. Strides are free but for the last axis. The output lies tokens before
-    heads, so that `y.transpose(1, 2).flatten(2)` is no copy.
+    mask: of the same type, [B or 1, 1, 1, keys]; scale: D^-0.5 by default. Strides are free but for the last axis. The output lies tokens
+    before heads, so that `y.transpose(1, 2).flatten(2)` is no copy.
     """
-    return _qattention(q, k, v, mask, float(q.shape[-1] ** -0.5 if scale is None else scale), smooth_k)
+    y: Tensor = _qattention(q, k, v, mask, float(q.shape[-1] ** -0.5 if scale is None else scale), smooth_k)
+    return y
 
 
 @torch.library.custom_op("vditc::qlinear", mutates_args=())
@@ -199,7 +202,9 @@ def _qlinear(
     check.optional("up", up, branch, (low_rank, n))
     check.optional("bias", bias, torch.float32, (n,))
     rows = {
-        f"{name}_rows": check.broadcast(name, part, dtype, (*leading, n)) for name, part in (("gate", gate), ("residual", residual)) if part is not None
+        f"{name}_rows": check.broadcast(name, part, dtype, (*leading, n))
+        for name, part in (("gate", gate), ("residual", residual))
+        if part is not None
     }
     problem = filled(
         QLinearProblem,
@@ -237,8 +242,26 @@ def _qlinear(
 
 
 @_qlinear.register_fake
-def _(x: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, left: Any, right: Any, down: Any, up: Any, bias: Any, gate: Any,
-      residual: Any, bits: int, unsigned: bool, activation_bits: int, packed: bool, activation: str, dtype: torch.dtype, tactic: str) -> Tensor:  # fmt: skip
+def _(
+    x: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    left: Any,
+    right: Any,
+    down: Any,
+    up: Any,
+    bias: Any,
+    gate: Any,
+    residual: Any,
+    bits: int,
+    unsigned: bool,
+    activation_bits: int,
+    packed: bool,
+    activation: str,
+    dtype: torch.dtype,
+    tactic: str,
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight_scale.shape[-1]), dtype=dtype)
 
 
@@ -310,7 +333,9 @@ def _quantize_token(
     named: dict[str, Any] = {"codes": left.pop(0), "scale": left.pop(0) if given is None else None, "total": left.pop(0) if total else None}
     named["sum"] = left.pop() if gate is not None else None
     with _Launch(x.device) as launch:
-        tensors = launch.tensors(QuantizeTokenTensors, {"x": x, "gate": gate, "residual": residual, "given": given, "alpha": alpha, **flags, **named})
+        tensors = launch.tensors(
+            QuantizeTokenTensors, {"x": x, "gate": gate, "residual": residual, "given": given, "alpha": alpha, **flags, **named}
+        )
         for r, part in enumerate(left):
             tensors.share[r] = part.data_ptr()
         launch("vditc_quantize_token_launch", problem, tensors)
@@ -318,8 +343,27 @@ def _quantize_token(
 
 
 @_quantize_token.register_fake
-def _(x: Tensor, gate: Any, residual: Any, weight: Any, bias: Any, gain: Any, shift: Any, center: Any, balance: Any, clip: Any, given: Any,
-      alpha: Tensor | None, bits: int, packed: bool, activation: str, norm: str, epsilon: float, rotation: int, total: bool) -> list[Tensor]:  # fmt: skip
+def _(
+    x: Tensor,
+    gate: Any,
+    residual: Any,
+    weight: Any,
+    bias: Any,
+    gain: Any,
+    shift: Any,
+    center: Any,
+    balance: Any,
+    clip: Any,
+    given: Any,
+    alpha: Tensor | None,
+    bits: int,
+    packed: bool,
+    activation: str,
+    norm: str,
+    epsilon: float,
+    rotation: int,
+    total: bool,
+) -> list[Tensor]:
     return _token_outputs(x, gate is not None, given is None, packed, total, 0 if alpha is None else alpha.shape[0])
 
 
@@ -346,7 +390,15 @@ def _qattention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
     y = _attention_output(q)
     if y.numel() == 0:
         return y
-    problem = {"batch": batch, "heads": heads, "head_dim": width, "queries": queries, "keys": keys, "type": TYPES[q.dtype], "scale": scale}
+    problem: dict[str, Any] = {
+        "batch": batch,
+        "heads": heads,
+        "head_dim": width,
+        "queries": queries,
+        "keys": keys,
+        "type": TYPES[q.dtype],
+        "scale": scale,
+    }
     problem |= {"smooth_k": int(smooth_k), "mask": int(mask is not None), "mask_stride": keys if mask is not None and len(mask) > 1 else 0}
     with _Launch(q.device) as launch:
         parts = {name: launch.strided(part) for name, part in (("q", q), ("k", k), ("v", v), ("y", y))}
@@ -421,7 +473,7 @@ class _Launch:
 
     def __enter__(self) -> _Launch:
         if self._device is not None:
-            self._device.__enter__()
+            self._device.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -225,9 +225,8 @@ def quantize_token_case(name: str) -> Case:
     problem |= {"given": 1} if op.scaled == "given" else {}
     problem |= {"activation": ACTIVATIONS[op.activation], "norm": NORMS[op.norm], "epsilon": op.epsilon}
     problem |= {f"{part}_rows": rows for part, rows in spread.items()}
-    facts = {"operator": "quantize_token", "about": about, "problem": problem}
+    facts: dict[str, Any] = {"operator": "quantize_token", "about": about, "problem": problem}
     facts |= {"codes_off": 0.0 if exact(op) else tolerances.CODES_OFF, "scale_off": tolerances.SCALE_OFF}
-    # A least scale is one element, as the struct's tensors are.
     return Case(f"quantize_token_{name}", facts, given | outputs)
 
 

@@ -12,10 +12,9 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import kernel_shapes
-import kernels
-from kernel_timing import Call, Timer, peaks_of, row
-
+import kernel_shapes  # noqa: E402
+import kernels  # noqa: E402
+from kernel_timing import Call, Timer, peaks_of, row  # noqa: E402
 
 Run = Callable[..., tuple[int, str, str]]
 

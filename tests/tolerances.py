@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.graph_passes.tolerances import TOLERANCES
+from vditc.plugins.qlinear import reference as qlinear_reference
 from vditc.plugins.qlinear.op import QLinear
-from vditc.plugins.qlinear.reference import BRANCH_OFF, branch_magnitude
 from vditc.plugins.quantize_token import reference
 
 # (type that the rest computes in, type of the activations' codes or None where none is quantized)
@@ -47,6 +47,7 @@ PLUGIN_BODY = {"fp32": 2e-6, "fp16": 5e-4}
 # their own, and values next to a tie of the rounding get the neighbouring code. Of codes the share that may be off by one; of a scale the
 # relative error, which is some roundings of 2^-24; also of a weighed sum of codes, relative to the sum of its magnitudes.
 CODES_OFF = reference.CODES_OFF
+BRANCH_OFF = qlinear_reference.BRANCH_OFF  # of the sum of magnitudes of a low-rank branch
 SCALE_OFF = reference.SCALE_OFF
 
 # A kernel's GELU against the oracle's, which is float64 rounded once: a few float32 operations and the library's erf or tanh, relative to
@@ -56,8 +57,8 @@ KERNEL_GELU = {"fp32": 2e-6, "fp16": 2.0**-10, "bf16": 2.0**-7}
 # What lies as near as a value of float32 to one that was rounded: the neighbour on the other side, relative.
 ONE_ROUNDING = {"fp32": 2.0**-22, "fp16": 2.0**-10, "bf16": 2.0**-7}
 
-# The same for each element, for golden files: erff and tanhf are off by some units in the last place of numbers up to 2, times x / 2, and five roundings
-# are added. In units of |GELU(x)| or 8, whichever is greater: from x = -8 on GELU is 0 in float32.
+# The same for each element, for golden files: erff and tanhf are off by some units in the last place of numbers up to 2, times x / 2, and
+# five roundings are added. In units of |GELU(x)| or 8, whichever is greater: from x = -8 on GELU is 0 in float32.
 GELU_OFF = 2.0**-20
 
 
@@ -68,7 +69,7 @@ def qlinear_allowed(op: QLinear, given: dict[str, npt.NDArray[Any]], y: npt.NDAr
     wide = np.abs(y.astype(np.float64))
     off = np.zeros(y.shape)
     if op.low_rank:
-        off = off + BRANCH_OFF * branch_magnitude(given["down"], given["up"])
+        off = off + BRANCH_OFF * qlinear_reference.branch_magnitude(given["down"], given["up"])
     if op.activation != "none":
         assert not op.gated, "what GELU gave is not known behind a gate"
         off = off * 1.13 + GELU_OFF * np.maximum(wide, 8)  # 1.13: the greatest slope of GELU
@@ -77,10 +78,11 @@ def qlinear_allowed(op: QLinear, given: dict[str, npt.NDArray[Any]], y: npt.NDAr
     allowed = off + ONE_ROUNDING[op.output] * wide + np.finfo(np.float16).smallest_subnormal
     return np.asarray(allowed, np.float32)
 
-# A layer of `vditc.plugins.torch_linear` against float64, relative to the greatest output: sums of float32; of a branch factors that a product
-# rounded to float16 on their way to the kernel.
+
+# A layer of `vditc.plugins.torch_linear` against float64, relative to the greatest output: sums of float32; of a branch factors that a
+# product rounded to float16 on their way to the kernel.
 TORCH_LAYER = {"fp32": 1e-5, "fp16 branch": 2e-3}
 
-# `vditc.QAttention` against float32 attention, relative L2, normal q, k and v: INT8 codes of q and k have steps of about 1/40 of a standard deviation, which
-# moves scores by 0.01 of theirs; 0.0076 was seen of 37 tokens.
+# `vditc.QAttention` against float32 attention, relative L2, normal q, k and v: INT8 codes of q and k have steps of about 1/40 of a standard
+# deviation, which moves scores by 0.01 of theirs; 0.0076 was seen of 37 tokens.
 QATTENTION = 2e-2

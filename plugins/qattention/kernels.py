@@ -1,4 +1,4 @@
-"""`vditc.QAttention` by the plugin library (`native/vditc_plugins.h`), on numpy arrays: for the emulated one, on host memory."""
+"""`vditc.QAttention` by the plugin library (`native/vditc_plugins.h`), on numpy arrays: for the emulated one, in the host's memory."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _given(op: QAttention, inputs: tuple[Array, ...], y: Array) -> tuple[QAttent
     mask = inputs[3] if op.mask else None
     q, k, v = inputs[:3]
     problem = problem_of(op, q, k, v, y, mask)
-    addresses = [a.ctypes.data for a in inputs[:3]]
+    addresses = [a.ctypes.data for a in (q, k, v)]
     return problem, QAttentionTensors(*addresses, None if mask is None else mask.ctypes.data, y.ctypes.data)
 
 

@@ -22,6 +22,7 @@ MAX_K = 131072  # channels; sums of codes of more are no exact float32 numbers
 BROADCAST = ("gain", "shift", "gate", "residual")
 _FLAGS = ("packed", "clip", "gated", "weight", "bias", "gain", "shift", "center", "balance", "total", "shares")
 _ALIGNED = 16
+Problem = QuantizeTokenProblem
 
 
 def problem(op: QuantizeToken, *, m: int, k: int, dtype: str, rows: Mapping[str, Rows]) -> QuantizeTokenProblem:

@@ -18,9 +18,26 @@ from vditc.plugins.packing import LAYOUT, code_range, pack
 from vditc.plugins.torch_ops import qlinear
 
 # rows, outputs, inputs: of Wan 1.3B and 14B, CogVideoX, and some that fill no tile
-SHAPES = [(4096, 1536, 1536), (1000, 8960, 1536), (777, 1536, 8960), (513, 5120, 5120), (300, 13824, 5120), (226, 3072, 12288), (1, 1536, 256), (130, 1000, 400)]
+SHAPES = [
+    (4096, 1536, 1536),
+    (1000, 8960, 1536),
+    (777, 1536, 8960),
+    (513, 5120, 5120),
+    (300, 13824, 5120),
+    (226, 3072, 12288),
+    (1, 1536, 256),
+    (130, 1000, 400),
+]
 # bits of weights, unsigned, bits of activations, two codes a byte
-CODES = [(8, False, 8, False), (4, False, 8, False), (4, True, 8, False), (3, False, 6, False), (4, False, 4, False), (4, False, 4, True), (4, True, 4, True)]
+CODES = [
+    (8, False, 8, False),
+    (4, False, 8, False),
+    (4, True, 8, False),
+    (3, False, 6, False),
+    (4, False, 4, False),
+    (4, False, 4, True),
+    (4, True, 4, True),
+]
 
 
 def random_codes(shape: tuple[int, ...], bits: int, unsigned: bool = False) -> Tensor:
@@ -33,7 +50,7 @@ def packed(codes: Tensor, bits: int, unsigned: bool) -> Tensor:
 
 
 def nibbles(codes: Tensor) -> Tensor:
-    halves = codes.unflatten(-1, (-1, 2, 16)).view(torch.uint8)
+    halves: Tensor = torch.unflatten(codes, -1, (-1, 2, 16)).view(torch.uint8)
     return ((halves[..., 0, :] & 15) | (halves[..., 1, :] << 4)).flatten(-2).view(torch.int8)
 
 
@@ -70,8 +87,18 @@ def test_every_tactic_is_exact(library: Library, shape: tuple[int, int, int], co
     y = sums(x, w).float() * weight_scale * scale
     y = y + (left[:, :1] * right[0] + left[:, 1:] * right[1])
     wanted = (residual.float() + gate.float() * (y + bias)).half()
-    call = functools.partial(qlinear, nibbles(x) if pairs else x, scale, packed(w, bits, unsigned), weight_scale, bits=bits, unsigned=unsigned)
-    given = {"activation_bits": activation_bits, "packed": pairs, "left": left, "right": right, "bias": bias, "gate": gate, "residual": residual}
+    call = functools.partial(
+        qlinear, nibbles(x) if pairs else x, scale, packed(w, bits, unsigned), weight_scale, bits=bits, unsigned=unsigned
+    )
+    given = {
+        "activation_bits": activation_bits,
+        "packed": pairs,
+        "left": left,
+        "right": right,
+        "bias": bias,
+        "gate": gate,
+        "residual": residual,
+    }
     for name, found in tactics_that_run(library, functools.partial(call, **given, dtype=torch.float16)).items():
         different = int((found != wanted).sum())
         assert different == 0, f"{name}: {different} of {wanted.numel()} outputs differ"
@@ -129,7 +156,12 @@ def test_accumulators_at_the_ends_of_the_range(library: Library) -> None:
         try:
             size = interface.workspace(library, problem, number, library.sm)
             scratch = torch.empty(size + 16, dtype=torch.uint8, device="cuda")
-            arguments = (ctypes.c_int32(number), ctypes.c_void_p(found.data_ptr()), ctypes.c_void_p(scratch.data_ptr()), ctypes.c_size_t(size))
+            arguments = (
+                ctypes.c_int32(number),
+                ctypes.c_void_p(found.data_ptr()),
+                ctypes.c_void_p(scratch.data_ptr()),
+                ctypes.c_size_t(size),
+            )
             torch.cuda.synchronize()
             library.call("vditc_qlinear_accumulators", ctypes.byref(problem), ctypes.byref(tensors), *arguments, None)
         except KernelError as error:
@@ -160,7 +192,8 @@ def test_bad_input_is_an_error_and_the_device_goes_on(library: Library) -> None:
     x, w, scale = random_codes((64, 64), 8), random_codes((64, 64), 4), torch.rand(64, 1, device="cuda")
     weight, weight_scale = packed(w, 4, False), torch.rand(64, device="cuda")
     good = qlinear(x, scale, weight, weight_scale, bits=4)
-    for change in (
+    good_ones: dict[str, Any] = {"x": x, "scale": scale, "weight": weight, "weight_scale": weight_scale, "bits": 4}
+    changes: tuple[dict[str, Any], ...] = (
         {"weight": weight[:-1]},
         {"weight": weight.cpu()},
         {"scale": scale.double()},
@@ -168,11 +201,14 @@ def test_bad_input_is_an_error_and_the_device_goes_on(library: Library) -> None:
         {"activation_bits": 5},
         {"tactic": "int4"},
         {"bias": torch.zeros(63, device="cuda")},
-    ):
+    )
+    for change in changes:
         with pytest.raises(KernelError):
-            qlinear(**{"x": x, "scale": scale, "weight": weight, "weight_scale": weight_scale, "bits": 4, **change})
+            qlinear(**{**good_ones, **change})
     problem = interface.filled(interface.QLinearProblem, {"n": 64, "k": 64, "m": 64, "bits": 4, "activation_bits": 8, "layout": LAYOUT})
     with pytest.raises(KernelError, match="null"):
-        library.call("vditc_qlinear_launch", ctypes.byref(problem), ctypes.byref(interface.QLinearTensors()), 0, None, ctypes.c_size_t(0), None)
+        library.call(
+            "vditc_qlinear_launch", ctypes.byref(problem), ctypes.byref(interface.QLinearTensors()), 0, None, ctypes.c_size_t(0), None
+        )
     assert torch.equal(qlinear(x, scale, weight, weight_scale, bits=4), good)
     assert np.isfinite(good.float().cpu().numpy()).all()

@@ -26,11 +26,18 @@ def rows(x: Tensor, given: dict[str, Any]) -> Tensor:
         wide = v.double()
         wide = wide - wide.mean(-1, keepdim=True) if norm == "layer" else wide
         v = (wide / ((wide**2).mean(-1, keepdim=True) + 1e-6).sqrt()).float()
-    for name, apply in (("weight", torch.mul), ("bias", torch.add), ("gain", torch.mul), ("shift", torch.add), ("center", torch.sub), ("balance", torch.mul)):
+    for name, apply in (
+        ("weight", torch.mul),
+        ("bias", torch.add),
+        ("gain", torch.mul),
+        ("shift", torch.add),
+        ("center", torch.sub),
+        ("balance", torch.mul),
+    ):
         v = apply(v, given[name]) if name in given else v
     if given.get("rotation"):
         h = torch.from_numpy(sylvester(256)).to(v.device).double() / 16
-        v = (v.double().unflatten(-1, (-1, 256)) @ h).flatten(-2).float()
+        v = (torch.unflatten(v.double(), -1, (-1, 256)) @ h).flatten(-2).float()
     return v
 
 
@@ -51,8 +58,9 @@ def test_exact_variants(library: Library, k: int, dtype: torch.dtype, bits: int)
     x[0, 3] = 0
     vectors = {name: torch.randn(k, device="cuda") for name in ("center", "balance")}
     per_sample = {name: torch.randn(2, 1, k, device="cuda") for name in ("gain", "shift")}
-    given = {**vectors, **per_sample, "clip": torch.tensor([0.8], device="cuda")}
-    for options in ({}, given):
+    given: dict[str, Any] = {**vectors, **per_sample, "clip": torch.tensor([0.8], device="cuda")}
+    cases: tuple[dict[str, Any], ...] = ({}, given)
+    for options in cases:
         codes, scale = expected(x, bits, options)
         found = quantize_token(x, bits=bits, total=True, **options)
         assert torch.equal(found.codes, codes) and torch.equal(found.scale, scale)
@@ -62,12 +70,19 @@ def test_exact_variants(library: Library, k: int, dtype: torch.dtype, bits: int)
 @pytest.mark.parametrize("k", [256, 1536, 5120, 8960, 13824])
 @pytest.mark.parametrize(
     "given",
-    [{"norm": "layer"}, {"norm": "rms"}, {"activation": "gelu"}, {"activation": "gelu_tanh"}, {"rotation": 256}, {"norm": "layer", "rotation": 256}],
+    [
+        {"norm": "layer"},
+        {"norm": "rms"},
+        {"activation": "gelu"},
+        {"activation": "gelu_tanh"},
+        {"rotation": 256},
+        {"norm": "layer", "rotation": 256},
+    ],
     ids=lambda g: " ".join(map(str, g.values())),
 )
 def test_sums_and_gelu(library: Library, k: int, given: dict[str, Any]) -> None:
     x = torch.randn(777, k, device="cuda").bfloat16()
-    options = {**given, "gain": torch.randn(k, device="cuda"), "shift": torch.randn(k, device="cuda")}
+    options: dict[str, Any] = {**given, "gain": torch.randn(k, device="cuda"), "shift": torch.randn(k, device="cuda")}
     codes, scale = expected(x, 8, options)
     found = quantize_token(x, **options)
     off = (found.codes.int() - codes.int()).abs()
@@ -82,7 +97,7 @@ def test_a_gate_two_codes_a_byte_and_shares(library: Library) -> None:
     after = (residual.float() + gate[:1].float() * x.float()).half()
     assert found.sum is not None and torch.equal(found.sum, after)
     codes, scale = expected(after, 4, {})
-    halves = codes.unflatten(-1, (-1, 2, 16)).view(torch.uint8)
+    halves = torch.unflatten(codes, -1, (-1, 2, 16)).view(torch.uint8)
     assert torch.equal(found.codes.view(torch.uint8), ((halves[..., 0, :] & 15) | (halves[..., 1, :] << 4)).flatten(-2))
     for r in range(3):
         products = codes.double() * alpha[r].double()
@@ -102,7 +117,13 @@ def test_numbers_that_are_not_finite_do_not_spread(library: Library) -> None:
 
 def test_bad_input(library: Library) -> None:
     x = torch.zeros(4, 64, device="cuda")
-    for change in ({"bits": 5}, {"balance": torch.ones(64)}, {"rotation": 256}, {"norm": "layer", "activation": "gelu"}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"bits": 5},
+        {"balance": torch.ones(64)},
+        {"rotation": 256},
+        {"norm": "layer", "activation": "gelu"},
+    )
+    for change in changes:
         with pytest.raises(KernelError):
             quantize_token(x, **change)
     assert quantize_token(x).codes.abs().max() == 0

@@ -14,7 +14,7 @@ import pytest
 from golden_cases import FOLDER, Case, cases
 
 from vditc.errors import InputError
-from vditc.plugins.device_memory import DeviceMemory
+from vditc.plugins.device_memory import Array, DeviceMemory
 from vditc.plugins.emulated import emulated_library
 from vditc.plugins.golden_file import Golden, goldens_in, read_golden
 from vditc.plugins.goldens import Outcome, check_golden, main
@@ -86,18 +86,15 @@ def test_one_wrong_number_is_found(library: Library, name: str, tensor: str, sai
     # The highest bit of the exponent, or of a code; of alpha the sum is compared with what the library made of the true one.
     bits[turned.itemsize - 1] ^= 0x40
     wrong = dataclasses.replace(golden, tensors={**golden.tensors, tensor: turned})
-    if tensor == "alpha":
-        found = check_with_other_alpha(library, golden, turned)
-    else:
-        found = check_golden(library, wrong)
+    found = check_with_other_alpha(library, golden, turned) if tensor == "alpha" else check_golden(library, wrong)
     assert any(o.wrong and said in o.wrong for o in found), found
 
 
-def check_with_other_alpha(library: Library, golden: Golden, alpha: np.ndarray) -> list[Outcome]:  # type: ignore[type-arg]
+def check_with_other_alpha(library: Library, golden: Golden, alpha: Array) -> list[Outcome]:
     """The kernel reads `alpha`, the comparison the file's."""
     put = DeviceMemory.put
 
-    def other(self: DeviceMemory, array: np.ndarray) -> int:  # type: ignore[type-arg]
+    def other(self: DeviceMemory, array: Array) -> int:
         return put(self, alpha if array is golden.tensors["alpha"] else array)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -32,7 +32,9 @@ def random(*shape: int, seed: int = 0) -> Array:
 
 
 def calibrated(weight: QuantSpec = WEIGHT, activation: QuantSpec = TOKEN, **parts: Any) -> LayerCalibration:
-    return LayerCalibration(role="ffn.up", scheme=Scheme(weight=weight, activation=activation), weight=quantize_weight(random(N, K), weight), **parts)
+    return LayerCalibration(
+        role="ffn.up", scheme=Scheme(weight=weight, activation=activation), weight=quantize_weight(random(N, K), weight), **parts
+    )
 
 
 def meaning(layer: LayerCalibration, x: Array, bias: Array) -> Array:

@@ -44,7 +44,7 @@ def layer(bits: int = 4, n: int = 48, k: int = 64) -> dict[str, Any]:
     return {"weight": tensor(weight), "weight_scale": tensor(random.random(n).astype(np.float32)), "bits": bits}
 
 
-def tokens(k: int = 64) -> dict[str, Tensor]:
+def tokens(k: int = 64) -> dict[str, Any]:
     random = np.random.default_rng(0)
     return {"x": tensor(random.integers(-127, 128, (2, 3, k), dtype=np.int8)), "scale": tensor(random.random((2, 3, 1)).astype(np.float32))}
 
@@ -60,7 +60,7 @@ def test_qlinear_is_the_oracle(kind: str) -> None:
     given |= {name: given[name].astype(out) for name in ("gate", "residual")}
     given |= {"x": pack_tokens(random.integers(-8, 8, (2, 3, 64), dtype=np.int8)), "scale": random.random((2, 3, 1)).astype(np.float32)}
     given |= {"weight": pack(random.integers(-8, 8, (48, 64), dtype=np.int8), 4), "weight_scale": random.random(48).astype(np.float32)}
-    ours = {("bias" if name == "b" else name): tensor(array) for name, array in given.items()}
+    ours: dict[str, Any] = {("bias" if name == "b" else name): tensor(array) for name, array in given.items()}
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[kind]
     wanted = qlinear_oracle(op, *(given[name] for name in op.inputs))
     for tactic in ("any", "unpack-128", "int4"):
@@ -70,10 +70,18 @@ def test_qlinear_is_the_oracle(kind: str) -> None:
 def test_quantize_token_is_the_oracle() -> None:
     op = QuantizeToken(gated=True, gain=True, shift=True, center=True, balance=True, clip=True, total=True, shares=2)
     random = np.random.default_rng(2)
-    shapes = {"x": (2, 3, 40), "gain": (2, 1, 40), "shift": (1, 1, 40), "gate": (3, 40), "residual": (2, 3, 40), "alpha": (2, 40), "clip": (1,)}
-    given = {name: random.standard_normal(shapes.get(name, (40,))).astype(np.float32) for name in op.inputs}
+    shapes = {
+        "x": (2, 3, 40),
+        "gain": (2, 1, 40),
+        "shift": (1, 1, 40),
+        "gate": (3, 40),
+        "residual": (2, 3, 40),
+        "alpha": (2, 40),
+        "clip": (1,),
+    }
+    given: dict[str, Any] = {name: random.standard_normal(shapes.get(name, (40,))).astype(np.float32) for name in op.inputs}
     given |= {name: given[name].astype(np.float16) for name in ("x", "gate", "residual")} | {"clip": np.asarray([0.8], np.float32)}
-    ours = {name: tensor(array) for name, array in given.items()}
+    ours: dict[str, Any] = {name: tensor(array) for name, array in given.items()}
     found, wanted = quantize_token(**ours, total=True), quantize_oracle(op, *(given[name] for name in op.inputs))
     assert found.total is not None and found.sum is not None
     for name in ("codes", "scale", "total", "sum"):
@@ -102,7 +110,7 @@ def test_attention_is_the_oracle_and_lies_tokens_first() -> None:
     # Strided as a reshaped projection is, and at an address that no kernel takes.
     wide = torch.zeros(1, 20, 2 * 64 + 8, dtype=torch.float16)
     wide[..., 1 : 2 * 64 + 1] = tensor(q).transpose(1, 2).flatten(2)
-    other = wide[..., 1 : 2 * 64 + 1].unflatten(-1, (2, 64)).transpose(1, 2)
+    other = torch.unflatten(wide[..., 1 : 2 * 64 + 1], -1, (2, 64)).transpose(1, 2)
     assert torch.equal(qattention(other, *map(tensor, (k, v, mask))), found)
 
 
@@ -131,7 +139,7 @@ def call_all(x: Tensor) -> Tensor:
     """Every operator, as a model calls them."""
     made = quantize_token(x, norm="layer", gain=torch.ones(64), total=True)
     y = qlinear(made.codes, made.scale, **LAYER, left=made.total, right=torch.ones(1, 48), activation="gelu_tanh")
-    q = y.unflatten(-1, (2, 24)).transpose(1, 2)
+    q = torch.unflatten(y, -1, (2, 24)).transpose(1, 2)
     return qattention(q, q, q).transpose(1, 2).flatten(2)
 
 
@@ -156,7 +164,9 @@ def test_fake_tensors_have_the_real_ones_shapes() -> None:
 def test_opcheck() -> None:
     none, x = [None] * 11, torch.randn(2, 3, 64, dtype=torch.float16)
     torch.library.opcheck(torch.ops.vditc.quantize_token.default, (x, *none, 8, False, "none", "rms", 1e-6, 0, True))
-    torch.library.opcheck(torch.ops.vditc.quantize_token.default, (x, x[0], x, *none[:8], torch.ones(2, 64), 4, True, "none", "none", 0.0, 0, False))
+    torch.library.opcheck(
+        torch.ops.vditc.quantize_token.default, (x, x[0], x, *none[:8], torch.ones(2, 64), 4, True, "none", "none", 0.0, 0, False)
+    )
     made, own = tokens(), layer()
     given = (made["x"], made["scale"], own["weight"], own["weight_scale"], *[None] * 7, 4, False, 8, False, "gelu", torch.float16, "any")
     torch.library.opcheck(torch.ops.vditc.qlinear.default, given)
@@ -231,7 +241,7 @@ def test_attention_refuses() -> None:
         ((q[..., :20], q[..., :20], q[..., :20]), "head_dim"),
     ):
         with pytest.raises(KernelError, match=re.escape(said)):
-            qattention(*given)  # type: ignore[arg-type]
+            qattention(*given)
 
 
 def test_other_devices_and_libraries_are_refused(tmp_path: Path) -> None:
