@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 TABLES: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "runtimes" / "data" / "tensorrt_api.json").read_text())
-ENUMS = ("NetworkDefinitionCreationFlag", "ProfilingVerbosity", "ComputeCapability", "LayerInformationFormat", "TensorIOMode", "DataType")
+ENUMS = (
+    *("NetworkDefinitionCreationFlag", "ProfilingVerbosity", "ComputeCapability", "LayerInformationFormat", "TensorIOMode", "DataType"),
+    "LayerType",
+)
+FUNCTIONS = {"get_plugin_registry": "IPluginRegistry"}
 RETURNS = {
     "Builder.create_network": "INetworkDefinition",
     "Builder.create_builder_config": "IBuilderConfig",
     "Builder.create_optimization_profile": "IOptimizationProfile",
     "INetworkDefinition.get_input": "ITensor",
+    "INetworkDefinition.get_layer": "ILayer",
     "OnnxParser.get_error": "ParserError",
     "Runtime.deserialize_cuda_engine": "ICudaEngine",
     "ICudaEngine.create_engine_inspector": "EngineInspector",
@@ -74,7 +79,7 @@ class Stub:
 
     def __init__(self, release: str, values: dict[str, Any]) -> None:
         self.table, self.values, self.used = TABLES[release], values, set[str]()
-        self.__version__ = release
+        self.__version__, self.__name__ = release, "stub"
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.table:
@@ -85,7 +90,7 @@ class Stub:
             return type(name, (), {})
         if name == "Logger":
             return LoggerClass(self.table[name])
-        return lambda *args: Thing(self, name)
+        return lambda *args: Thing(self, FUNCTIONS.get(name, name))
 
 
 class LoggerClass:

@@ -109,12 +109,27 @@ void* found_logger() {
   return nullptr;
 }
 
+// Whether the registry has a plugin of that name. Its getCreator would log an error where it has none.
+template <class Registry>
+bool has(Registry* registry, const nvinfer1::IPluginCreatorV3One& wanted) {
+  int32_t count = 0;
+  IPluginCreatorInterface* const* all = registry->getAllCreators(&count);
+  for (int32_t i = 0; all && i < count; ++i) {
+    if (std::strcmp(all[i]->getInterfaceInfo().kind, wanted.getInterfaceInfo().kind)) continue;  // of another interface
+    const auto* one = static_cast<const nvinfer1::IPluginCreatorV3One*>(all[i]);
+    if (!std::strcmp(one->getPluginName(), wanted.getPluginName()) && !std::strcmp(one->getPluginVersion(), wanted.getPluginVersion()) &&
+        !std::strcmp(one->getPluginNamespace(), wanted.getPluginNamespace()))
+      return true;
+  }
+  return false;
+}
+
 template <class Registry>
 int32_t register_with(Registry* registry, IPluginCreatorInterface* const* creators, int32_t count) {
   int32_t done = 0;
   for (int32_t i = 0; i < count; ++i) {
     const auto* one = static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
-    if (registry->getCreator(one->getPluginName(), one->getPluginVersion(), one->getPluginNamespace())) continue;
+    if (has(registry, *one)) continue;
     done += registry->registerCreator(*creators[i], one->getPluginNamespace());
   }
   return done;

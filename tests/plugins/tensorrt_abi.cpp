@@ -54,6 +54,7 @@ void registry() {
   using Real = real::IPluginRegistry;
   same("IPluginRegistry::registerCreator", place(&Own::registerCreator),
        place(static_cast<bool (Real::*)(real::IPluginCreatorInterface&, const char*) noexcept>(&Real::registerCreator)));
+  same("IPluginRegistry::getAllCreators", place(&Own::getAllCreators), place(&Real::getAllCreators));
   same("IPluginRegistry::getCreator", place(&Own::getCreator), place(&Real::getCreator));
 }
 

@@ -29,7 +29,12 @@ struct Registry : Interface {
     there.push_back(made);
     return true;
   }
-  IPluginCreatorInterface* const* getAllCreators(int32_t*) const noexcept override { return nullptr; }
+  IPluginCreatorInterface* const* getAllCreators(int32_t* count) const noexcept override {
+    static std::vector<IPluginCreatorInterface*> all;
+    all.assign(there.begin(), there.end());
+    *count = static_cast<int32_t>(all.size());
+    return all.data();
+  }
   IPluginCreatorInterface* getCreator(const char* name, const char* version, const char* domain) noexcept override {
     for (auto* one : there)
       if (std::string(one->getPluginName()) == name && std::string(one->getPluginVersion()) == version && std::string(one->getPluginNamespace()) == domain)

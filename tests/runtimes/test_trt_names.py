@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def stub(release: str, **extra: Any) -> Stub:
     values = {
         "OnnxParser.parse_from_file": lambda path: True,
         "INetworkDefinition.num_inputs": 1,
+        "INetworkDefinition.num_layers": 0,
         "ITensor.name": "hidden_states",
         "Builder.build_serialized_network": lambda network, config: PLAN,
         "Builder.build_serialized_network_to_stream": streamed,
@@ -50,6 +52,30 @@ def test_builder_uses_only_names_of_the_release(release: str, tmp_path: Path) ->
     assert {"IOptimizationProfile.set_shape", "IBuilderConfig.add_optimization_profile", "IBuilderConfig.profiling_verbosity"} <= trt.used
     streamed = "Builder.build_serialized_network_to_stream"
     assert (streamed in trt.used) == (release != "10.3")
+
+
+@pytest.mark.parametrize("release", sorted(TABLES))
+def test_plugins_are_loaded_and_counted_by_names_of_the_release(release: str, tmp_path: Path) -> None:
+    """A process that has none, one that has them, and a network that lacks one."""
+    creators = list[Thing]()
+    trt = stub(release, INetworkDefinition__num_layers=1, ILayer__name="q")
+    trt.values |= {
+        "ILayer.type": trt.LayerType.PLUGIN_V3,
+        "IPluginCreatorV3One.name": "QLinear",
+        "IPluginCreatorV3One.plugin_version": "1",
+        "IPluginCreatorV3One.plugin_namespace": "vditc",
+        "IPluginRegistry.all_creators": creators,
+        "IPluginRegistry.load_library": lambda path: creators.append(Thing(trt, "IPluginCreatorV3One")) or object(),
+    }
+    asked = dataclasses.replace(request(tmp_path), plugins="l.so", plugin_nodes={"q": ("QLinear", "1", "vditc")})
+    for _ in range(2):
+        build(trt, asked)
+        assert len(creators) == 1  # loaded once
+    assert {"IPluginRegistry.load_library", "IPluginCreatorV3One.plugin_namespace", "ILayer.type"} <= trt.used
+    with pytest.raises(VditcError, match="found 1 plugins in the network; not there: r; wanted 2"):
+        build(trt, dataclasses.replace(asked, plugin_nodes=dict.fromkeys("qr", ("QLinear", "1", "vditc"))))
+    with pytest.raises(VditcError, match=r"l.so, stub .*: found no vditc.QAttention version 1 in it"):
+        build(trt, dataclasses.replace(asked, plugin_nodes={"q": ("QAttention", "1", "vditc")}))
 
 
 def test_rtx_builds_for_named_compute_capabilities(tmp_path: Path) -> None:
