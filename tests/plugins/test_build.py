@@ -87,7 +87,8 @@ def small(sources: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_library_of_one_architecture(small: Built) -> None:
     assert small.compiled >= 3
     # The ground's functions alone: its operators' are in files that this library has not.
-    assert exported(small.path) == {"vditc_abi_version", "vditc_last_error", "vditc_device_sm"}
+    memory = {f"vditc_device_{does}" for does in ("allocate", "free", "copy")}
+    assert exported(small.path) == {"vditc_abi_version", "vditc_last_error", "vditc_device_sm", *memory}
     assert not [name for name in undefined(small.path) if name.startswith(("cuda", "cu", "_ZSt", "_ZNSt", "vditc"))]
     assert small.facts["sha256"] == sha256(small.path) and small.facts["bytes"] == small.path.stat().st_size
     assert json.loads(small.path.with_name(FACTS).read_text()) == small.facts

@@ -58,6 +58,11 @@ def test_builder_uses_only_names_of_the_release(release: str, tmp_path: Path) ->
 def test_plugins_are_loaded_and_counted_by_names_of_the_release(release: str, tmp_path: Path) -> None:
     """A process that has none, one that has them, and a network that lacks one."""
     creators = list[Thing]()
+
+    def loaded(path: str) -> object:
+        creators.append(Thing(trt, "IPluginCreatorV3One"))
+        return object()
+
     trt = stub(release, INetworkDefinition__num_layers=1, ILayer__name="q")
     trt.values |= {
         "ILayer.type": trt.LayerType.PLUGIN_V3,
@@ -65,7 +70,7 @@ def test_plugins_are_loaded_and_counted_by_names_of_the_release(release: str, tm
         "IPluginCreatorV3One.plugin_version": "1",
         "IPluginCreatorV3One.plugin_namespace": "vditc",
         "IPluginRegistry.all_creators": creators,
-        "IPluginRegistry.load_library": lambda path: creators.extend([Thing(trt, "IPluginCreatorV3One")]) is None,
+        "IPluginRegistry.load_library": loaded,
     }
     asked = dataclasses.replace(request(tmp_path), plugins="l.so", plugin_nodes={"q": ("QLinear", "1", "vditc")})
     for _ in range(2):
