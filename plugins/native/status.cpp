@@ -18,6 +18,7 @@ Status fail(Status code, const char* format, ...) {
 
 #ifndef VDITC_EMULATED
 Status fail_cuda(cudaError_t error, const char* where) {
+  (void)cudaGetLastError();  // CUDA keeps it, and this thread's next launch would report it
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
     return fail(VDITC_NO_KERNEL, "%s: the library has no code for this GPU (%s)", where, cudaGetErrorString(error));
   return fail(VDITC_CUDA_ERROR, "%s: %s", where, cudaGetErrorString(error));

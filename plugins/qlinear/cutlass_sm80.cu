@@ -43,7 +43,7 @@ struct Gemm {
 // memory anyway or much more (A100, Orin, H100), and where there are enough tiles for all SMs. By calculation, not measured.
 bool tall(int64_t m, int n) {
   int device = 0, shared = 0, sms = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (cudaGetDevice(&device) != cudaSuccess) return (void)cudaGetLastError(), false;
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   return shared >= 160 << 10 && (m / 256) * ((n + 127) / 128) >= 4 * static_cast<int64_t>(sms);

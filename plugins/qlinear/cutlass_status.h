@@ -31,6 +31,7 @@ inline Status cutlass_status(const char* name, cutlass::Status found, const void
   if (found == cutlass::Status::kSuccess) return VDITC_OK;
   cudaFuncAttributes attributes;
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return fail_cuda(error, name);
+  (void)cudaGetLastError();  // the next launch of this thread would report it
   return fail(VDITC_CUDA_ERROR, "%s: CUTLASS: %s", name, cutlass::cutlassGetStatusString(found));
 }
 

@@ -87,7 +87,16 @@ Status expand(const vditc_qlinear_problem& p, const vditc_qlinear_tensors& t, in
 
 // Where VDITC_ANY_TACTIC, the best guess for the current device.
 Status choose(const vditc_qlinear_problem& p, int& tactic) {
-  if (tactic != VDITC_ANY_TACTIC) return check_tactic(p, tactic);
+  if (tactic != VDITC_ANY_TACTIC) {
+    VDITC_TRY(check_tactic(p, tactic));
+    if (p.m == 0 || (tactic != VDITC_INT4 && !expands(tactic))) return VDITC_OK;  // the others run everywhere
+    const int on = vditc_device_sm();
+    if (on < 0) return VDITC_CUDA_ERROR;  // its message stands
+    int all[TACTIC_COUNT];
+    for (int i = 0, count = listed(p, on, all); i < count; ++i)
+      if (all[i] == tactic) return VDITC_OK;
+    return fail(VDITC_NO_KERNEL, "%s: no code for this GPU, sm_%d", vditc_qlinear_tactic_name(tactic), on);
+  }
   const int sm = vditc_device_sm();
   if (sm < 0) return VDITC_CUDA_ERROR;  // its message stands
   int ids[TACTIC_COUNT];

@@ -107,7 +107,8 @@ struct UnpackKernel {
 
   static constexpr size_t shared_bytes(bool branch) {
     const size_t ring = STAGES * Copies::BYTES, epilogue = branch ? Memory::BRANCH_BYTES : Memory::PLAIN_BYTES;
-    return ring > epilogue ? ring : epilogue;
+    const size_t needed = ring > epilogue ? ring : epilogue, most = ring > Memory::BRANCH_BYTES ? ring : Memory::BRANCH_BYTES;
+    return needed > 48u << 10 ? most : needed;  // one limit of a kernel: another thread's launch never lowers it
   }
 
   // Sums of a group start at 1.5 * 2^23 as a float's bits: while they stay below 2^22 (128 products of at most 2^14), what was added to the
