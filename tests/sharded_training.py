@@ -81,7 +81,8 @@ def learn(state: Path, *, cut: bool, stop: int | None = None, max_norm: float | 
             raise KeyboardInterrupt
         if iteration == ITERATIONS - 1:
             held = sum(_bytes(p) for p in student.parameters() if p.ndim)
-            optimizers = [found for found in gc.get_objects() if isinstance(found, torch.optim.AdamW)]
+            # Of their types: what a weak proxy stands for may be gone.
+            optimizers = [found for found in gc.get_objects() if issubclass(type(found), torch.optim.AdamW)]
             held += sum(_bytes(t) for optimizer in optimizers for parts in optimizer.state.values() for t in parts.values())
         return [p for linear in linears for p in linear.fade(DECAY, iteration)]
 
