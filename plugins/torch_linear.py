@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +102,11 @@ class QuantizedLinear(torch.nn.Module):
     def of_weight(cls, weight: QWeight, scheme: Scheme, bias: Array | Tensor | None = None, **options: Any) -> QuantizedLinear:
         """Of a quantized weight alone; `options` as of the class."""
         return cls(LayerCalibration(role="", scheme=scheme, weight=weight), bias, **options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As `.to`, `.cuda` and `.half` call it: tensors follow to another device; types are the kernels' and stay."""
+        moved: Self = super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     def extra_repr(self) -> str:
         """As torch.nn.Linear says it."""

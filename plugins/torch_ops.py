@@ -61,9 +61,9 @@ def library_of(device: torch.device) -> Library:
 
 @functools.cache
 def _real() -> Library:
-    from vditc.plugins.build import library_path
+    from vditc.plugins.build import library_here
 
-    return Library(_chosen[0] if _chosen else library_path())
+    return Library(_chosen[0] if _chosen else library_here(int((torch.version.cuda or "13").partition(".")[0])))
 
 
 @functools.cache

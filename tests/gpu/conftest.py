@@ -31,10 +31,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def library_file() -> Path:
     """Path of the library of this machine."""
-    from vditc.plugins.build import library_path
+    from vditc.plugins.build import library_here
 
     said = os.environ.get("VDITC_PLUGINS_LIBRARY")
-    return Path(said) if said else library_path()
+    return Path(said) if said else library_here(int((torch.version.cuda or "13").partition(".")[0]))
 
 
 @pytest.fixture(scope="session")

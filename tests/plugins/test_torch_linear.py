@@ -154,3 +154,13 @@ def test_what_no_kernel_computes() -> None:
         QuantizedLinear(PARTS["clips of steps"])(torch.zeros(1, K))
     with pytest.raises(InputError, match="3 rows of 1 clips"):
         QuantizedLinear(PARTS["estimate"])(torch.zeros(3, K))
+
+
+def test_types_stay_when_a_model_is_cast() -> None:
+    """`pipe.to("cuda", torch.bfloat16)` is the usual call; scales are the kernels' float32 all the same."""
+    module = QuantizedLinear(PARTS["zero points"])
+    x = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(torch.float16)
+    before, kept = module(x), {name: tensor.clone() for name, tensor in module.named_buffers()}
+    cast = torch.nn.Sequential(module).to(torch.bfloat16)
+    assert all(torch.equal(tensor, kept[name]) and tensor.dtype is kept[name].dtype for name, tensor in cast[0].named_buffers())
+    assert torch.equal(cast(x), before)
