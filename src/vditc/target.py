@@ -37,7 +37,7 @@ from vditc.toml_data import Table
 from vditc.version_range import VersionRange
 
 COMPUTE = ("fp32", "fp16", "bf16")
-PLATFORMS = ("x86_64", "aarch64", "aarch64-cuda12")
+PLATFORMS = ("x86_64", "x86_64-cuda12", "aarch64", "aarch64-cuda12")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

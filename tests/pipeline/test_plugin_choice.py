@@ -15,11 +15,11 @@ from vditc.files import sha256
 from vditc.pipeline import compile as job_module
 from vditc.pipeline import plugin_choice
 from vditc.pipeline.compile import Job, compile_bundle, prepare
-from vditc.pipeline.plugin_choice import choose_plugins, find_library
-from vditc.plugins.build import FACTS, LIBRARY, Wanted
+from vditc.pipeline.plugin_choice import choose_plugins, find_library, runs_on
+from vditc.plugins.build import ARCHITECTURES, FACTS, LIBRARY, Wanted
 from vditc.progress import SILENT, Progress
 from vditc.recipe import Gate, Recipe
-from vditc.target import Target
+from vditc.target import PLATFORMS, Target
 
 W4A8, W8A8, RTX = Recipe.load("w4a8-rtn"), Recipe.load("w8a8"), Target.load("rtx-ada")
 
@@ -132,7 +132,7 @@ class Notes:
 
 
 def test_a_bundle_without_a_library_says_why(job: Job) -> None:
-    bundle, notes = None, Notes()
+    notes = Notes()
     bundle = compile_bundle(job, notes)
     about = bundle.manifest.targets["a100"]
     assert about["plugins"]["mode"] == "auto" and about["plugins"]["reason"].startswith("no plugin library for x86_64")
@@ -166,3 +166,25 @@ def test_a_bundle_has_the_library_that_its_engine_needs(job: Job, tmp_path: Path
     shutil.rmtree(job.out)
     off = compile_bundle(dataclasses.replace(job, plugins="off"), SILENT).manifest.targets["a100"]
     assert off["plugins"] == {"mode": "off", "reason": "--plugins off"}
+
+
+@pytest.mark.parametrize(
+    ("has", "arch", "runs"),
+    [
+        ("80", "sm_86", True),
+        ("86", "sm_80", False),
+        ("80", "sm_87", False),  # Jetson runs its own code alone
+        ("87", "sm_87", True),
+        ("90a", "sm_90", True),
+        ("100f", "sm_103", True),
+        ("100a", "sm_103", False),
+        ("110a", "sm_110", True),
+        ("80", "sm_120", False),
+    ],
+)
+def test_which_gpus_run_machine_code(has: str, arch: str, runs: bool) -> None:
+    assert runs_on(arch, [has]) is runs
+
+
+def test_every_platform_of_targets_can_be_built() -> None:
+    assert set(PLATFORMS) == set(ARCHITECTURES)

@@ -19,9 +19,9 @@ from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
 from vditc.conditioning import Conditioning
-from vditc.errors import InputError, PrecisionError
+from vditc.errors import InputError, PrecisionError, VditcError
 from vditc.export.stage import export_model
-from vditc.files import data_digest, whole_file, write_text
+from vditc.files import data_digest, sha256, whole_file, write_text
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import Memory, attention_keys, model_memory
 from vditc.pipeline.opened import OpenedModel
@@ -281,10 +281,12 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
             )
         passes = [dataclasses.asdict(p) for p in facts.passes]
         attention = chosen.attention or chosen.compute
-        said = recorded(choice, chosen, plugin_operators(root / lowered))
-        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6), "attention": attention, "plugins": said}
+        operators = plugin_operators(root / lowered)
+        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6), "attention": attention, "operators": operators}
 
     facts = space.stage(f"lower {target.name}", run_lower, (lowered, f"{lowered}.data", "lowered/model.onnx.data"))
+    # What was asked for is no part of a stage: a job that is resumed may ask otherwise.
+    facts = facts | {"plugins": recorded(choice, target, facts["operators"])}
     if facts["attention"] != target.compute and target.fp16_keys is not None:
         progress.note(f"{target.name} computes attention in {facts['attention']}: {target.fp16_keys.says}")
     maker, folder = backend(target.backend), root / "engines" / target.name
@@ -293,6 +295,13 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         assert choice.library is not None
         with whole_file(root / library_in_bundle(target)) as temporary:
             shutil.copyfile(choice.library, temporary)
+            if sha256(temporary) != choice.sha256:
+                raise VditcError(
+                    found="another library than when the job began",
+                    wanted=f"sha256 {choice.sha256}",
+                    where=str(choice.library),
+                    fix="compile again, with --force",
+                )
 
     if plugins := "library" in facts["plugins"]:
         space.stage(f"plugins {target.name}", run_copy, (library_in_bundle(target),))

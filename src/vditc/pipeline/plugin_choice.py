@@ -21,6 +21,7 @@ from vditc.target import Target
 
 Mode = Literal["auto", "on", "off"]
 MODES: tuple[Mode, ...] = ("auto", "on", "off")
+JETSON = ("87", "110")
 FEW_BITS = 4  # of weights beside integer activations, which the library takes
 
 
@@ -92,7 +93,7 @@ def find_library(target: Target, said: Path | None = None) -> Path:
             raise InputError(
                 found=f"unreadable ({error!r})", wanted="what is said of the library", where=str(facts), fix="build it again"
             ) from error
-        if lacking := [arch for arch in target.arch if not _covered(arch, has)]:
+        if lacking := [arch for arch in target.arch if not runs_on(arch, has)]:
             raise InputError(
                 found=f"code for {', '.join(has)}",
                 wanted=f"code for {', '.join(lacking)} of target {target.name}",
@@ -102,10 +103,14 @@ def find_library(target: Target, said: Path | None = None) -> Path:
     return path
 
 
-def _covered(arch: str, has: list[str]) -> bool:
-    """Machine code of x.y runs on x.z, z not less than y; with an a on x.y alone (CUDA C++ Programming Guide, Binary Compatibility)."""
+def runs_on(arch: str, has: list[str]) -> bool:
+    """Machine code of x.y runs on x.z, z not less than y, but not from a desktop's GPU on Jetson's; with an a on x.y alone.
+
+    CUDA C++ Programming Guide, Binary Compatibility.
+    """
     number = arch.removeprefix("sm_")
-    return f"{number}a" in has or any(one.isdigit() and one[:-1] == number[:-1] and one[-1] <= number[-1] for one in has)
+    family = [] if number in JETSON else [one.removesuffix("f") for one in has if not one.endswith("a")]
+    return number in has or f"{number}a" in has or any(one[:-1] == number[:-1] and one[-1] <= number[-1] for one in family)
 
 
 def plugin_operators(lowered: Path) -> dict[str, int]:
