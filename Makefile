@@ -44,10 +44,10 @@ lint: $(STAMP) ## ruff, mypy, import rules, file lengths
 check: lint ## lint, and the tests that compile no whole model
 	$(PYTEST) -m "not slow and not demo"
 
-plugins: $(STAMP) ## build libvditc_plugins.so, the kernels for GPUs, into build/plugins (ARCH=80,90a; default: all of this platform)
+plugins: $(STAMP) ## build libvditc_plugins.so, the kernels for GPUs, where compile finds it (ARCH=80,90a; default: all of this platform)
 	{ command -v nvcc || test -n "$(CUDA_HOME)"; } >/dev/null && command -v cmake >/dev/null && command -v ninja >/dev/null || \
 		$(BIN)/pip install -q -c requirements.lock -e '.[plugins]'
-	$(BIN)/vditc plugins build --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH)) -o build/plugins
+	$(BIN)/vditc plugins build --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH))
 
 bench: $(STAMP) ## measure the main job; figures go to docs/measurements/main_job.json
 	$(BIN)/python benchmarks/main_job.py --out docs/measurements/main_job.json

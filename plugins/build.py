@@ -45,6 +45,7 @@ ARCHITECTURES = {
     "x86_64-cuda12": ("80", "86", "89", "90a"),  # servers whose driver is of CUDA 12
 }
 # What files of CUTLASS are for, by the end of their names: its 2.x mma.sync where there is no newer form, 3.x wgmma, 3.x tcgen05 with int8.
+FLAGS = ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS", "NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS")  # of the environment, which compilers obey
 CUTLASS_ARCHITECTURES = {"sm80": ("80", "86", "87", "88", "89", "120", "120a", "121", "121a"), "sm90": ("90a",), "sm100": ("100a", "110a")}
 _ARCHITECTURE = re.compile(r"(75|8[06789]|90|1[012][013])[af]?")
 
@@ -123,6 +124,15 @@ def library_path(platform: str | None = None, folder: Path | None = None) -> Pat
     return path
 
 
+def library_here(cuda: int) -> Path:
+    """Of a library that was built for this machine, of its two the one of the program's CUDA. InputError when there is none."""
+    names = (host_machine(), f"{host_machine()}-cuda12")
+    for name in names[::-1] if cuda == 12 else names:
+        if (path := default_folder() / name / LIBRARY).is_file():
+            return path
+    return library_path()
+
+
 def units(wanted: Wanted, sources: Path = SOURCES) -> list[tuple[str, tuple[str, ...]]]:
     """Every source that the library is made of, and the GPUs that it is compiled for; C++ is for none."""
     listed: list[tuple[str, tuple[str, ...]]] = []
@@ -160,6 +170,8 @@ def build(
         "tensorrt": tensorrt_version(wanted.tensorrt),
     }
     options += _host(wanted)
+    made_of["flags"] = {name: os.environ[name] for name in FLAGS if os.environ.get(name)}
+    made_of["build"] = tree_digest(SOURCES, ("build.py", "nvrtc.py", "toolkit.py"))
     made_of["sources"] = tree_digest(sources, PATTERNS)
     digest = hashlib.sha256(json.dumps([made_of, ABI_VERSION], sort_keys=True).encode()).hexdigest()
     kept = cache / "libraries" / digest[:16]
@@ -189,12 +201,13 @@ def _settings(wanted: Wanted, cache: Path, sources: Path) -> tuple[dict[str, Any
         "cxx": toolkit.cxx_version,
         "cutlass": cutlass_version(cutlass) if cutlass else None,
     }
+    flags = [f'-L"{toolkit.cudart}"', *(f'-isystem "{folder}"' for folder in toolkit.include)]
     options = [
         f"-DCMAKE_CXX_COMPILER={toolkit.cxx}",
         f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}",
         f"-DCMAKE_CUDA_HOST_COMPILER={toolkit.cxx}",
         # nvcc of the wheels looks for libraries in lib64, which they have not; for another machine it looks in targets/.
-        f"-DCMAKE_CUDA_FLAGS={' '.join([f'-L{toolkit.cudart}', *(f'-isystem {folder}' for folder in toolkit.include)])}",
+        f"-DCMAKE_CUDA_FLAGS={' '.join(flags)}",
         f"-DVDITC_CUDART_DIR={toolkit.cudart}",
         f"-DVDITC_CUDA_INCLUDE={';'.join(map(str, toolkit.include))}",
         f"-DVDITC_ARCHITECTURES={';'.join(wanted.architectures)}",

@@ -38,13 +38,15 @@ class Library:
             self.native.vditc_last_error.restype = ctypes.c_char_p
             found = int(self.native.vditc_abi_version())
         except (OSError, AttributeError) as error:
-            raise InputError(found=str(error), wanted="libvditc_plugins.so", where=str(path), fix="build it: make plugins") from error
+            raise InputError(
+                found=str(error), wanted="libvditc_plugins.so", where=str(path), fix="build it: vditc plugins build"
+            ) from error
         if found != ABI_VERSION:
             raise InputError(
                 found=f"version {found} of its interface",
                 wanted=f"version {ABI_VERSION}",
                 where=str(path),
-                fix="build it again: make plugins",
+                fix="build it again: vditc plugins build",
             )
 
     @property

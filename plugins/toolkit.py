@@ -17,7 +17,7 @@ from vditc.plugins.wheels import CUTLASS, unpacked
 
 INSTALL = "install a CUDA toolkit 13.0 and put nvcc on PATH (or set CUDA_HOME), or: pip install 'vditc[plugins]'"
 MACHINES = ("x86_64", "aarch64")
-_OLDEST = (12, 8)  # the first that knows Blackwell
+_OLDEST = (13, 0)  # the first that knows sm_110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _nvcc_version(nvcc: Path) -> str:
     if found is None:
         raise InputError(found=(run.stderr or run.stdout).strip()[-300:], wanted="a version", where=f"{nvcc} --version", fix=INSTALL)
     if (int(found[1]), int(found[2])) < _OLDEST:
-        raise InputError(found=f"nvcc {found[0][1:]}", wanted="12.8 or newer", where=str(nvcc), fix=INSTALL)
+        raise InputError(found=f"nvcc {found[0][1:]}", wanted="13.0 or newer", where=str(nvcc), fix=INSTALL)
     return found[0][1:]
 
 

@@ -160,7 +160,7 @@ def test_nvcc_too_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.85'\n")
     old.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"found nvcc 12\.6\.85; wanted 12\.8 or newer"):
+    with pytest.raises(InputError, match=r"found nvcc 12\.6\.85; wanted 13\.0 or newer"):
         find_toolkit(host_machine(), tmp_path)
 
 
