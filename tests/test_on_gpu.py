@@ -1,4 +1,4 @@
-"""benchmarks/gpu_session.sh without a GPU: what it would run, and its steps that the emulated library can stand in for."""
+"""benchmarks/on_gpu.sh without a GPU: what it would run, and its steps that the emulated library can stand in for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from vditc.plugins.emulated import emulated_library
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
+SCRIPT = ROOT / "benchmarks" / "on_gpu.sh"
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 

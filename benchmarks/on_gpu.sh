@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Everything that takes a GPU, for a machine that one has for some minutes at a time and on which nothing can be installed.
+# Everything that takes a GPU: library, golden files, tests and measurements. Nothing is installed on the machine.
 #
-#   benchmarks/gpu_session.sh check             # first call: library, golden files with every tactic, the C example, tests/gpu
-#   benchmarks/gpu_session.sh bench             # second call: benchmarks/kernels.py; CASES="qlinear block" picks some
-#   benchmarks/gpu_session.sh keep              # one call for each part of TensorRT-RTX that is carried
-#   benchmarks/gpu_session.sh rtx               # after them: an engine of TensorRT-RTX with the plugins
-#   benchmarks/gpu_session.sh STEP ...          # steps by their names: tools library goldens example tests qlinear quantize-token qattention block
+#   benchmarks/on_gpu.sh check             # library, golden files with every tactic, the C example, tests/gpu
+#   benchmarks/on_gpu.sh bench             # benchmarks/kernels.py; CASES="qlinear block" picks some
+#   benchmarks/on_gpu.sh keep              # puts parts of TensorRT-RTX that were copied here one by one aside
+#   benchmarks/on_gpu.sh rtx               # an engine of TensorRT-RTX with the plugins
+#   benchmarks/on_gpu.sh STEP ...          # steps by their names: tools library goldens example tests qlinear quantize-token qattention block
 #
-# DRY=1 says what would run. LIMIT: seconds of one call [570]; a step that does not fit is cut off and fails, the next ones still run.
+# DRY=1 says what would run. LIMIT: seconds of a run [570]; a step that does not fit is cut off and fails, the next ones still run.
 # OUT: where results go [build/gpu/out]: summary.txt, goldens.jsonl, tests.txt, kernels-CASE.json, libvditc_plugins.so if it was built.
 # The exit code is the number of steps that failed.
 #
 # What must be there: a CUDA GPU with its driver, Python 3.11 or newer with torch, numpy, onnx, onnx_ir, ml_dtypes, safetensors and pytest; gcc for
-# the example; nvcc, cmake and ninja only where no library is carried.
+# the example; nvcc, cmake and ninja only where no library is brought.
 #
-# What is carried (BUILD is build/gpu, which git ignores), with the working tree of 17 MiB below 64 MiB a call:
+# What may be brought (BUILD is build/gpu, which git ignores):
 #   check, bench   BUILD/libvditc_plugins.so, built beforehand for that GPU:       vditc plugins build --arch 90a -o /tmp/built
 #                    cp /tmp/built/x86_64/libvditc_plugins.so build/gpu/
-#                  or BUILD/wheels with CUTLASS's headers (7 MiB), to build there:  pip download --no-deps -d build/gpu/wheels nvidia-cutlass==4.2.0.0
-#   keep           BUILD/part-N, one a call: TensorRT-RTX, 104 MB, in three parts of 40 MiB. For the Python there (PY=3.12):
+#                  or BUILD/wheels with CUTLASS's headers, to build there:          pip download --no-deps -d build/gpu/wheels nvidia-cutlass==4.2.0.0
+#   rtx            BUILD/part-N, TensorRT-RTX in one part or in several. For the Python there (PY=3.12):
 #                    pip download --no-deps --only-binary=:all: --python-version $PY --platform manylinux_2_28_x86_64 -d rtx \
 #                      tensorrt_rtx_cu13_libs==1.7.1.116 tensorrt_rtx_cu13_bindings==1.7.1.116
 #                    (cd rtx && for w in *.whl; do python -m zipfile -e "$w" site; done)
 #                    cp -r .venv/lib/python3*/site-packages/tensorrt_rtx rtx/site/     # the front end, plain Python
 #                    tar cz -C rtx site | split -b 40M - build/gpu/part-
-#                  Each goes to KEPT [/tmp/vditc-gpu-parts], which must stay until `rtx`.
+#                  `keep` collects them in KEPT [/tmp/vditc-gpu-parts], which must stay until `rtx`.
 # shellcheck disable=SC2016,SC2329 # what bash -c is given expands there; steps are called by their names
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -161,7 +161,7 @@ for name in "${@:-check}"; do
     rtx) steps+=(library rtx) ;;
     tools | library | goldens | example | tests | keep) steps+=("$name") ;;
     qlinear | quantize-token | qattention | block) steps+=(library "$name") ;;
-    *) echo "gpu_session.sh: found $name; wanted check, bench, keep, rtx or a step (see the top of this file)" >&2; exit 2 ;;
+    *) echo "on_gpu.sh: found $name; wanted check, bench, keep, rtx or a step (see the top of this file)" >&2; exit 2 ;;
   esac
 done
 : >"$OUT/summary.txt"
