@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,11 @@ def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ran = commands()
     assert len(ran) >= 12
     for words in ran:
+        if words[0] == "plugins" and shutil.which("nvcc") is None:
+            continue  # test_build.py has what is said then
         # The clips of a random model show no digit to lose, but its noise may be read as one: the gate is not the point here.
         extra = ["--no-gate", "--clips", "1"] if words[0] == "compile" else []
+        extra = ["--arch", "80", "--no-cutlass"] if words == ["plugins", "build"] else extra  # all GPUs take a quarter of an hour
         run = vditc(*[str(model) if w == "MODEL_DIR" else w for w in words], *extra)
         assert run.code == 0, f"vditc {' '.join(words)}\n{run.stderr}"
     for name in ("wan.bundle/manifest.json", "clip.mp4", "calibration.safetensors", "model.onnx.data", "lowered.onnx", "engine/model.plan"):

@@ -84,7 +84,6 @@ def test_an_engine_computes_with_the_plugins(lowered: Path, plugin_folder: Path,
 
 
 @pytest.mark.parametrize("target", ["rtx-ada-bf16", "rtx-blackwell"])
-@pytest.mark.slow
 def test_engines_of_other_targets(target: str, tiny: ModelDir, plugin_folder: Path, tmp_path: Path) -> None:
     chosen = Target.load(target)
     model = tiny_export.export(tiny, tiny_export.calibration(tiny, tiny_export.SCHEMES["w3a8"]), tmp_path / "model.onnx")
@@ -172,7 +171,6 @@ def test_a_weight_of_another_layout_is_refused_by_name(lowered: Path, plugin_fol
         run_build(asked, tmp_path / "work")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "activation"), [(QType.INT4, QType.INT8), (QType.INT3, QType.INT6)], ids=["w4a8", "w3a6"])
 def test_the_bundled_models_graphs_build(weight: QType, activation: QType, plugin_folder: Path, tmp_path: Path) -> None:
     source, recipe = ModelDir.open(Path(vditc.__path__[0]) / "assets" / "digits"), Recipe.load("w4a8-rtn")
