@@ -133,8 +133,8 @@ class _Fusion:
         self.figures["with a gated residual"] += op.gated
 
     def place(self, found: Prologue) -> ir.Node:
-        """The node in front of which the operator stands: the quantization, or who reads the sum of a gated residual before that, maybe through
-        the Cast that the norm reads too.
+        """The node in front of which the operator stands: the quantization, or who reads the sum of a gated residual before that,
+        or the norm's Cast of it.
 
         Where the operator's other inputs are not there yet, the residual stays.
         """
