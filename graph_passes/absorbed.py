@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from vditc.graph_passes.channel_change import Array, constant, label
 from vditc.graph_passes.epilogue import Epilogue
+from vditc.graph_passes.inferred_shapes import Shape, why_not_spread
 from vditc.graph_passes.patterns import QuantizedMatMul, only_reader, producer, weight_like
 from vditc.plugins.plugin_op import FLOATS
 from vditc.plugins.qlinear.op import ACTIVATIONS, LOW_RANKS, MAX_RANK
@@ -54,11 +55,14 @@ class Absorbed:
     gate: ir.Value | None = None
     residual: ir.Value | None = None
     output: str = "fp32"
-    stays: str = ""  # why a branch stays behind the layer, and what follows it
+    stays: str = ""  # why a branch, or a gate and a residual, stay behind the layer, and what follows them
 
     @classmethod
-    def behind(cls, layer: QuantizedMatMul, known: Mapping[ir.Value, int]) -> Absorbed:
-        """As many as fit, in the operator's order: sums, the cast, a branch, then GELU or gate and residual. `known`: axes of values."""
+    def behind(cls, layer: QuantizedMatMul, known: Mapping[ir.Value, int], shapes: Mapping[str, Shape]) -> Absorbed:
+        """As many as fit, in the operator's order: sums, the cast, a branch, then GELU or gate and residual.
+
+        `known`: axes of values; `shapes`: of values by name, as far as they are known.
+        """
         found = Epilogue.of(layer)
         made = cls(found.start, [n for n in (layer.matmul, layer.rescale) if n is not None])
         for term in found.terms:
@@ -71,6 +75,8 @@ class Absorbed:
                 return made
             made.take(term.add)
         if (cast := only_reader(made.end)) is not None and cast.op_type == "Cast":
+            if ir.DataType(cast.attributes["to"].as_int()) not in _OUTPUTS:
+                return made
             made.output = _OUTPUTS[ir.DataType(cast.attributes["to"].as_int())]
             made.take(cast)
         if not made._low_rank(layer):
@@ -84,9 +90,23 @@ class Absorbed:
                 gate, residual = other(mul, made.end), other(add, mul.outputs[0])
                 axes = known.get(made.end)
                 if axes is not None and all(v is not None and known.get(v, axes + 1) <= axes for v in (gate, residual)):
-                    made.gate, made.residual = gate, residual
-                    made.take(mul, add)
+                    made.stays = made._unspread(mul, layer, axes, shapes, gate=gate, residual=residual)
+                    if not made.stays:
+                        made.gate, made.residual = gate, residual
+                        made.take(mul, add)
         return made
+
+    def _unspread(self, mul: ir.Node, layer: QuantizedMatMul, axes: int, shapes: Mapping[str, Shape], **read: ir.Value | None) -> str:
+        """Why the operator does not repeat a gate or a residual for all tokens; "" if it does, or for all that is known of their shapes."""
+        whole = shapes.get(str(self.end.name), (None,) * axes)
+        codes = layer.weight.inputs[0]
+        if codes is not None and codes.const_value is not None:
+            whole = (*whole[:-1], codes.const_value.shape.numpy()[-1])
+        for role, value in read.items():
+            own = None if value is None else shapes.get(str(value.name))
+            if value is not None and own is not None and (why := why_not_spread(own, whole)):
+                return f"its gated residual {label(mul)} stays behind: the {role} {value.name} {why}"
+        return ""
 
     def _low_rank(self, layer: QuantizedMatMul) -> bool:
         """Whether there is no branch behind it, or it is taken."""

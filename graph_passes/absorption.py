@@ -38,7 +38,7 @@ class Absorption:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self._names = {*self.graph.initializers, *(str(n.name) for n in self.graph), *(str(o.name) for n in self.graph for o in n.outputs)}
-        self._shapes = inferred_shapes(self.graph)
+        self.shapes = inferred_shapes(self.graph)
 
     def shape(self, value: ir.Value | None) -> tuple[int | None, ...]:
         """Sizes, None where they are not fixed."""
@@ -46,7 +46,7 @@ class Absorption:
             raise AbsorptionError("an input that is left out")
         if value.const_value is not None:
             return tuple(value.const_value.shape.numpy())
-        found = self._shapes.get(str(value.name))
+        found = self.shapes.get(str(value.name))
         if found is None:
             raise AbsorptionError(f"{value.name} has no known shape")
         return found

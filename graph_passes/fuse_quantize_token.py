@@ -108,6 +108,9 @@ class _Fusion:
         node = op.node([given[n] for n in op.inputs], f"{name}/QuantizeToken")
         self.graph.insert_before(at, node)
         self.order[node] = self.order[at] - 0.5
+        for cast in _casts(found):
+            self.graph.insert_before(at, cast)
+            self.order[cast] = self.order[at] - 0.25
         made = dict(zip(op.outputs, node.outputs, strict=True))
         own = self.around.types[found.x]
         for value, dtype in zip(node.outputs, op.types([own if n in _OWN_TYPE else ir.DataType.FLOAT for n in op.inputs]), strict=True):
@@ -130,13 +133,15 @@ class _Fusion:
         self.figures["with a gated residual"] += op.gated
 
     def place(self, found: Prologue) -> ir.Node:
-        """The node in front of which the operator stands: the quantization, or who reads the sum of a gated residual before that.
+        """The node in front of which the operator stands: the quantization, or who reads the sum of a gated residual before that,
+        or the norm's Cast of it.
 
         Where the operator's other inputs are not there yet, the residual stays.
         """
         if found.gated is None:
             return found.quantize
-        first = min([found.quantize, *_outside(found.gated.sum, found)], key=lambda n: self.order.get(n, -1))
+        sums = [found.gated.sum, *(cast.outputs[0] for cast in _casts(found))]
+        first = min([found.quantize, *(n for v in sums for n in _outside(v, found))], key=lambda n: self.order.get(n, -1))
         needed = [found.x, found.gated.gate, found.gated.residual, *found.vectors.values(), found.clip, found.given]
         makers = [v.producer() for v in needed if v is not None]
         if first not in self.order or any(n is not None and self.order.get(n, np.inf) >= self.order[first] for n in makers):
@@ -253,6 +258,11 @@ def _scaled(total: ir.Node, found: Prologue) -> list[ir.Value]:
 
 def _outside(value: ir.Value, found: Prologue) -> list[ir.Node]:
     return [use.node for use in value.uses() if use.node not in found.walk.nodes]
+
+
+def _casts(found: Prologue) -> list[ir.Node]:
+    """What the norm reads a gated sum through; where others read it too, it stays, behind the operator."""
+    return [] if found.gated is None else [n for n in consumers(found.gated.sum, "Cast") if n in found.walk.nodes]
 
 
 def _products(codes: ir.Value) -> list[tuple[ir.Node, ir.Value | None]]:

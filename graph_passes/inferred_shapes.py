@@ -10,6 +10,23 @@ from vditc.graph_passes.patterns import SMALL
 Shape = tuple[int | None, ...]
 
 
+def why_not_spread(own: Shape, whole: Shape) -> str:
+    """Why the plugin library's operators do not repeat a tensor of the shape `own` for one of the shape `whole`; "" if they do.
+
+    Wanted: no more axes, the last one whole, and axes along which it differs next to each other. A size that is not fixed counts as
+    more than 1.
+    """
+    if not own or len(own) > len(whole) or (None not in (own[-1], whole[-1]) and own[-1] != whole[-1]):
+        return "is no vector of its channels"
+    own = (1,) * (len(whole) - len(own)) + own
+    along = [i for i, size in enumerate(own[:-1]) if size != 1]
+    if any((own[i] != whole[i] and None not in (own[i], whole[i])) or whole[i] == 1 for i in along):
+        return "has more tokens"
+    if along and any(own[i] == 1 != whole[i] for i in range(along[0], along[-1])):
+        return "is repeated between axes along which it differs"
+    return ""
+
+
 def inferred_shapes(graph: ir.Graph) -> dict[str, Shape]:
     """Name -> sizes, None where they are not fixed; values whose shape is not known are not in it. The graph stays as it is.
 

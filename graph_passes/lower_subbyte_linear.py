@@ -30,6 +30,7 @@ from vditc.graph_passes.absorbed import Absorbed, Branch, other
 from vditc.graph_passes.channel_change import Array, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.edits import inserted, remove_unread
+from vditc.graph_passes.inferred_shapes import inferred_shapes
 from vditc.graph_passes.packed_tokens import pack_four_bits
 from vditc.graph_passes.patterns import QuantizedMatMul, activation_bits, blocked, only_reader, producer, quantized_matmuls, small_constant
 from vditc.graph_passes.ranks import ranks
@@ -61,7 +62,7 @@ class LowerSubbyteLinear(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
-        work = _Lowering(model.graph, ranks(model.graph), requantize=self.requantize)
+        work = _Lowering(model.graph, requantize=self.requantize)
         refusals, figures = work.refusals, work.figures
         for layer in list(quantized_matmuls(model.graph)):
             codes = layer.weight.inputs[0]
@@ -85,8 +86,9 @@ class LowerSubbyteLinear(Pass):
 class _Lowering:
     """One run over one graph."""
 
-    def __init__(self, graph: ir.Graph, known: dict[ir.Value, int], *, requantize: bool) -> None:
-        self.graph, self.known, self.requantize = graph, known, requantize  # `known`: axes of values
+    def __init__(self, graph: ir.Graph, *, requantize: bool) -> None:
+        self.graph, self.requantize = graph, requantize
+        self.known, self.shapes = ranks(graph), inferred_shapes(graph)  # axes of values, and sizes of them
         self.refusals: list[Refusal] = []
         self.figures = {"layers handed over": 0, "bytes of their weights": 0}
 
@@ -107,7 +109,7 @@ class _Lowering:
             if only_reader(layer.matmul.outputs[0]) is None:
                 raise _UnfitError("its product is read before it is scaled")
             scale = other(layer.rescale, layer.matmul.outputs[0])
-        found, name = Absorbed.behind(layer, self.known), label(layer.matmul).removesuffix("/MatMul")
+        found, name = Absorbed.behind(layer, self.known, self.shapes), label(layer.matmul).removesuffix("/MatMul")
         if found.stays:
             self.refusals.append(Refusal(label(layer.matmul), found.stays))
         anew = Requantized.of(codes.const_value, scales.astype(np.float32)) if group and self.requantize else None

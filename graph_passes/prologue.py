@@ -13,6 +13,7 @@ from vditc.graph_passes.absorption import Absorption
 from vditc.graph_passes.channel_change import AbsorptionError, constant, label
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.fold_rotation import Rotation
+from vditc.graph_passes.inferred_shapes import why_not_spread
 from vditc.graph_passes.patterns import activation_bits, by_step, only_reader, producer, quantized_matmuls, rms_norms, small_constant
 from vditc.graph_passes.ranks import ranks
 from vditc.hadamard import factors
@@ -40,7 +41,7 @@ class Surroundings:
         self.shapes = Absorption(model)
         known = ranks(model.graph)
         layers = (q for q in quantized_matmuls(model.graph) if (w := q.weight.inputs[0]) is not None and w.dtype is ir.DataType.INT4)
-        ends = [found.nodes[-1] for q in layers if (found := Absorbed.behind(q, known)).gate is not None]
+        ends = [found.nodes[-1] for q in layers if (found := Absorbed.behind(q, known, self.shapes.shapes)).gate is not None]
         self.taken = set(ends)  # gated residuals that layers of the plugin library will compute
 
     def same_shape(self, a: ir.Value, b: ir.Value) -> bool:
@@ -66,13 +67,9 @@ class Surroundings:
             return str(unknown)
         if not own or own[-1] in (None, 1) or own[-1] != whole[-1] or len(own) > len(whole):
             return f"{value.name} is no vector of its channels"
-        own = (1,) * (len(whole) - len(own)) + own
         if not self.shapes.small(value, beside):
             return f"{value.name} differs by token"
-        along = [i for i, n in enumerate(own[:-1]) if n != 1]
-        if any(whole[i] == 1 for i in along) or (along and along[-1] - along[0] >= len(along)):
-            return f"{value.name} is repeated between axes along which it differs"
-        return ""
+        return f"{value.name} {why}" if (why := why_not_spread(own, whole)) else ""
 
     def of_channels(self, value: ir.Value | None, beside: ir.Value) -> bool:
         """Whether a value is a constant with a number for every channel of `beside`, or a constant divided by the scale of the step."""

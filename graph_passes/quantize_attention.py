@@ -102,6 +102,9 @@ class _Work:
             return f"heads of {said} channels; the operator takes multiples of {WIDTHS_OF} up to {MAX_WIDTH}"
         if heads is None or (_at(k, 1), _at(v, 1)) != (heads, heads):
             return f"{heads} heads of queries, {_at(k, 1)} of keys, {_at(v, 1)} of values"
+        batches = [_at(s, 0) for s in (q, k, v)]
+        if len({n for n in batches if n is not None}) > 1:
+            return f"batches of {batches[0]} queries, {batches[1]} keys, {batches[2]} values; the operator takes one batch"
         if a.mask is not None:
             mask = self.shapes.get(a.mask, ())
             if len(mask) != 4 or mask[1:] != (1, 1, keys) or mask[0] not in (1, _at(q, 0)):
