@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # PyTorch is installed first and alone: the CPU build is enough, and a plain `torch` would bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
-EXTRAS := calibrate,export,cpu,rtx,report,dev
+EXTRAS := calibrate,export,cpu,rtx,pipeline,report,dev
 # Files of tests side by side, each on one thread: most models are too small for more. 1.5 GB of memory a job.
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile

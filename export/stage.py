@@ -97,8 +97,8 @@ def export_model(
     if calibration.attention:
         scheme = next(iter(calibration.attention.values())).scheme
         progress.note(
-            f"attention of {len(calibration.attention)} modules is calibrated as {scheme}, but recorded only: "
-            "the graph computes attention in floating point"
+            f"attention of {len(calibration.attention)} modules is calibrated as {scheme}; this graph computes it in floating point, "
+            "what is lowered from it with the plugin library may not"
         )
     refit = insert_weights(model, source, calibration, schedule)
     sizes = adapter.sizes(source)
@@ -171,10 +171,13 @@ def check_calibration(source: ModelDir, adapter: ModelAdapter, calibration: Cali
 
 
 def _metadata(source: ModelDir, calibration: Calibration, schedule: Schedule | None) -> dict[str, object]:
-    timesteps = calibration.timesteps or (() if schedule is None else tuple(schedule.timesteps.tolist()))
+    schedule = calibration.schedule or schedule
+    timesteps = () if schedule is None else tuple(schedule.timesteps.tolist())
+    first = {} if schedule is None or not schedule.first else {"first_step": schedule.first}
     schemes: dict[str, list[str]] = {}
     for name, layer in calibration.layers.items():
         schemes.setdefault(str(layer.scheme), []).append(name)
+    attention = next((found.scheme.to_json() for found in calibration.attention.values()), None)  # one for the whole model
     return {
         "schema": SCHEMA,
         "model_class": calibration.model_class,
@@ -184,5 +187,6 @@ def _metadata(source: ModelDir, calibration: Calibration, schedule: Schedule | N
         "calibration_digest": calibration.digest,  # of the calibration file; null when the recipe needed none
         "timesteps": list(timesteps),
         "layers": schemes,
-        **({} if source.boundary_ratio is None else {"expert": source.expert(timesteps)}),
+        **({} if attention is None else {"attention": attention}),  # that lowering goes by where there is the plugin library
+        **({} if source.boundary_ratio is None else {"expert": {**source.expert(timesteps), **first}}),
     }

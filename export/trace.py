@@ -75,7 +75,7 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
             try:
                 program = torch.export.export(wrapper, example, dynamic_shapes=(dynamic,), strict=False)
             except Exception as error:  # whatever a model's own code raises when its sizes are symbols
-                raise _not_exportable(error, "code that torch.export can trace at axes of any size", source, traced) from error
+                raise not_exportable(error, "code that torch.export can trace at axes of any size", source, traced) from error
             shapes = _prove_dynamic(program, specs, adapter.outputs, source, traced, proof)
         onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert onnx_program is not None
@@ -84,7 +84,7 @@ def trace(source: ModelDir, adapter: ModelAdapter, *, whole: bool = False) -> ir
         value.name, value.shape = spec.name, ir.Shape(spec.dims)
     for output, (name, dims) in zip(graph.outputs, shapes.items(), strict=True):
         output.name, output.shape = name, ir.Shape(dims)
-    _empty_parameters(graph, source, loops)
+    empty_parameters(graph, source, loops)
     return onnx_program.model
 
 
@@ -129,18 +129,18 @@ def _prove_dynamic(
     try:
         found = [tuple(value.shape) for value in program.module()(*(_zeros(s, proof) for s in specs))]
     except (RuntimeError, AssertionError) as error:
-        raise _not_exportable(error, f"a second shape, {dict(proof)}", source, traced) from error
+        raise not_exportable(error, f"a second shape, {dict(proof)}", source, traced) from error
     dims: dict[str, tuple[int | str, ...]] = {}
     for (name, like), shape in zip(outputs.items(), found, strict=True):
         wanted = [proof[d] for d in of[like] if isinstance(d, str)]
         if len(shape) != len(of[like]) or wanted != [size for d, size in zip(of[like], shape, strict=True) if isinstance(d, str)]:
             problem = RuntimeError(f"{name} {list(shape)}")
-            raise _not_exportable(problem, f"batch and sizes {wanted} at a second shape, {dict(proof)}", source, traced)
+            raise not_exportable(problem, f"batch and sizes {wanted} at a second shape, {dict(proof)}", source, traced)
         dims[name] = tuple(d if isinstance(d, str) else int(size) for d, size in zip(of[like], shape, strict=True))
     return dims
 
 
-def _not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> InputError:
+def not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Mapping[str, int]) -> InputError:
     """One line of what torch says, whose errors go on for pages, and the line of the model's code that it says it of."""
     said = str(error).strip().splitlines() or [type(error).__name__]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
@@ -153,7 +153,7 @@ def _not_exportable(error: Exception, wanted: str, source: ModelDir, traced: Map
     )
 
 
-def _empty_parameters(graph: ir.Graph, source: ModelDir, loops: Sequence[Loop]) -> None:
+def empty_parameters(graph: ir.Graph, source: ModelDir, loops: Sequence[Loop]) -> None:
     """Give parameters, and buffers that the checkpoint holds, their checkpoint names and take their values away."""
     held = {*source.weights, *_last_names(source, loops)}
     lost = []

@@ -20,13 +20,15 @@ def weightless(make: Make) -> Iterator[None]:
     """
 
     def register(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
-        if parameter is not None:
+        if parameter is not None and id(parameter) not in made:  # one that another module has already is shared
             parameter = torch.nn.Parameter(make(parameter.shape), requires_grad=False)
+            made[id(parameter)] = parameter
         plain(module, name, parameter)
 
     def untouched(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return tensor
 
+    made: dict[int, torch.nn.Parameter] = {}
     plain = torch.nn.Module.register_parameter
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.nn.Module, "register_parameter", register))

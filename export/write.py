@@ -32,6 +32,8 @@ def external_tensors(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _external(tensor: ir.TensorProtocol) -> bool:
+    if isinstance(tensor, ir.ExternalTensor):  # of a graph that was written before, whose file this one shares
+        return False
     return tensor.nbytes >= INLINE_BELOW or (isinstance(tensor, StreamedTensor) and tensor.index > 0)
 
 

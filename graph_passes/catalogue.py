@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from vditc.errors import InputError
 from vditc.graph_passes.core import PASSES, Pass, option_text
 from vditc.graph_passes.pipelines import pipeline
+from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.target import Target, builtin_targets
 
 
@@ -43,7 +44,7 @@ def catalogue() -> tuple[PassInfo, ...]:
     used: dict[type[Pass], list[str]] = {}
     for target in builtin_targets():
         always = {type(one) for one in pipeline(Target.load(target))}
-        for kind in dict.fromkeys(type(one) for one in pipeline(Target.load(target), plugins=True)):
+        for kind in dict.fromkeys(type(one) for one in pipeline(Target.load(target), plugins=True, attention=QuantizeAttention())):
             used.setdefault(kind, []).append(target if kind in always else f"{target} (--plugins)")
     return tuple(_info(PASSES[name], tuple(used.get(PASSES[name], ()))) for name in sorted(PASSES))
 

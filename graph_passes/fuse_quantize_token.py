@@ -27,10 +27,11 @@ import onnx_ir as ir
 from vditc.graph_passes.channel_change import Array, array_of, constant, forget, label
 from vditc.graph_passes.core import Pass, Refusal, Result
 from vditc.graph_passes.edits import inserted, remove_unread
-from vditc.graph_passes.patterns import blocked, consumers, producer, small_constant, weight_like
+from vditc.graph_passes.patterns import consumers, for_plugins, producer, weight_like
 from vditc.graph_passes.prologue import Prologue, Surroundings, UnfitError, of_channels
+from vditc.graph_passes.token_sums import TokenSums
 from vditc.plugins.catalogue import attach_functions
-from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
+from vditc.plugins.quantize_token.op import QuantizeToken
 
 _OWN_TYPE = ("x", "gate", "residual")  # inputs of the type of x
 
@@ -82,7 +83,7 @@ class _Fusion:
             raise UnfitError(f"its scale {found.scale.name} is read in front of it")
         at = self.place(found)
         name = label(quantize).removesuffix("/QuantizeLinear")
-        sums = _Sums.of(found)
+        sums = TokenSums.of(found)
         if sums.left:
             self.refusals.append(Refusal(label(quantize), sums.left))
         if found.left:
@@ -207,55 +208,6 @@ class _Fusion:
             forget(self.graph, value)
 
 
-@dataclasses.dataclass(eq=False)
-class _Sums:
-    """Sums of the codes that the operator gives: values, and the nodes that computed them."""
-
-    total: list[ir.Value] = dataclasses.field(default_factory=list)
-    shares: list[tuple[Array, list[ir.Value]]] = dataclasses.field(default_factory=list)
-    nodes: list[ir.Node] = dataclasses.field(default_factory=list)
-    left: str = ""
-
-    @classmethod
-    def of(cls, found: Prologue) -> _Sums:
-        """Of the dequantized codes of one quantization. Too many weighed ones all stay."""
-        made = cls()
-        weighed: list[tuple[Array, list[ir.Value], list[ir.Node]]] = []
-        unit = small_constant(found.quantize.inputs[1])
-        for floats in consumers(found.quantize.outputs[0], "DequantizeLinear"):
-            if (by := small_constant(floats.inputs[1])) is None or unit is None or by.tolist() != unit.tolist():
-                continue
-            for reader in consumers(floats.outputs[0], "ReduceSum", "Mul"):
-                if reader.op_type == "ReduceSum" and (ends := _scaled(reader, found)):
-                    made.total += ends
-                    made.nodes += [reader, *(n for v in ends if (n := v.producer()) is not None)]
-                elif reader.op_type == "Mul" and (alpha := next((v for v in reader.inputs if of_channels(v)), None)) is not None:
-                    sums = consumers(reader.outputs[0], "ReduceSum")
-                    if len(sums) == 1 and len(tuple(reader.outputs[0].uses())) == 1 and (ends := _scaled(sums[0], found)):
-                        array = np.asarray(constant(alpha), np.float32).reshape(-1)
-                        weighed.append((array, ends, [reader, sums[0], *(n for v in ends if (n := v.producer()) is not None)]))
-        if len(weighed) > MAX_SHARES:
-            made.left = f"{len(weighed)} weighed sums of its codes; QuantizeToken gives {MAX_SHARES}"
-            return made
-        made.shares = [(alpha, ends) for alpha, ends, _ in weighed]
-        made.nodes += [node for _, _, nodes in weighed for node in nodes]
-        return made
-
-
-def _scaled(total: ir.Node, found: Prologue) -> list[ir.Value]:
-    """What a sum over channels becomes once it has its scale: by a Mul behind it, or where the codes were dequantized."""
-    axes = small_constant(total.inputs[1]) if len(total.inputs) > 1 else None
-    value = total.outputs[0]
-    if axes is None or axes.tolist() != [-1] or total.attributes.get_int("keepdims", 1) != 1:
-        return []
-    divided = found.scale if found.given is None else found.given
-    if divided is found.quantize.inputs[1]:
-        return [value]
-    muls = consumers(value, "Mul")
-    scaled = [m.outputs[0] for m in muls if divided in m.inputs]
-    return scaled if len(scaled) == len(tuple(value.uses())) and not value.is_graph_output() else []
-
-
 def _outside(value: ir.Value, found: Prologue) -> list[ir.Node]:
     return [use.node for use in value.uses() if use.node not in found.walk.nodes]
 
@@ -265,9 +217,9 @@ def _casts(found: Prologue) -> list[ir.Node]:
     return [] if found.gated is None else [n for n in consumers(found.gated.sum, "Cast") if n in found.walk.nodes]
 
 
-def _products(codes: ir.Value) -> list[tuple[ir.Node, ir.Value | None]]:
-    """Who reads the codes, through DequantizeLinear, other than sums of them: the node and, of a MatMul, the stored codes of its weight."""
-    found: list[tuple[ir.Node, ir.Value | None]] = []
+def _products(codes: ir.Value) -> list[tuple[ir.Node, ir.Node | None]]:
+    """Who reads the codes, through DequantizeLinear, other than sums of them: the node and, of a MatMul, the weight's DequantizeLinear."""
+    found: list[tuple[ir.Node, ir.Node | None]] = []
     for reader in dict.fromkeys(use.node for use in codes.uses()):
         if reader.op_type != "DequantizeLinear":
             found.append((reader, None))
@@ -277,7 +229,7 @@ def _products(codes: ir.Value) -> list[tuple[ir.Node, ir.Value | None]]:
                 producer(node.inputs[1], "DequantizeLinear") if node.op_type == "MatMul" and node.inputs[0] is reader.outputs[0] else None
             )
             if weight is not None:
-                found.append((node, None if blocked(weight) else weight.inputs[0]))
+                found.append((node, weight))
             elif not (node.op_type == "ReduceSum" or (node.op_type == "Mul" and any(map(of_channels, node.inputs)))):
                 found.append((node, None))
     return found
@@ -288,8 +240,8 @@ def _few_bits(codes: ir.Value) -> bool:
     return any(_for_plugins(*one) for one in _products(codes))
 
 
-def _for_plugins(node: ir.Node, weight: ir.Value | None) -> bool:
-    return node.op_type == "QLinear" or (weight is not None and weight.dtype is ir.DataType.INT4)
+def _for_plugins(node: ir.Node, weight: ir.Node | None) -> bool:
+    return node.op_type == "QLinear" or (weight is not None and for_plugins(weight))
 
 
 def _not_for_plugins(codes: ir.Value) -> str:

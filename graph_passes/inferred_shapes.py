@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from vditc.graph_passes.patterns import SMALL
+from vditc.plugins.schemas import register
 
 Shape = tuple[int | None, ...]
 
@@ -32,6 +33,7 @@ def inferred_shapes(graph: ir.Graph) -> dict[str, Shape]:
 
     Constants of up to `SMALL` elements take part with their values, as shapes do; of larger ones the inference is told type and shape.
     """
+    register()  # the operators of the plugin library
     inputs = [ir.serde.serialize_value(v) for v in graph.inputs]
     constants: list[onnx.TensorProto] = []
     for name, value in graph.initializers.items():

@@ -8,7 +8,8 @@
     %h  = Add(%r, Mul(%gate, %y3))      or Gelu(%y3)
 
 TensorRT stores such weights in 4 bits but unpacks them by a kernel of its own in every run, and has none for 3. Codes that all fit three
-bits are packed in three (`vditc.plugins.packing`), others in four; with `eight=true` layers of 8 bits are handed over too. Who quantizes
+bits are packed in three (`vditc.plugins.packing`), others in four; layers of 8 bits are
+handed over where they have groups, which TensorRT miscompiles beside codes, and all of them with `eight=true`. Who quantizes
 the input stays: TensorRT fuses it with the norm in front, and int8 tensors go into a plugin as they are. What does not fit the epilogue
 stays behind the layer. Packed weights are made when the graph is written, one layer at a time.
 
@@ -66,7 +67,8 @@ class LowerSubbyteLinear(Pass):
         refusals, figures = work.refusals, work.figures
         for layer in list(quantized_matmuls(model.graph)):
             codes = layer.weight.inputs[0]
-            if codes is None or codes.dtype not in ((ir.DataType.INT4, ir.DataType.INT8) if self.eight else (ir.DataType.INT4,)):
+            few = codes is not None and codes.dtype is ir.DataType.INT4
+            if not few and not (codes is not None and codes.dtype is ir.DataType.INT8 and (self.eight or blocked(layer.weight))):
                 continue
             try:
                 op = work.lower(layer)

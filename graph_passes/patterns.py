@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vditc.plugins.packing import code_range
+from vditc.scheme import PLUGIN_GROUP
 
 TIME_INPUTS = ("timestep", "r_timestep", "sigma", "step", "frame_rate", "first_frames", "fps")  # graph inputs that say when, not what
 HEAVY = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "Gelu")  # what is always computed in the target's type
@@ -66,6 +67,15 @@ def gathered_row(node: ir.Node) -> ir.Value | None:
 def blocked(dequantize: ir.Node) -> bool:
     """Whether a DequantizeLinear has one scale for every block of an axis."""
     return "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int() != 0
+
+
+def for_plugins(weight: ir.Node) -> bool:
+    """Whether the plugin library computes products of codes with a DequantizeLinear: INT4, and whatever has groups of its size."""
+    codes = weight.inputs[0]
+    if blocked(weight):
+        by_input = weight.attributes.get_int("axis", 1) == 0 and weight.attributes["block_size"].as_int() == PLUGIN_GROUP
+        return by_input and codes is not None and codes.dtype in (ir.DataType.INT4, ir.DataType.INT8)
+    return codes is not None and codes.dtype is ir.DataType.INT4
 
 
 def quantizer(codes: ir.Value | None) -> ir.Node | None:

@@ -8,6 +8,7 @@ from typing import get_type_hints
 from vditc.errors import InputError
 from vditc.graph_passes.convert_compute_type import ConvertComputeType
 from vditc.graph_passes.core import PASSES, Pass
+from vditc.graph_passes.dequantize_layers import DequantizeLayers
 from vditc.graph_passes.eliminate_dead_nodes import EliminateDeadNodes
 from vditc.graph_passes.flatten_attention_outputs import FlattenAttentionOutputs
 from vditc.graph_passes.fold_channel_balance import FoldChannelBalance
@@ -33,7 +34,15 @@ from vditc.target import Target
 FOUR_BIT_PRODUCTS = ("sm_80", "sm_86", "sm_87", "sm_89")  # mma.sync of s4: later GPUs compute it by two products of s8 and ALU instructions
 
 
-def onnxruntime(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Handed:
+    """What goes to the plugin library."""
+
+    layers: bool = False  # linear ones with weights of few bits or in groups
+    attention: QuantizeAttention | None = None
+
+
+def onnxruntime(target: Target, library: Handed) -> tuple[Pass, ...]:
     """ONNX Runtime runs the canonical graph; only what is superfluous goes. It runs the bodies of plugin operators."""
     return (
         FoldConstants(),
@@ -43,15 +52,17 @@ def onnxruntime(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
         FoldTemporalScales(),
         PrecomputeTimePath(),  # after the folds: what they put on modulation vectors is computed beforehand as well
         ConvertComputeType(to=target.compute),
+        # In front of the next, which widens what is left.
+        *((library.attention,) if library.attention is not None else ()),
         *((KeepAttentionInRange(),) if target.attention == "bf16" else ()),
-        FoldTokenAware(rank_term=plugins),
-        *_handed_over(plugins, target),
+        FoldTokenAware(rank_term=library.layers),
+        *_handed_over(library, target),
         *_forms(target),
         EliminateDeadNodes(),
     )
 
 
-def tensorrt_rtx(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
+def tensorrt_rtx(target: Target, library: Handed) -> tuple[Pass, ...]:
     """TensorRT-RTX: strongly typed, in forms that it fuses."""
     return (
         FoldConstants(),
@@ -62,9 +73,11 @@ def tensorrt_rtx(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
         # After the folds, as above. A row is rounded once more than the data it meets.
         PrecomputeTimePath(store="fp16" if target.compute == "fp16" else "fp32"),
         ConvertComputeType(to=target.compute),
+        # In front of the next, which widens what is left, and of what hides shapes.
+        *((library.attention,) if library.attention is not None else ()),
         *((KeepAttentionInRange(),) if target.attention == "bf16" else ()),
-        FoldTokenAware(rank_term=plugins),
-        *_handed_over(plugins, target),
+        FoldTokenAware(rank_term=library.layers),
+        *_handed_over(library, target),
         *_forms(target),
         FlattenAttentionOutputs(),
         JoinNormsToQuantization(),
@@ -79,26 +92,29 @@ def _forms(target: Target) -> tuple[Pass, ...]:
     return (RaiseOpset(), FormAttention(), FormRmsNormalization()) if target.opset == LATER else ()
 
 
-def tensorrt(target: Target, *, plugins: bool) -> tuple[Pass, ...]:
+def tensorrt(target: Target, library: Handed) -> tuple[Pass, ...]:
     """TensorRT 10.3 and later read and fuse the same forms."""
-    return tensorrt_rtx(target, plugins=plugins)
+    return tensorrt_rtx(target, library)
 
 
-def _handed_over(plugins: bool, target: Target) -> tuple[Pass, ...]:
-    """To the plugin library."""
-    if not plugins:
-        return ()
+def _handed_over(library: Handed, target: Target) -> tuple[Pass, ...]:
+    """Linear layers to the plugin library; the bodies of its operators go where the target must not see them."""
     # Groups keep their scales on every target: numbers change only where somebody says so, lower-subbyte-linear{requantize=true}.
     lowered = LowerSubbyteLinear(packed=bool(target.arch) and all(gpu in FOUR_BIT_PRODUCTS for gpu in target.arch))
-    return (FuseQuantizeToken(), lowered, *(() if target.functions else (StripFunctions(),)))
+    layers = (FuseQuantizeToken(), lowered) if library.layers else ()
+    return (*layers, *(() if target.functions or library == Handed() else (StripFunctions(),)))
 
 
-ON_REQUEST: tuple[type[Pass], ...] = (QuantizeAttention,)  # in no list: `--passes` names them
+ON_REQUEST: tuple[type[Pass], ...] = (DequantizeLayers,)  # in no list: `--passes` names it, or a fallback
 PIPELINES = {"onnxruntime": onnxruntime, "tensorrt_rtx": tensorrt_rtx, "tensorrt": tensorrt}
 
 
-def pipeline(target: Target, *, keep_time_path: bool = False, plugins: bool = False) -> tuple[Pass, ...]:
-    """The passes for `target`, those that replace the time path left out if it is to stay; with `plugins` layers go to the plugin library.
+def pipeline(
+    target: Target, *, keep_time_path: bool = False, plugins: bool = False, attention: QuantizeAttention | None = None
+) -> tuple[Pass, ...]:
+    """The passes for `target`, those that replace the time path left out if it is to stay.
+
+    To the plugin library go with `plugins` linear layers, with `attention` what that takes.
 
     InputError when the target does not read the opset that it wants its graphs in, or nothing writes that.
     """
@@ -117,7 +133,7 @@ def pipeline(target: Target, *, keep_time_path: bool = False, plugins: bool = Fa
             where=f"target {target.name}",
             fix="correct the target's file",
         )
-    passes = PIPELINES[target.backend](target, plugins=plugins)
+    passes = PIPELINES[target.backend](target, Handed(layers=plugins, attention=attention))
     return tuple(p for p in passes if not (keep_time_path and isinstance(p, PrecomputeTimePath)))
 
 

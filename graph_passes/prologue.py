@@ -14,7 +14,16 @@ from vditc.graph_passes.channel_change import AbsorptionError, constant, label
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.fold_rotation import Rotation
 from vditc.graph_passes.inferred_shapes import why_not_spread
-from vditc.graph_passes.patterns import activation_bits, by_step, only_reader, producer, quantized_matmuls, rms_norms, small_constant
+from vditc.graph_passes.patterns import (
+    activation_bits,
+    by_step,
+    for_plugins,
+    only_reader,
+    producer,
+    quantized_matmuls,
+    rms_norms,
+    small_constant,
+)
 from vditc.graph_passes.ranks import ranks
 from vditc.hadamard import factors
 from vditc.numerics import EPS
@@ -40,7 +49,7 @@ class Surroundings:
         self.rotations = {r.nodes[-1]: r for n in starts if (r := Rotation.at(n)) is not None}
         self.shapes = Absorption(model)
         known = ranks(model.graph)
-        layers = (q for q in quantized_matmuls(model.graph) if (w := q.weight.inputs[0]) is not None and w.dtype is ir.DataType.INT4)
+        layers = (q for q in quantized_matmuls(model.graph) if for_plugins(q.weight))
         ends = [found.nodes[-1] for q in layers if (found := Absorbed.behind(q, known, self.shapes.shapes)).gate is not None]
         self.taken = set(ends)  # gated residuals that layers of the plugin library will compute
 

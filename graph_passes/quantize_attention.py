@@ -10,18 +10,21 @@
     %y  = Transpose<perm=[0, 2, 1, 3]>(%h)
 
 with %q, %k, %v of float16 or bfloat16; the mask may be missing. Transposes of heads and tokens that nobody else reads go into the operator.
-Attentions of fewer than `min_keys` keys at the graph's default sizes stay: with K keys in a layer of width W, attention is about K / 6 W of
-the work of the layers beside it, 11 % at 1024 keys and the width of 1536 of Wan 2.1 1.3B, and text has 512 keys at most in most families.
+Attentions of fewer than `min_keys` keys stay: with K keys in a layer of width W, attention is about K / 6 W of the work of the layers
+beside it, 11 % at 1024 keys and the width of 1536 of Wan 2.1 1.3B, and text has 512 keys at most in most families. Keys are counted at
+`sizes` (where `compile` runs the pass, of the profile's greatest clip), for axes that are not among them at the graph's default ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import onnx_ir as ir
 
+from vditc.attention import AttentionScheme
 from vditc.axis import Axis
 from vditc.graph_passes.attentions import DecomposedAttention, decomposed_attentions
 from vditc.graph_passes.core import Pass, Refusal, Result
@@ -30,11 +33,32 @@ from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.patterns import only_reader, producer
 from vditc.graph_passes.sized_shapes import Sizes, sized_shapes
 from vditc.plugins.catalogue import attach_functions
-from vditc.plugins.plugin_op import DOMAIN
 from vditc.plugins.qattention.op import MAX_WIDTH, SCALES, WIDTHS_OF, QAttention
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TURN = (0, 2, 1, 3)  # [batch, heads, tokens, width] <-> [batch, tokens, heads, width]
+
+
+class AxisSizes(tuple[tuple[str, int], ...]):
+    """Sizes of named axes, in steps; written "frames:21/height:60"."""
+
+    def __new__(cls, text: str = "") -> Self:
+        """ValueError for what is no such list."""
+        return cls.of({name: int(size) for name, _, size in (part.partition(":") for part in text.split("/") if part)})
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int]) -> Self:
+        """From numbers; ValueError unless they are positive."""
+        made = super().__new__(cls, sorted(sizes.items()))
+        if any(size < 1 for _, size in made):
+            raise ValueError(f"sizes {made}")
+        return made
+
+    def __str__(self) -> str:
+        return "/".join(f"{name}:{size}" for name, size in self)
+
+
+_DEFAULT = AxisSizes()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +70,12 @@ class QuantizeAttention(Pass):
 
     min_keys: int = 1024
     smooth_k: bool = True
+    sizes: AxisSizes = _DEFAULT
+
+    @classmethod
+    def asked(cls, scheme: AttentionScheme | None, sizes: Mapping[str, int]) -> Self | None:
+        """The pass that a recipe's `[attention]` asks for, None for one without INT8 scores. `sizes`: of the profile's greatest clip."""
+        return None if scheme is None or scheme.qk is None else cls(smooth_k=scheme.smooth_k, sizes=AxisSizes.of(sizes))
 
     def numerics(self) -> str:
         """Seven bits of q and k."""
@@ -53,7 +83,7 @@ class QuantizeAttention(Pass):
 
     def call(self, model: ir.Model) -> Result:
         """See the module's docstring."""
-        work = _Work(model, self.min_keys)
+        work = _Work(model, self.min_keys, dict(self.sizes))
         refusals: list[Refusal] = []
         count = 0
         for found in list(decomposed_attentions(model.graph)):
@@ -72,11 +102,11 @@ class QuantizeAttention(Pass):
 class _Work:
     """One run over one graph."""
 
-    def __init__(self, model: ir.Model, min_keys: int) -> None:
+    def __init__(self, model: ir.Model, min_keys: int, sizes: Mapping[str, int]) -> None:
         self.graph, self.min_keys = model.graph, min_keys
         self.types = element_types(model.graph).of
-        self.shapes = sized_shapes(model.graph, _defaults(model))
-        self.plugins = any(node.domain == DOMAIN for node in model.graph)
+        self.at = "the profile's greatest" if sizes else "the default"
+        self.shapes = sized_shapes(model.graph, {**_defaults(model), **sizes})
 
     def reason(self, a: DecomposedAttention) -> str | None:
         """Why this attention stays as it is."""
@@ -93,10 +123,9 @@ class _Work:
         q, k, v = (self.shapes.get(value, ()) for value in (a.q, a.scores.inputs[1], a.v) if value is not None)
         width, heads, keys = _at(q, 3), _at(q, 1), _at(k, 3)
         if keys is None:
-            fix = "run this pass before others of the plugin library" if self.plugins else "the graph's metadata gives no size for its axes"
-            return f"the number of keys is not known: {fix}"
+            return "the number of keys is not known: the graph's metadata gives no size for its axes"
         if keys < self.min_keys:
-            return f"{keys} keys at the default sizes; min_keys is {self.min_keys}"
+            return f"{keys} keys at {self.at} sizes; min_keys is {self.min_keys}"
         if width is None or width % WIDTHS_OF or width > MAX_WIDTH or (_at(k, 2), _at(v, 3)) != (width, width):
             said = " and ".join(dict.fromkeys(str(n) for n in (width, _at(k, 2), _at(v, 3))))
             return f"heads of {said} channels; the operator takes multiples of {WIDTHS_OF} up to {MAX_WIDTH}"

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from vditc.graph_passes.patterns import SMALL
+from vditc.plugins.schemas import register
 
 Array = npt.NDArray[Any]
 Sizes = tuple[int, ...]
@@ -31,6 +32,7 @@ _RUN = (
 
 def sized_shapes(graph: ir.Graph, sizes: Mapping[str, int]) -> dict[ir.Value, Sizes]:
     """Value -> its shape, with `sizes` of the named axes of the graph's inputs; a value whose shape is not known is missing."""
+    register()  # the operators of the plugin library
     work = _Walk(dict(graph.opset_imports))
     for value in graph.initializers.values():
         if value.const_value is not None:
@@ -90,6 +92,8 @@ class _Walk:
         for value in node.outputs:
             if value.name in made:
                 self.types[value] = made[value.name]
+                if self.types[value].tensor_type.elem_type in map(int, _HALF):  # of an operator of the plugin library
+                    self.types[value].tensor_type.elem_type = int(ir.DataType.FLOAT)
 
     def _run(self, node: ir.Node, proto: onnx.NodeProto, read: list[ir.Value]) -> None:
         if node.op_type == "Shape" and read[0] in self.types:

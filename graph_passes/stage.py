@@ -8,14 +8,17 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from vditc.attention import AttentionScheme
 from vditc.errors import InputError
 from vditc.files import copy_range, room_for, whole_file
 from vditc.graph_passes.core import Observer, Pass, PassFacts, run_passes
 from vditc.graph_passes.pipelines import parse_pass, pipeline
+from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.target_spec import lowered_for
 from vditc.graph_passes.tensor_bytes import tensor_bytes
@@ -46,13 +49,16 @@ def lower(
     passes: Sequence[str] | None = None,
     keep_time_path: bool = False,
     plugins: bool = False,
+    attention: QuantizeAttention | None = None,
+    first: Sequence[Pass] = (),
     observers: Sequence[Observer] = (),
 ) -> LowerFacts:
     """Write `out`, the graph for `target`, and beside it what it points to.
 
     Weights that no pass changed are not read: the canonical data file is copied beside `out` under its own name, once for
     all targets, unless less than half of it is used. New tensors go to `<out>.data`. `passes` replaces the target's pipeline,
-    `keep_time_path` leaves the timestep an input, `plugins` hands layers of few bits to the plugin library.
+    `keep_time_path` leaves the timestep an input, `plugins` hands layers of few bits to the plugin library, `attention` attention as well.
+    `first` are passes in front of all others.
     InputError for a file that is no ONNX model, lacks data, was not written by `vditc export` or is not of the dialect, and for
     passes in an order that cannot be; DialectError when what a pass made is not of the dialect, or the result holds what the
     target does not take. Whole or not at all; the same input gives the same bytes.
@@ -61,7 +67,7 @@ def lower(
         if passes is not None and given:
             raise InputError(found=f"--passes with {option}", wanted="one of them", where="lower", fix="name the passes that you want")
     wanted = lowered_for(target)
-    todo = chosen_passes(target, passes, keep_time_path=keep_time_path, plugins=plugins)
+    todo = *first, *chosen_passes(target, passes, keep_time_path=keep_time_path, plugins=plugins, attention=attention)
     graph = load(model)
     check_origin(graph, model)
     before = len(graph.graph)
@@ -71,9 +77,24 @@ def lower(
     return LowerFacts(target=target.name, dialect=wanted.name, passes=facts, nodes_before=before, nodes_after=len(graph.graph), files=files)
 
 
-def chosen_passes(target: Target, passes: Sequence[str] | None, *, keep_time_path: bool = False, plugins: bool = False) -> tuple[Pass, ...]:
+def chosen_passes(
+    target: Target,
+    passes: Sequence[str] | None,
+    *,
+    keep_time_path: bool = False,
+    plugins: bool = False,
+    attention: QuantizeAttention | None = None,
+) -> tuple[Pass, ...]:
     """The target's pipeline, or the passes that are named instead; InputError for one that cannot be read."""
-    return pipeline(target, keep_time_path=keep_time_path, plugins=plugins) if passes is None else tuple(parse_pass(p) for p in passes)
+    if passes is not None:
+        return tuple(parse_pass(p) for p in passes)
+    return pipeline(target, keep_time_path=keep_time_path, plugins=plugins, attention=attention)
+
+
+def asked_attention(model: Path) -> QuantizeAttention | None:
+    """What the recipe of an exported graph asks of its attention, at the graph's default sizes. InputError as `lower`."""
+    asked = check_origin(load(model), model).get("attention")
+    return QuantizeAttention.asked(None if asked is None else AttentionScheme.from_json(asked), {})
 
 
 def load(path: Path) -> ir.Model:
@@ -102,8 +123,8 @@ def load(path: Path) -> ir.Model:
     return model
 
 
-def check_origin(model: ir.Model, path: Path) -> None:
-    """InputError for a graph that `vditc export` has not written: without its metadata nobody knows the sizes and steps."""
+def check_origin(model: ir.Model, path: Path) -> dict[str, Any]:
+    """The graph's metadata. InputError for one that `vditc export` has not written: without it nobody knows the sizes and steps."""
     try:
         about = json.loads(model.metadata_props.get("vditc", "null"))
     except ValueError:
@@ -115,6 +136,7 @@ def check_origin(model: ir.Model, path: Path) -> None:
             where=str(path),
             fix="export the model with `vditc export`",
         )
+    return about
 
 
 def save(model: ir.Model, out: Path) -> tuple[Path, ...]:

@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from vditc.graph_passes.tensor_bytes import tensor_bytes
 from vditc.numerics import EPS
-from vditc.plugins.packing import BLOCK, code_range, pack, pack_pairs, packed_bytes
+from vditc.plugins.packing import BLOCK, pack, packed_bytes
+from vditc.plugins.packing_pairs import pack_pairs
 from vditc.plugins.qlinear.op import GROUP, QLinear
 
-_FEW = 1 << 12  # bytes
+_FEW = 1 << 16  # bytes
 _HIGH = 127  # of codes of eight bits
 Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
@@ -24,12 +25,12 @@ def bits_of(codes: ir.TensorProtocol) -> int:
     """Three when every code of four bits fits in three."""
     if codes.dtype is ir.DataType.INT8:
         return 8
-    low, high = code_range(3)
-    pairs = np.arange(256)
-    signed = (np.stack([pairs & 15, pairs >> 4]) ^ 8) - 8
-    outside = np.any((signed < low) | (signed > high), axis=0)
     stored = tensor_bytes(codes)
-    return 4 if outside[stored[:_FEW]].any() or outside[stored].any() else 3  # a few bytes of four-bit codes tell
+    for begin in range(0, len(stored), _FEW):  # the first ones of four-bit codes tell
+        part = stored[begin : begin + _FEW]
+        if ((part ^ part >> np.uint8(1)) & np.uint8(0x44)).max(initial=0):  # the upper two bits of a code of three are its sign
+            return 4
+    return 3
 
 
 def codes_of(tensor: ir.TensorProtocol) -> Codes:
@@ -48,9 +49,9 @@ def codes_of(tensor: ir.TensorProtocol) -> Codes:
 
 def packed(codes: ir.TensorProtocol, op: QLinear) -> ir.LazyTensor:
     """[K, N] codes as the operator's weight, made when it is written."""
-    if op.bits == 4 and codes.dtype is ir.DataType.INT4 and not (op.n % BLOCK or op.k % BLOCK):
+    if codes.dtype is ir.DataType.INT4 and op.bits != 8 and not (op.n % BLOCK or op.k % BLOCK):
         return ir.LazyTensor(
-            lambda: ir.Tensor(pack_pairs(tensor_bytes(codes).reshape(op.k, op.n // 2)), name=f"{op.n} x {op.k}"),
+            lambda: ir.Tensor(pack_pairs(tensor_bytes(codes).reshape(op.k, op.n // 2), op.bits), name=f"{op.n} x {op.k}"),
             ir.DataType.INT8,
             ir.Shape([packed_bytes(op.n, op.k, op.bits)]),
             cache=False,

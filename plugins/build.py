@@ -152,6 +152,7 @@ def build(
     wanted: Wanted,
     out: Path | None = None,
     *,
+    wider: bool = False,
     jobs: int | None = None,
     progress: Progress = SILENT,
     sources: Path = SOURCES,
@@ -159,6 +160,7 @@ def build(
 ) -> Built:
     """Build a library, or take it from the cache, and put it with its facts into `out`/<platform>.
 
+    `wider`: one of the cache for more GPUs than these, equal in all else, does as well.
     InputError when a compiler or header is missing, VditcError with the compiler's words when a source does not compile.
     """
     cache = cache or cache_home()
@@ -175,6 +177,8 @@ def build(
     made_of["sources"] = tree_digest(sources, PATTERNS)
     digest = hashlib.sha256(json.dumps([made_of, ABI_VERSION], sort_keys=True).encode()).hexdigest()
     kept = cache / "libraries" / digest[:16]
+    if wider and not (kept / FACTS).is_file():
+        kept = _wider(cache, wanted, made_of) or kept
     compiled = 0
     if not (kept / FACTS).is_file():
         # One work folder for each way to compile, whatever the sources: what did not change is there.
@@ -190,6 +194,19 @@ def build(
     for name in (FACTS, TIMES):  # facts last would be a library of no known origin after a kill; they name its sha256
         write_text(path.with_name(name), (kept / name).read_text())
     return Built(path, facts, compiled)
+
+
+def _wider(cache: Path, wanted: Wanted, made_of: dict[str, Any]) -> Path | None:
+    """The library of the cache for the fewest GPUs that has code for all of these and is made of the same."""
+    # Of GPUs that no tactic of CUTLASS is for, nothing is said of it.
+    same = {k: v for k, v in made_of.items() if k != "architectures" and not (k == "cutlass" and v is None and wanted.cutlass)}
+    found: list[tuple[int, Path]] = []
+    for path in sorted((cache / "libraries").glob(f"*/{FACTS}")):
+        facts = json.loads(path.read_text())
+        has = facts["architectures"]
+        if {k: facts.get(k) for k in (*same, "abi")} == {**same, "abi": ABI_VERSION} and {*wanted.architectures} <= {*has}:
+            found.append((len(has), path.parent))
+    return min(found)[1] if found else None
 
 
 def _settings(wanted: Wanted, cache: Path, sources: Path) -> tuple[dict[str, Any], list[str]]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vditc.errors import InputError
+from vditc.plugins.wheels import cache_home
 
 SOURCES = Path(__file__).resolve().parent
 FLAGS = (
@@ -44,7 +45,7 @@ def emulated_library(cache: Path | None = None, *, extra: Sequence[str] = ()) ->
     digest = hashlib.sha256(repr((FLAGS, extra)).encode())
     for source in (*units, *headers):
         digest.update(source.read_bytes())
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vditc" / "plugins"
+    folder = cache or cache_home()
     out = folder / f"libvditc_plugins_emulated-{digest.hexdigest()[:16]}.so"
     if out.exists():
         return out

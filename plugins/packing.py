@@ -64,26 +64,6 @@ def pack(codes: _Codes, bits: int, *, unsigned: bool = False) -> _Codes:
     return out.view(np.int8)
 
 
-def pack_pairs(pairs: _Bytes) -> _Codes:
-    """Four-bit codes [K, N], two a byte along N as ONNX has INT4, uint8 [K, N / 2] -> what `pack` makes of them.
-
-    ValueError unless K and N are multiples of 32.
-    """
-    k, half = pairs.shape
-    if k % BLOCK or 2 * half % BLOCK:
-        raise ValueError(f"codes [{k}, {2 * half}]; wanted multiples of {BLOCK}")
-    out = np.empty(packed_bytes(2 * half, k, 4), np.uint8)
-    for row, rows, begin, end in _panels(2 * half, k, 4, least=8):
-        part = pairs[:, row // 2 : (row + rows) // 2].reshape(-1, 2, BLOCK // 2, rows // 2)
-        first, second = part[:, 0], part[:, 1]  # inputs i and i + 16 of a block, of which an even and an odd output are together
-        words = np.empty((k // BLOCK, 4, rows // 2, 2, 4), np.uint8)  # block, lane % 4, pair of outputs, which of them, byte
-        for i, both in enumerate((first & np.uint8(15) | second << np.uint8(4), first >> np.uint8(4) | second & np.uint8(240))):
-            for byte in range(4):
-                words[:, :, :, i, byte] = both[:, byte::4]
-        np.take(words.reshape(-1).view(np.uint32), _order_pairs(rows // BLOCK, k // BLOCK), out=out[begin:end].view(np.uint32), mode="clip")
-    return out.view(np.int8)
-
-
 def unpack(packed: _Codes, n: int, k: int, bits: int, *, unsigned: bool = False) -> _Codes:
     """The inverse: int8 [packed_bytes] -> codes int8 [n, k]. ValueError for another number of bytes."""
     _check(bits, unsigned)
@@ -128,10 +108,10 @@ def _check(bits: int, unsigned: bool) -> None:
         raise ValueError(f"{bits} bits{', unsigned' * unsigned}; there are {', '.join(map(str, BITS))}, and 4 unsigned")
 
 
-def _panels(n: int, k: int, bits: int, least: int = 1) -> Iterator[tuple[int, int, int, int]]:
+def _panels(n: int, k: int, bits: int) -> Iterator[tuple[int, int, int, int]]:
     """First row and rows of each panel, a multiple of 32 that stays in a core's cache, and where its packed bytes begin and end."""
     size = packed_bytes(BLOCK, k, bits)
-    blocks, at_once = -(-n // BLOCK), max(least, _PANEL // (BLOCK * max(k, 1)))
+    blocks, at_once = -(-n // BLOCK), max(1, _PANEL // (BLOCK * max(k, 1)))
     for i in range(0, blocks, at_once):
         count = min(at_once, blocks - i)
         yield i * BLOCK, count * BLOCK, i * size, (i + count) * size
@@ -178,12 +158,6 @@ def _order4(rows: int, blocks: int, back: bool) -> npt.NDArray[np.intp]:
     """Of words [tile, rows, lane / 4, block, lane % 4] -> [rows, block, lane, tile]."""
     order = _order(4, rows, 8, blocks, 4, axes=(1, 3, 2, 4, 0))
     return _inverse(order) if back else order
-
-
-@functools.lru_cache(maxsize=2)
-def _order_pairs(rows: int, blocks: int) -> npt.NDArray[np.intp]:
-    """Of words [block, lane % 4, rows, tile, lane / 4] -> [rows, block, lane, tile]."""
-    return _order(blocks, 4, rows, 4, 8, axes=(2, 0, 4, 1, 3))
 
 
 def _pack8(panel: _Panel, out: _Bytes) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import onnx
 import onnx.parser
 import onnx_ir as ir
 
-DOMAIN, VERSION = "vditc", "1"
-DOMAIN_VERSION = 1  # of the domain's opset import
+from vditc.plugins.domain import DOMAIN as DOMAIN
+from vditc.plugins.domain import DOMAIN_VERSION as DOMAIN_VERSION
+from vditc.plugins.domain import VERSION as VERSION
+
 FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_NAMED = {"plugin_namespace": DOMAIN, "plugin_version": VERSION}
+NAMED = {"plugin_namespace": DOMAIN, "plugin_version": VERSION}
+Dims = tuple[int | str | None, ...]  # sizes of axes: a number, the name of a dynamic axis, or unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,18 +56,22 @@ class PluginOp(abc.ABC):
     def types(self, given: Sequence[ir.DataType | None]) -> tuple[ir.DataType, ...]:
         """Element types of the outputs. ValueError when the inputs' are not what the operator takes."""
 
+    @abc.abstractmethod
+    def shapes(self, given: Sequence[Dims | None]) -> tuple[Dims | None, ...]:
+        """Shapes of the outputs, from those of the inputs; None: not known."""
+
     def function(self) -> ir.Function:
         """The body, as a function of a model."""
         names = [f.name for f in dataclasses.fields(self)]
         head = f'<domain: "{DOMAIN}", overload: "{self.overload}", opset_import: ["" : {self.opset}]>'
-        text = f"{head}\n{self.op_type} <{', '.join([*names, *_NAMED])}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{\n"
+        text = f"{head}\n{self.op_type} <{', '.join([*names, *NAMED])}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})\n{{\n"
         return ir.serde.deserialize_function(onnx.parser.parse_function(text + "\n".join(self.body()) + "\n}"))
 
     def node(self, inputs: Sequence[ir.Value], name: str) -> ir.Node:
         """A node that computes it; its outputs are named NAME, NAME.scale, ... after the operator's."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"{len(inputs)} inputs; {self.op_type} {self.overload} has {', '.join(self.inputs)}")
-        attributes = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)} | _NAMED
+        attributes = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)} | NAMED
         node = ir.node(self.op_type, inputs, attributes, domain=DOMAIN, overload=self.overload, num_outputs=len(self.outputs), name=name)
         for i, (value, said) in enumerate(zip(node.outputs, self.outputs, strict=True)):
             value.name = f"{name}.{said}" if i else name
@@ -75,17 +82,22 @@ class PluginOp(abc.ABC):
         """The operator that a node names. ValueError when an attribute is missing, unknown or no value that there is."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         given = {name: attribute.value for name, attribute in node.attributes.items()}
-        if odd := sorted(given.keys() ^ (known.keys() | _NAMED.keys())):
+        if odd := sorted(given.keys() ^ (known.keys() | NAMED.keys())):
             raise ValueError(f"attribute {odd[0]} {'is unknown' if odd[0] in given else 'is missing'}")
-        for name, wanted in _NAMED.items():
+        for name, wanted in NAMED.items():
             if given[name] != wanted:
                 raise ValueError(f"{name} {given[name]!r}; wanted {wanted!r}")
-        made = cls(**{name: _field(known[name], given[name]) for name in known})
+        made = cls.of_values(given)
         if len(node.inputs) != len(made.inputs) or None in node.inputs:
             raise ValueError(f"{len(node.inputs)} inputs; wanted {', '.join(made.inputs)}")
         if node.overload != made.overload:
             raise ValueError(f"overload {node.overload!r}; wanted {made.overload!r}")
         return made
+
+    @classmethod
+    def of_values(cls, given: Mapping[str, Any]) -> Self:
+        """The operator with these attributes, and maybe others. TypeError or ValueError when there is none."""
+        return cls(**{f.name: _field(f, given[f.name]) for f in dataclasses.fields(cls) if f.name in given})
 
 
 def _plain(value: Any) -> Any:

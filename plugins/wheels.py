@@ -21,8 +21,12 @@ CUTLASS = "nvidia-cutlass==4.2.0.0"  # 4.2 of the headers, BSD-3-Clause
 
 
 def cache_home() -> Path:
-    """Where builds and wheels are kept: XDG_CACHE_HOME/vditc/plugins."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vditc" / "plugins"
+    """Where builds and wheels are kept: XDG_CACHE_HOME/vditc/plugins.
+
+    Of that variable an empty path counts as none, and a relative one is to be ignored (XDG Base Directory Specification 0.8).
+    """
+    said = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (said if said.is_absolute() else Path.home() / ".cache") / "vditc" / "plugins"
 
 
 def unpacked(requirement: str, cache: Path, *, machine: str | None = None, instead: str) -> Path:

@@ -14,6 +14,7 @@ from onnx.checker import ValidationError
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
+from vditc.plugins.schemas import register
 from vditc.runtimes.graph_inputs import graph_sizes
 
 Array = npt.NDArray[Any]
@@ -30,6 +31,7 @@ def float16_keys(lowered: Path, sizes: Mapping[str, int]) -> int:
 
     Shapes are inferred node by node at these sizes; where they cannot be, the tokens of clip and text together stand for them.
     """
+    register()  # the operators of the plugin library
     model = onnx.load(lowered, load_external_data=False)
     types = _types(model, sizes)
     most, together = 0, graph_sizes(lowered).tokens(sizes) + sizes.get("text_tokens", 0)
@@ -74,12 +76,16 @@ def _types(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, TypePr
             schema = defs.get_schema(node.op_type, opset, node.domain)
             known = {name: types[name] for name in node.input if name in types}
             fed = {name: numpy_helper.from_array(data[name]) for name in node.input if name in data}
-            types |= infer_node_outputs(schema, node, known, fed, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+            made = infer_node_outputs(schema, node, known, fed, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+            for kind in made.values():
+                if kind.tensor_type.elem_type == TensorProto.BFLOAT16:  # of an operator of the plugin library
+                    kind.tensor_type.elem_type = TensorProto.FLOAT
+            types |= made
         except (defs.SchemaError, InferenceError, ValidationError, KeyError):
             # Sizes that the model has not, or an operator without a rule: the shape is lost, the element type mostly goes on.
             if node.input and node.input[0] in types:
-                kind = types[node.input[0]].tensor_type.elem_type
-                types |= {name: helper.make_tensor_type_proto(kind, None) for name in node.output}
+                same = types[node.input[0]].tensor_type.elem_type
+                types |= {name: helper.make_tensor_type_proto(same, None) for name in node.output}
     return {name: kind.tensor_type for name, kind in types.items()}
 
 

@@ -7,16 +7,30 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from vditc.adapter import InputSpec
+from vditc.build_options import DEFAULTS, BuildOptions
 from vditc.errors import InputError
-from vditc.profile import Profile
-from vditc.progress import Progress
-from vditc.sampling import Denoiser
-from vditc.target import Target
+
+if TYPE_CHECKING:  # a device reads and writes facts, and has none of these
+    from typing import Self
+
+    from vditc.adapter import InputSpec
+    from vditc.profile import Profile
+    from vditc.progress import Progress
+    from vditc.sampling import Denoiser
+    from vditc.target import Target
 
 Status = Literal["built", "to build on the device", "portable"]
+TO_BUILD: Status = "to build on the device"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnginePlugins:
+    """The plugin library that an engine was built with, and the plugins that it has of it: (operator, version, namespace)."""
+
+    library: Path
+    wanted: tuple[tuple[str, str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +97,12 @@ class Backend(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def check(self, target: Target) -> None:
+    def check(self, target: Target, options: BuildOptions = DEFAULTS) -> None:
         """VditcError if `build` for this target is going to fail on this machine; cheap, called before any work."""
+
+    def builds_here(self, target: Target) -> bool:
+        """Whether `build` runs a builder on this machine, which takes memory."""
+        return False
 
     @abc.abstractmethod
     def build(
@@ -98,15 +116,32 @@ class Backend(abc.ABC):
         work: Path,
         progress: Progress,
         plugins: Path | None = None,
+        options: BuildOptions = DEFAULTS,
     ) -> EngineFacts:
-        """Writes the engine of `lowered` into the folder `out`, or what is needed to build it on the device.
+        """Writes the engine of `lowered` into the folder `out`, or nothing where status says that a device builds it (vditc.device).
 
         `inputs` are the graph's inputs, whose named axes `profile` ranges over. `work` keeps the builder's log. `plugins`: the plugin
-        library, for a graph with its operators; the engine needs the same library when it runs.
+        library, for a graph with its operators; the engine needs the same library when it runs. `options`: `check` has seen them.
         VditcError if the build fails, PrecisionError if a layer did not get the precision that the graph gives it; then
         `out` holds no engine.
         """
 
     @abc.abstractmethod
-    def open(self, *, model: Path, engine: Path, plugins: Path | None = None) -> AbstractContextManager[Denoiser]:
-        """Runs the portable graph `model` or the engine in the folder `engine` with its plugin library, whichever this backend runs."""
+    def open(
+        self, *, model: Path, engine: Path, plugins: EnginePlugins | None = None, weight_budget: int | None = None
+    ) -> AbstractContextManager[Denoiser]:
+        """Runs the portable graph `model` or the engine in the folder `engine` with its plugin library, whichever this backend runs.
+
+        `weight_budget`: bytes of a streaming engine's weights that stay on the GPU, None for what it was built with; InputError for
+        anything that does not stream its weights.
+        """
+
+
+def no_budget(where: str) -> InputError:
+    """A budget was given for something that does not stream its weights."""
+    return InputError(
+        found="a budget for weights",
+        wanted="an engine that streams them",
+        where=where,
+        fix="leave it out, or build the engine with --engine weight-streaming",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from vditc.errors import InputError, VditcError
+from vditc.runtimes.layer_times import modules, onnxruntime_nodes
 from vditc.runtimes.step_table import StepTable
 from vditc.sampling import Feeds
 
@@ -36,17 +38,33 @@ class OnnxRuntimeModel:
 
         InputError when the file cannot be loaded, or the device is not there.
         """
-        options = session_options(threads)
-        self.path = model_path
-        try:
-            self.session = ort.InferenceSession(str(model_path), options, providers=_providers(device))
-        except ERRORS as error:
-            raise InputError(
-                found=error_text(error), wanted="a graph that ONNX Runtime can load", where=str(model_path), fix="export it again"
-            ) from error
+        self.path, self._threads, self._device = model_path, threads, device
+        self.session = self._session(session_options(threads))
         self.dims: dict[str, list[int | str]] = {i.name: i.shape for i in self.session.get_inputs()}
         self.types = {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self.session.get_inputs()}
         self.table = StepTable.of_metadata(self.session.get_modelmeta().custom_metadata_map.get("vditc"), model_path)
+
+    def _session(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        try:
+            return ort.InferenceSession(str(self.path), options, providers=_providers(self._device))
+        except ERRORS as error:
+            raise InputError(
+                found=error_text(error), wanted="a graph that ONNX Runtime can load", where=str(self.path), fix="export it again"
+            ) from error
+
+    def layer_seconds(self, feeds: Feeds, step: int, runs: int) -> dict[str, float]:
+        """Module -> seconds of a step, the mean of `runs`; a second session measures, for profiling slows a session down."""
+        options, plain = session_options(self._threads), self.session
+        with tempfile.TemporaryDirectory() as folder:
+            options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "nodes")
+            self.session = self._session(options)
+            try:
+                for _ in range(runs):
+                    self(feeds, step)
+                nodes = onnxruntime_nodes(Path(self.session.end_profiling()))
+            finally:
+                self.session = plain
+        return {module: seconds / runs for module, seconds in modules(nodes).items()}
 
     def __call__(self, feeds: Feeds, step: int) -> Array:
         """What the graph's inputs name -> velocity float32 [B, C, F, H, W].

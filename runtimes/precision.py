@@ -1,23 +1,20 @@
-"""Which precision a lowered graph gives its layers, and whether an engine computes with it."""
+"""Which precision a lowered graph gives its layers (read by `vditc.runtimes.graph_precision`), and whether an engine computes with it.
+
+A device builds engines with the standard library alone, so nothing here reads ONNX.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import Any
 
-import onnx_ir as ir
-
-from vditc.errors import InputError, PrecisionError
-from vditc.plugins.catalogue import operator_of
-from vditc.plugins.plugin_op import DOMAIN, VERSION
-from vditc.plugins.qlinear.op import QLinear
+from vditc.errors import PrecisionError
+from vditc.plugins.domain import DOMAIN, VERSION
 from vditc.runtimes.engine_program import EngineProgram, Gemm
-from vditc.runtimes.fusion import QuantizedInput, fusion, quantized_inputs
+from vditc.runtimes.fusion import QuantizedInput, fusion
 
-_ENGINE_TYPES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", ir.DataType.FLOAT8E4M3FN: "fp8_e4m3"}
-_PASS_THROUGH = ("Cast", "Identity", "Reshape", "Transpose")
 _NARROW = ("half", "bf16", "b16")
 
 
@@ -51,6 +48,27 @@ class Expectation:
         """Nodes of the plugin library -> operator, version and namespace, as TensorRT's registry names plugins."""
         return {node: (op, VERSION, DOMAIN) for node, op in self.plugins.items()}
 
+    @property
+    def products(self) -> int:
+        """Linear layers and plugins, which an estimate of the builder's memory counts."""
+        return len(self.quantized) + len(self.floating) + len(self.plugins)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Expectation:
+        """Read what `to_json` wrote; TypeError, KeyError or ValueError for anything else."""
+        return cls(
+            quantized=tuple(QuantizedLayer(**layer) for layer in data["quantized"]),
+            floating=dict(data["floating"]),
+            attentions=tuple(data["attentions"]),
+            inputs=tuple(QuantizedInput(one["node"], one["behind"], tuple(one["nodes"])) for one in data["inputs"]),
+            plugins=dict(data["plugins"]),
+            plugin_layers={node: (str(layer), str(kind)) for node, (layer, kind) in data["plugin_layers"].items()},
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Landed:
@@ -70,95 +88,21 @@ class Landed:
     cut: Mapping[str, int]
 
 
-def expected_precision(lowered: Path, *, plugins: bool = False) -> Expectation:
-    """Read the quantized layers and attentions of an ONNX file; weights stay on disk.
-
-    PrecisionError for a product whose activation is quantized and whose weight is not: no engine computes it in low precision.
-    `plugins`: whether there is a plugin library; InputError for its operators without it, and for operators of others.
-    """
-    quantized: list[QuantizedLayer] = []
-    floating: dict[str, str] = {}
-    attentions: list[str] = []
-    handed_over: dict[str, str] = {}
-    layers: dict[str, tuple[str, str]] = {}
-    graph = ir.load(lowered).graph
-    for node in graph:
-        name = node.name or ""
-        if node.domain:
-            handed_over[name] = _plugin(node, lowered, plugins=plugins)
-            if isinstance(op := operator_of(node), QLinear):
-                layers[name] = (name.removesuffix("/QLinear"), f"plugin QLinear w{op.bits}a{op.activation_bits} -> {op.output}")
-            continue
-        if node.op_type in ("Softmax", "Attention"):
-            attentions.append(name)
-        if node.op_type not in ("MatMul", "Gemm"):
-            continue
-        activation, weight = (_dequantized(value) for value in node.inputs[:2])
-        layer = name.removesuffix("/MatMul")
-        if weight is not None and weight.const_value is not None:
-            kind = _engine_type(weight, name)
-            quantized.append(QuantizedLayer(layer, name, kind, _engine_type(activation, name) if activation is not None else None))
-        elif activation is not None:
-            raise PrecisionError(
-                found="a quantized activation with a weight that is not quantized",
-                wanted="both, or the weight alone",
-                where=f"node {name} of {lowered}",
-                fix="give the layer's rule a weight type",
-            )
-        elif _source(node.inputs[1]).const_value is not None:
-            floating[name] = layer
-    return Expectation(tuple(quantized), floating, tuple(attentions), quantized_inputs(graph), handed_over, layers)
+def refused_layers(expectation: Expectation, nodes: Iterable[str], types: Iterable[str]) -> dict[str, str]:
+    """Layer -> why, of what a runtime does not take: nodes of the graph, named `LAYER/Kind`, and types of codes. {}: it is no layer's."""
+    layers = {q.layer for q in expectation.quantized}
+    found = {layer: f"the runtime does not take node {node}" for node in nodes if (layer := _layer_of(node, layers))}
+    if not all(_layer_of(node, layers) for node in nodes):
+        return {}
+    for kind in types:
+        found |= {q.layer: f"the runtime has no {kind} here" for q in expectation.quantized if kind in (q.weight, q.activation)}
+    return found
 
 
-def _plugin(node: ir.Node, lowered: Path, *, plugins: bool) -> str:
-    """The operator of a node that is not ONNX's own; InputError where no engine can have it."""
-    known = node.domain == DOMAIN
-    if known and plugins:
-        try:
-            operator_of(node)
-        except ValueError as error:
-            fix = "lower the model again with this version of vditc"
-            raise InputError(
-                found=str(error), wanted="an operator of this plugin library", where=f"{lowered}, node {node.name}", fix=fix
-            ) from error
-        return node.op_type
-    raise InputError(
-        found=f"operator {node.domain}.{node.op_type} at node {node.name}" + (" and no plugin library" if known else ""),
-        wanted="the plugin library for this target" if known else f"operators of ONNX and of {DOMAIN}",
-        where=str(lowered),
-        fix="build it (vditc plugins build) or name it (--plugins LIB), or lower the model again without --plugins"
-        if known
-        else "lower the model again",
-    )
-
-
-def _source(value: ir.Value | None) -> ir.Value:
-    assert value is not None  # MatMul and Gemm have no optional operand among the first two
-    while (node := value.producer()) is not None and node.op_type in _PASS_THROUGH and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
-
-
-def _dequantized(value: ir.Value | None) -> ir.Value | None:
-    """The codes that an operand is dequantized from, if it is."""
-    node = _source(value).producer()
-    return node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _engine_type(codes: ir.Value, where: str) -> str:
-    """Type of quantized codes; those of an activation may have no recorded type, then QuantizeLinear tells."""
-    dtype = codes.dtype
-    node = codes.producer()
-    if dtype is None and node is not None:
-        dtype = ir.DataType(node.attributes.get_int("output_dtype", ir.DataType.INT8))
-    if dtype not in _ENGINE_TYPES:
-        raise PrecisionError(
-            found=f"codes of type {dtype}",
-            wanted=f"one of {', '.join(t.name for t in _ENGINE_TYPES)}",
-            where=f"node {where}",
-            fix="lower the graph for this target before building",
-        )
-    return _ENGINE_TYPES[dtype]
+def _layer_of(node: str, layers: set[str]) -> str:
+    """ "blocks.0.ffn.net.2.weight/DequantizeLinear" -> "blocks.0.ffn.net.2"."""
+    scope = node.rpartition("/")[0].removesuffix(".weight")
+    return scope if scope in layers else ""
 
 
 def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
@@ -168,17 +112,22 @@ def assert_landed(expectation: Expectation, engine: EngineProgram) -> Landed:
     for gemm in engine.gemms:
         for node in nodes.intersection(gemm.nodes):
             by_node.setdefault(node, []).append(gemm)
-    faults = [f"{q.layer}: {fault}" for q in expectation.quantized if (fault := _fault(q, by_node.get(q.node, [])))]
-    faults += _strangers(expectation, engine.gemms)
-    faults += _attention_faults(expectation.attentions, engine)
-    faults += _plugin_faults(expectation.plugins, engine)
-    if faults:
+    wrong = {q.layer: fault for q in expectation.quantized if (fault := _fault(q, by_node.get(q.node, [])))}
+    others = [*_strangers(expectation, engine.gemms), *_attention_faults(expectation.attentions, engine)]
+    for node, fault in _plugin_faults(expectation.plugins, engine).items():
+        if node in expectation.plugin_layers:
+            wrong[expectation.plugin_layers[node][0]] = fault
+        else:
+            others.append(f"{node}: {fault}")
+    if faults := [*(f"{layer}: {fault}" for layer, fault in wrong.items()), *others]:
         asked = len(expectation.quantized) + len(expectation.attentions) + len(expectation.plugins)
         raise PrecisionError(
             found=f"{len(faults)} of {asked} quantized layers, attentions and plugins wrong: {'; '.join(faults)}",
             wanted="layers in the precision of the lowered graph, attentions in one fused kernel, plugin operators in their plugins",
             where=engine.source,
-            fix="keep these layers in floating point in the recipe, or use a target whose runtime fuses them",
+            fix="keep these layers in floating point in the recipe (or let `vditc compile --fallback` do so), "
+            "or use a target whose runtime fuses them",
+            layers={} if others else wrong,
         )
     layer_of = {q.node: q.layer for q in expectation.quantized} | dict(expectation.floating)
     kernels = fusion(expectation.inputs, engine)
@@ -237,7 +186,7 @@ def _attention_faults(attentions: tuple[str, ...], engine: EngineProgram) -> lis
     return faults
 
 
-def _plugin_faults(nodes: Mapping[str, str], engine: EngineProgram) -> list[str]:
+def _plugin_faults(nodes: Mapping[str, str], engine: EngineProgram) -> dict[str, str]:
     """Operators that the engine computes otherwise than by their plugin. TensorRT may have plugins of its own beside them."""
     found = Counter(node for kernel in engine.plugins for node in {kernel.name, *kernel.nodes})
-    return [f"{node}: in {found[node]} plugins of the engine" for node in nodes if found[node] != 1]
+    return {node: f"in {found[node]} plugins of the engine" for node in nodes if found[node] != 1}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from vditc.errors import InputError
 from vditc.float_codes import BLOCK, LEAST_BLOCK_SCALE
 from vditc.model_dir import ModelDir
 from vditc.numerics import EPS, QType
+from vditc.runtimes.layer_times import OTHERS, modules
 from vditc.sampling import Feeds
 from vditc.scheme import QuantSpec, zero_offset
 from vditc.torch_device import exact_float32, torch_device
@@ -75,6 +77,35 @@ class ReferenceModel:
         with exact_float32():
             velocity: Array = self.adapter.forward(self.model, given).cpu().numpy()
         return velocity
+
+    def layer_seconds(self, feeds: Feeds, step: int, runs: int) -> dict[str, float]:
+        """Module without children -> seconds of a step, the mean of `runs`; what modules with children do themselves is the rest."""
+        times: list[tuple[str, float]] = []
+        began: dict[str, float] = {}
+
+        def now() -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+
+        def before(name: str) -> Callable[..., None]:
+            return lambda *_: began.__setitem__(name, now())
+
+        def behind(name: str) -> Callable[..., None]:
+            return lambda *_: times.append((f"{name}/forward", now() - began[name]))
+
+        leaves = [(name, module) for name, module in self.model.named_modules() if not list(module.children())]
+        hooks = [h for n, m in leaves for h in (m.register_forward_pre_hook(before(n)), m.register_forward_hook(behind(n)))]
+        try:
+            start = now()
+            for _ in range(runs):
+                self(feeds, step)
+            whole = now() - start
+        finally:
+            for hook in hooks:
+                hook.remove()
+        times.append((OTHERS, whole - sum(seconds for _, seconds in times)))
+        return {module: seconds / runs for module, seconds in modules(times).items()}
 
 
 class QuantizedLinear(torch.nn.Module):

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vditc.adapter import InputSpec
-from vditc.errors import VditcError
-from vditc.files import whole_file
+from vditc.build_options import DEFAULTS, BuildOptions
+from vditc.errors import InputError, VditcError
 from vditc.profile import Profile
 from vditc.progress import Progress
-from vditc.runtimes.backend import Backend, EngineFacts
+from vditc.runtimes.backend import EngineFacts
+from vditc.runtimes.engine_program import EngineProgram
+from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.plan_text import KNOWN_VERSION, program, read_plan
-from vditc.runtimes.precision import assert_landed, expected_precision
-from vditc.runtimes.trt_builder import BuildRequest
-from vditc.runtimes.trt_process import built_facts, run_build, shapes
-from vditc.runtimes.trt_runner import open_engine
-from vditc.sampling import Denoiser
+from vditc.runtimes.trt_backend import EngineBackend
 from vditc.target import Target
 
 
-class TensorRTRTX(Backend):
+class TensorRTRTX(EngineBackend):
     """Engines by TensorRT-RTX, whose kernels are compiled on the GPU when an engine is first loaded."""
 
     name = "tensorrt_rtx"
+    has_timing_cache = False  # its calls do nothing
 
-    def check(self, target: Target) -> None:
-        """VditcError if the package is missing."""
+    def check(self, target: Target, options: BuildOptions = DEFAULTS) -> None:
+        """VditcError if the package is missing, InputError for options that it has not, or only beside a GPU."""
+        target.check_options(options)
+        asked = [name for name in ("refit", "strip-weights") if name in options.asked]
+        if asked and compute_capability() is None:
+            raise InputError(
+                found=f"engine option {asked[0]} on a machine without a GPU",
+                wanted="a GPU: TensorRT-RTX 1.7 calls CUDA when it builds an engine whose weights can be replaced",
+                where=f"target {target.name}",
+                fix="leave it out, or build on a machine with a GPU",
+            )
         if importlib.util.find_spec(self.name) is None:
             raise VditcError(
                 found="tensorrt_rtx is not installed",
@@ -35,6 +42,10 @@ class TensorRTRTX(Backend):
                 where=f"target {target.name}",
                 fix="pip install vditc[rtx]",
             )
+
+    def builds_here(self, target: Target) -> bool:
+        """Always."""
+        return True
 
     def build(
         self,
@@ -47,27 +58,28 @@ class TensorRTRTX(Backend):
         work: Path,
         progress: Progress,
         plugins: Path | None = None,
+        options: BuildOptions = DEFAULTS,
     ) -> EngineFacts:
-        """Writes `out`/model.plan, one engine for all of the target's GPUs; its precision is read from the plan."""
-        self.check(target)
-        expectation = expected_precision(lowered, plugins=plugins is not None)
-        with progress.task(f"build engine for {target.name}", 1) as advance, whole_file(out / "model.plan") as plan:
-            request = BuildRequest(
-                module=self.name,
-                lowered=str(lowered),
-                plan=str(plan),
-                shapes=shapes(inputs, profile),
-                compute_capabilities=[arch.upper().replace("_", "") for arch in target.arch],
-                versions=(target.versions.least, target.versions.greatest),
-                plugins=str(plugins) if plugins is not None and expectation.plugins else None,
-                plugin_nodes=expectation.plugin_names,
-            )
-            result = run_build(request, work)
-            landed = assert_landed(expectation, program(read_plan(plan)))
-            plan_bytes = plan.stat().st_size
-            advance()
-        return built_facts(self.name, target.arch, plan_bytes, result, landed)
+        """Writes one engine for all of the target's GPUs; its precision is read from the plan."""
+        self.check(target, options)
+        return self.build_here(
+            lowered=lowered,
+            target=target,
+            profile=profile,
+            inputs=inputs,
+            out=out,
+            work=work,
+            progress=progress,
+            plugins=plugins,
+            options=options,
+        )
 
-    def open(self, *, model: Path, engine: Path, plugins: Path | None = None) -> AbstractContextManager[Denoiser]:
-        """Runs `engine`/model.plan on the GPU."""
-        return open_engine(self.name, engine / "model.plan", model, plugins)
+    def _capabilities(self, target: Target) -> list[str]:
+        return [arch.upper().replace("_", "") for arch in target.arch]
+
+    def _program(self, plan: Path, report: Path) -> EngineProgram:
+        return program(read_plan(plan))
+
+    @property
+    def _inspects(self) -> bool:
+        return False  # it loads the engine, which takes a GPU

@@ -5,7 +5,7 @@ Nothing is imported here but the standard library and errors: the worker process
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vditc.errors import VditcError
@@ -32,21 +32,29 @@ def load_plugins(trt: Any, library: str, wanted: Iterable[Named]) -> None:
         )
 
 
-def check_network(trt: Any, network: Any, nodes: Iterable[str], where: str) -> None:
-    """VditcError unless each of the nodes became a plugin: where TensorRT does not take the plugin it inlines the body, and is silent."""
+def check_network(trt: Any, network: Any, wanted: Mapping[str, Named], where: str) -> None:
+    """VditcError unless each of the nodes became the plugin of its operator; `wanted`: node -> operator, version and namespace.
+
+    Where TensorRT does not take a plugin it inlines the operator's body, and is silent. Plugins of others may be in the network too.
+    """
     layers = (network.get_layer(i) for i in range(network.num_layers))
-    plugins = [str(layer.name) for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
-    wanted = list(nodes)
-    if len(plugins) == len(wanted):
+    found = {str(layer.name): _plugin(trt, layer) for layer in layers if layer.type == trt.LayerType.PLUGIN_V3}
+    if not (missing := [node for node, named in wanted.items() if found.get(node) != tuple(named)]):
         return
-    inlined = [name for name in wanted if name not in plugins]
+    said = [node + (f" ({_listed([found[node]])} instead)" if node in found else "") for node in missing[:5]]
     raise VditcError(
-        found=f"{len(plugins)} plugins in the network"
-        + (f"; not there: {', '.join(inlined[:5])}{' ...' if len(inlined) > 5 else ''}" if inlined else ""),
-        wanted=f"{len(wanted)}, one for each operator of the plugin library",
+        found=f"{len(wanted) - len(missing)} of them in the network; not there: {', '.join(said)}{' ...' if len(missing) > 5 else ''}",
+        wanted=f"{len(wanted)} plugins, one for each operator of the plugin library",
         where=f"{where}, {trt.__name__} {trt.__version__}",
         fix="lower the graph again for this target: before TensorRT 10.7 a graph must hold no bodies of such operators",
     )
+
+
+def _plugin(trt: Any, layer: Any) -> Named:
+    """What a plugin's layer computes."""
+    layer.__class__ = trt.IPluginV3Layer  # get_layer gives each layer as an ILayer
+    core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+    return str(core.plugin_name), str(core.plugin_version), str(core.plugin_namespace)
 
 
 def _missing(registry: Any, wanted: Iterable[Named]) -> list[Named]:

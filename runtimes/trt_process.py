@@ -7,24 +7,29 @@ import importlib.util
 import json
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vditc.adapter import InputSpec
 from vditc.errors import VditcError
-from vditc.profile import Profile
+from vditc.files import whole_file
 from vditc.runtimes.backend import EngineFacts
 from vditc.runtimes.precision import Landed
 from vditc.runtimes.trt_builder import BuildRequest
+from vditc.runtimes.trt_errors import died, failed
 
-_QUOTED_LINES = 6
+if TYPE_CHECKING:  # a device has neither
+    from vditc.adapter import InputSpec
+    from vditc.profile import Profile
+
+TIMING_CACHE = "timing.cache"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """Figures of a finished build; memory as the builder's log has it, None where it has none."""
+    """Figures of a finished build; memory as the builder's log has it, None where it has none. `notes` are for the person who waits."""
 
     version: str
     seconds: float
@@ -32,6 +37,7 @@ class BuildResult:
     activation_bytes: int | None
     weight_bytes: int | None
     scratch_bytes: int | None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def shapes(inputs: tuple[InputSpec, ...], profile: Profile) -> dict[str, list[list[int]]]:
@@ -48,7 +54,10 @@ def shapes(inputs: tuple[InputSpec, ...], profile: Profile) -> dict[str, list[li
 
 
 def run_build(request: BuildRequest, work: Path) -> BuildResult:
-    """Build in a child process. The log stays at `work`/builder.log and is quoted in errors."""
+    """Build in a child process. The log stays at `work`/builder.log and is quoted in errors.
+
+    VditcError says what is known of a build that failed, or was killed; RefusedError when the runtime named what it does not take.
+    """
     work.mkdir(parents=True, exist_ok=True)
     request_path, result_path, log_path = work / "request.json", work / "result.json", work / "builder.log"
     request_path.write_text(json.dumps(request.to_json(), indent=1))
@@ -56,29 +65,24 @@ def run_build(request: BuildRequest, work: Path) -> BuildResult:
     with log_path.open("wb") as log:
         command = [sys.executable, "-m", "vditc.runtimes.trt_worker", str(request_path), str(result_path)]
         child = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(work), check=False)
-    text = log_path.read_text(errors="replace")
     result = json.loads(result_path.read_text()) if result_path.exists() else {}
     if error := result.get("error"):
-        said = _said(text)
-        raise VditcError(
-            found=f"{error['found']} ({said})" if said else error["found"],
-            wanted=error["wanted"],
-            where=error["where"],
-            fix=f"{error['fix']}; log: {log_path}",
-        )
+        raise failed(error, result.get("nodes", []), log_path)
     if child.returncode or not result:
-        raise VditcError(
-            found=f"the builder process {_ending(child.returncode)} ({_said(text) or _tail(text)})",
-            wanted="an engine",
-            where=request.lowered,
-            fix=f"read {log_path}; a killed process usually means too little memory",
-        )
+        raise died(child.returncode, request.lowered, Path(request.plan), log_path)
+    text = log_path.read_text(errors="replace")
     return BuildResult(
         **result,
         activation_bytes=_logged(text, "Total Activation Memory"),
         weight_bytes=_logged(text, "Total Weights Memory"),
         scratch_bytes=_logged(text, "Max Scratch Memory"),
     )
+
+
+def keep_timing_cache(work: Path, out: Path) -> None:
+    """Of a finished build, also of an engine that is not what it should be: the next build is like it."""
+    with whole_file(out / TIMING_CACHE) as cache:
+        shutil.move(work / TIMING_CACHE, cache)
 
 
 def built_facts(backend: str, arch: tuple[str, ...], plan_bytes: int, result: BuildResult, landed: Landed) -> EngineFacts:
@@ -88,7 +92,7 @@ def built_facts(backend: str, arch: tuple[str, ...], plan_bytes: int, result: Bu
         backend=backend,
         compute_capabilities=arch,
         plan_bytes=plan_bytes,
-        **dataclasses.asdict(result),
+        **{key: value for key, value in dataclasses.asdict(result).items() if key != "notes"},
         constant_bytes=landed.constant_bytes,
         gemms=landed.gemms,
         attentions=landed.attentions,
@@ -106,20 +110,6 @@ def _logged(log: str, title: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _said(log: str) -> str:
-    """The builder's error lines, without time stamps."""
-    lines = [line.partition("[E] ")[2].strip() for line in log.splitlines() if "[E] " in line]
-    return " | ".join(lines[-_QUOTED_LINES:])
-
-
-def _tail(log: str) -> str:
-    return " | ".join(line.strip() for line in log.splitlines()[-_QUOTED_LINES:] if line.strip()) or "it wrote nothing"
-
-
-def _ending(code: int) -> str:
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-
-
 def _environment(work: Path) -> dict[str, str]:
     """The parser of TensorRT-RTX opens `libtensorrt_rtx.so`, a name that its wheel lacks, and aborts without it.
 
@@ -128,6 +118,8 @@ def _environment(work: Path) -> dict[str, str]:
     """
     # One seed of Python's hashes: what it allocates, and where, is then the same in every build (see trt_worker).
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"}
+    own = str(Path(__file__).parents[2])  # the worker is of the same vditc, which may be an archive that nobody installed
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     if spec is None or not spec.submodule_search_locations:
         return environment

@@ -1,11 +1,11 @@
-"""Runs an engine of TensorRT or TensorRT-RTX on a GPU. CUDA memory and streams come from polygraphy, a small pure Python package."""
+"""Runs an engine of TensorRT or TensorRT-RTX on a GPU."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,27 @@ import ml_dtypes
 import numpy as np
 
 from vditc.errors import InputError, VditcError
-from vditc.plugins.catalogue import OPERATORS
-from vditc.plugins.plugin_op import DOMAIN, VERSION
+from vditc.runtimes.backend import EnginePlugins
+from vditc.runtimes.cuda_runtime import Cuda
+from vditc.runtimes.device_runs import DeviceRuns, Pending, Program, Shape
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.graph_inputs import step_table
 from vditc.runtimes.step_table import StepTable
-from vditc.runtimes.trt_plugins import load_plugins
-from vditc.sampling import Array, Denoiser, Feeds
+from vditc.runtimes.trt_loader import load_engine
+from vditc.sampling import Array, Feeds
 
 _NUMPY_TYPES = {"FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "INT64": np.int64, "INT32": np.int32}
+_LESS_MEMORY = "free some of it, build with --engine weight-streaming, or give a --profile with smaller clips"
 
 
 @contextmanager
-def open_engine(module: str, plan: Path, model: Path, plugins: Path | None = None) -> Iterator[Denoiser]:
+def open_engine(
+    module: str, plan: Path, model: Path, plugins: EnginePlugins | None = None, *, weight_budget: int | None = None
+) -> Iterator[EngineRunner]:
     """Loads the engine `plan` with the package `module`; VditcError that says what is missing. `model`: the graph that it comes from.
 
-    `plugins`: the plugin library that it was built with, if it was; its machine code is loaded before the engine.
+    `plugins`: of the plugin library, if it was built with that, whose machine code is then loaded before the engine. `weight_budget`: bytes
+    of the GPU for the weights of an engine that streams them; None: what it was built with.
     """
 
     def missing(found: str, wanted: str, fix: str) -> VditcError:
@@ -38,67 +43,80 @@ def open_engine(module: str, plan: Path, model: Path, plugins: Path | None = Non
         raise missing("no engine", "model.plan", f"build it on the device: sh {plan.with_name('build.sh')}")
     if (arch := compute_capability()) is None:
         raise missing("no NVIDIA GPU or no driver", "a GPU to run an engine on", "run the portable model with the onnxruntime backend")
-    if absent := [name for name in (module, "polygraphy") if importlib.util.find_spec(name) is None]:
-        extra = "rtx" if module == "tensorrt_rtx" else "gpu"
-        raise missing(f"{' and '.join(absent)} not installed", f"{module} and polygraphy", f"pip install vditc[{extra}] polygraphy")
-    trt, cuda = importlib.import_module(module), importlib.import_module("polygraphy.cuda")
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-    if plugins is not None:
-        load_plugins(trt, str(plugins), [(name, VERSION, DOMAIN) for name in OPERATORS])
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-    context = None if engine is None else engine.create_execution_context()
+    if importlib.util.find_spec(module) is None:
+        raise missing(f"{module} not installed", module, f"pip install vditc[{'rtx' if module == 'tensorrt_rtx' else 'gpu'}]")
+    trt, cuda = importlib.import_module(module), Cuda.load()
+    context = load_engine(trt, plan, arch, plugins, weight_budget).create_execution_context()
     if context is None:
-        raise missing(
-            f"an engine that does not load on {arch}", f"an engine of {module} {trt.__version__} for {arch}", "build it again here"
-        )
-    with ExitStack() as stack:
-        yield _Engine(trt, cuda, engine, context, stack, step_table(model))
+        raise missing("too little memory on the GPU for its activations", "a context of the engine", _LESS_MEMORY)
+    program = EngineProgram(trt, context.engine, context)
+    with DeviceRuns(cuda, program) as runs:
+        yield EngineRunner(runs, program, step_table(model))
 
 
-class _Engine:
-    """A Denoiser. Buffers on the device grow to the largest shape seen and are freed by `stack`."""
+class EngineProgram:
+    """A `vditc.runtimes.device_runs.Program`: an execution context, and the types of its tensors."""
 
-    def __init__(self, trt: Any, cuda: Any, engine: Any, context: Any, stack: ExitStack, table: StepTable) -> None:
-        self.table = table
-        self.context, self.stream = context, stack.enter_context(cuda.Stream())
+    def __init__(self, trt: Any, engine: Any, context: Any) -> None:
+        self.context = context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self.types = {name: _numpy_type(name, engine.get_tensor_dtype(name).name) for name in names}
-        self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        self.outputs = [name for name in names if name not in self.inputs]  # the prediction for the latents first
-        self.buffers = {name: stack.enter_context(cuda.DeviceArray((1,), self.types[name])) for name in names}
+        types = {name: _numpy_type(name, engine.get_tensor_dtype(name).name) for name in names}
+        inputs = {name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        self.inputs = {name: kind for name, kind in types.items() if name in inputs}
+        self.outputs = {name: kind for name, kind in types.items() if name not in inputs}  # the prediction for the latents first
 
-    def __call__(self, feeds: Feeds, step: int) -> Array:
-        """See `vditc.sampling.Denoiser`. InputError for missing inputs, shapes outside the engine's profile, another schedule."""
-        if "step" in self.inputs:
-            self.table.check({n: np.asarray(feeds[n]) for n in ("timestep",) if n in feeds and n not in self.inputs}, step)
-        feeds = {**feeds, "step": np.array([step])}
-        if missing := [name for name in self.inputs if name not in feeds]:
-            raise InputError(
-                found=f"no {', '.join(missing)}", wanted=", ".join(self.inputs), where="engine", fix="feed everything that the model takes"
-            )
-        for name in self.inputs:
-            array = np.ascontiguousarray(feeds[name], self.types[name])
-            if not self.context.set_input_shape(name, array.shape):
+    def resize(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """See `Program`."""
+        for name, shape in shapes.items():
+            if not self.context.set_input_shape(name, shape):
                 raise InputError(
-                    found=f"{name} of shape {list(array.shape)}",
+                    found=f"{name} of shape {list(shape)}",
                     wanted="a shape within the profile that the engine was built for",
                     where="engine",
                     fix="build an engine with a wider --profile",
                 )
-            self.buffers[name].copy_from(array)
-        for name in self.outputs:
-            self.buffers[name].resize(tuple(self.context.get_tensor_shape(name)))
-        for name, buffer in self.buffers.items():
-            self.context.set_tensor_address(name, buffer.ptr)
-        if not self.context.execute_async_v3(self.stream.ptr):
+        return {name: tuple(self.context.get_tensor_shape(name)) for name in self.outputs}
+
+    def enqueue(self, addresses: Mapping[str, int], stream: int) -> None:
+        """See `Program`."""
+        for name, address in addresses.items():
+            self.context.set_tensor_address(name, address)
+        if not self.context.execute_async_v3(stream):
             raise VditcError(
                 found="a run that failed",
                 wanted=", ".join(self.outputs),
                 where="engine",
                 fix="read what TensorRT wrote to the standard error stream",
             )
-        self.stream.synchronize()
-        return np.asarray(self.buffers[self.outputs[0]].numpy(), np.float32)
+
+
+class EngineRunner:
+    """A Denoiser that may have two runs in flight: `begin` starts one, and what it returns waits for the prediction."""
+
+    def __init__(self, runs: DeviceRuns, program: Program, table: StepTable) -> None:
+        self.runs, self.program, self.table = runs, program, table
+
+    def __call__(self, feeds: Feeds, step: int) -> Array:
+        """See `vditc.sampling.Denoiser`. InputError for missing inputs, shapes outside the engine's profile, another schedule."""
+        return self.begin(feeds, step)()
+
+    def begin(self, feeds: Feeds, step: int) -> Callable[[], Array]:
+        """Start what a call computes. Errors of the input are raised here, those of the device by what is returned."""
+        if "step" in self.program.inputs:
+            told = {n: np.asarray(feeds[n]) for n in ("timestep",) if n in feeds and n not in self.program.inputs}
+            self.table.check(told, step)
+        pending, prediction = self._started({**feeds, "step": np.array([step])}), next(iter(self.program.outputs))
+        return lambda: np.asarray(pending.result()[prediction], np.float32)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Named inputs -> all outputs. InputError as above."""
+        return self._started(feeds).result()
+
+    def _started(self, feeds: Feeds) -> Pending:
+        if missing := [name for name in self.program.inputs if name not in feeds]:
+            wanted = ", ".join(self.program.inputs)
+            raise InputError(found=f"no {', '.join(missing)}", wanted=wanted, where="engine", fix="feed everything that the model takes")
+        return self.runs.begin(feeds)
 
 
 def _numpy_type(name: str, dtype: str) -> Any:

@@ -10,32 +10,45 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
 
 from vditc.errors import VditcError
-from vditc.runtimes.trt_builder import BuildRequest, build, inspect
+from vditc.runtimes.trt_builder import BuildRequest, NodesError, build, inspect
 
+_PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
 _ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # personality(2)
 
 
 def main(request_path: str, result_path: str) -> int:
-    """Exit status 0 with facts in RESULT, 1 with {"error": {found, wanted, where, fix}} there."""
+    """Exit status 0 with facts in RESULT, 1 with {"error": {found, wanted, where, fix}} there, and "nodes" that were refused."""
     request = BuildRequest.from_json(json.loads(Path(request_path).read_text()))
     started = time.monotonic()
     trt = importlib.import_module(request.module)
     try:
-        build(trt, request)
+        notes = build(trt, request)
         if request.inspection:
             inspect(trt, request.plan, request.inspection)
     except VditcError as error:
         fields = {"found": error.found, "wanted": error.wanted, "where": error.where, "fix": error.fix}
-        Path(result_path).write_text(json.dumps({"error": fields}))
+        nodes = error.nodes if isinstance(error, NodesError) else []
+        Path(result_path).write_text(json.dumps({"error": fields, "nodes": nodes}))
         return 1
-    facts = {"version": trt.__version__, "seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss_bytes()}
+    facts = {
+        "notes": notes,
+        "version": trt.__version__,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
     Path(result_path).write_text(json.dumps(facts))
     return 0
+
+
+def _refused(result_path: str, fields: dict[str, str]) -> int:
+    Path(result_path).write_text(json.dumps({"error": fields}))
+    return 1
 
 
 def peak_rss_bytes() -> int:
@@ -51,6 +64,14 @@ def peak_rss_bytes() -> int:
     return int(match[1]) * 1024
 
 
+def die_with_parent() -> None:
+    """A build whose vditc was killed would go on, and write into the file of the next one."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DIES, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def fix_addresses() -> None:
     """Start again without address space randomisation, where the system allows that.
 
@@ -64,5 +85,6 @@ def fix_addresses() -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     fix_addresses()
     sys.exit(main(*sys.argv[1:]))

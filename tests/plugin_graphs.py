@@ -32,9 +32,10 @@ def model_of(op: PluginOp, inputs: list[Array]) -> ir.Model:
 
 
 def run_body(op: PluginOp, inputs: list[Array]) -> list[Array]:
-    """Outputs of the body."""
+    """Outputs of the body, whose shapes are the operator's."""
     proto = ir.to_proto(model_of(op, inputs))
     onnx.checker.check_model(proto)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
     found: list[Array] = session.run(None, dict(zip(op.inputs, inputs, strict=True)))
+    assert tuple(a.shape for a in found) == op.shapes([a.shape for a in inputs])
     return [np.asarray(array) for array in found]

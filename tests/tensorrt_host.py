@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import hashlib
-import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from vditc.plugins.emulated import SOURCES, emulated_library
 from vditc.plugins.plugin_op import PluginOp
+from vditc.plugins.wheels import cache_home
 
 Array = npt.NDArray[Any]
 CREATORS = ("QAttention", "QLinear", "QuantizeToken")  # in the library's order
@@ -47,7 +47,7 @@ def compiled_host() -> Path:
     """The host's library, compiled once for each state of its sources."""
     source = Path(__file__).parent / "plugins" / "tensorrt_host.cpp"
     digest = hashlib.sha256(source.read_bytes() + (SOURCES / "tensorrt" / "abi.h").read_bytes()).hexdigest()[:16]
-    out = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vditc" / "plugins" / f"test_host-{digest}.so"
+    out = cache_home() / f"test_host-{digest}.so"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as work:
@@ -181,9 +181,11 @@ class Plugin:
         """A copy."""
         return Plugin(self.host, self.creator, self.host.native.host_clone(self.handle))
 
-    def run(self, inputs: Sequence[Array], *, tactic: int = 0, workspace: int | None = None) -> list[Array]:
-        """One inference. Outputs are filled with a pattern before."""
-        arrays = [aligned(a) for a in inputs]
+    def run(
+        self, inputs: Sequence[Array], *, tactic: int = 0, workspace: int | None = None, moved: Mapping[int, int] | None = None
+    ) -> list[Array]:
+        """One inference. Outputs are filled with a pattern before. `moved`: bytes by which inputs lie behind an aligned address."""
+        arrays = [aligned(a, (moved or {}).get(i, 0)) for i, a in enumerate(inputs)]
         given = [described(a.shape, a.dtype) for a in arrays]
         outputs = [aligned(np.full(shape, 77).astype(dtype)) for shape, dtype in self.infer(given)]
         tensors = [*given, *(described(a.shape, a.dtype) for a in outputs)]
@@ -201,10 +203,10 @@ class Plugin:
         return outputs
 
 
-def aligned(array: Array) -> Array:
-    """A copy that begins at a multiple of 256 bytes, as TensorRT's tensors do."""
-    room = np.zeros(array.nbytes + 256, np.uint8)
-    begin = -room.ctypes.data % 256
+def aligned(array: Array, moved: int = 0) -> Array:
+    """A copy that begins at a multiple of 256 bytes, as TensorRT's tensors do, or so many bytes behind one, as views of them may."""
+    room = np.zeros(array.nbytes + 256 + moved, np.uint8)
+    begin = -room.ctypes.data % 256 + moved
     copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy

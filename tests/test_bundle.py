@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from vditc import bundle as bundle_module
 from vditc.bundle import MANIFEST, Bundle, Manifest, list_files, write_manifest
 from vditc.errors import InputError
+from vditc.files import sha256
 
 
 def make(root: Path) -> Path:
@@ -104,3 +107,75 @@ def test_no_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(InputError, match="no JSON"):
         Bundle.open(tmp_path)
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> Path:
+    """A bundle of two experts."""
+    root = make(tmp_path / "experts")
+    inner = Bundle.open(make(root / "second"))
+    (root / "second" / "report" / "run.json").unlink()
+    (root / "second" / "report").rmdir()
+    manifest = Bundle.open(root).manifest
+    schedule = {"schedule": {"timesteps": [3, 2, 1]}}
+    about = {"second": {"path": "second", "boundary": 0.9, "first_step": 1}}
+    files = list_files(root, {"second": inner.manifest})
+    write_manifest(root, dataclasses.replace(manifest, sampling=schedule, experts=about, files=files))
+    return root
+
+
+def test_expert_in_a_bundle(experts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.relative_to(experts).as_posix())
+        return sha256(path)
+
+    monkeypatch.setattr(bundle_module, "sha256", noted)
+    second = Bundle.open(experts).experts["second"]
+    assert sorted(hashed) == sorted(
+        ["lowered/cpu.onnx", "model.onnx", "second/lowered/cpu.onnx", "second/manifest.json", "second/model.onnx"]
+    )  # each once
+    assert second.file("model.onnx").read_bytes() == b"graph" and second.experts == {}
+    assert Bundle.open(experts / "second").manifest == second.manifest
+    assert "experts" not in json.loads((experts / "second" / MANIFEST).read_text())
+    hashed.clear()
+    again = list_files(experts, {"second": second.manifest})
+    assert again == Bundle.open(experts, hashes=False).manifest.files and "second/model.onnx" not in hashed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "second" / "model.onnx").write_bytes(b"grapH"), r"second/model\.onnx with sha256"),
+        (lambda root: (root / "second" / "model.onnx").unlink(), r"no file second/model\.onnx"),
+        (lambda root: edit(root / "second", lambda d: d.update(mean_bits=7.0)), r"second/manifest\.json of \d+ bytes"),
+        (lambda root: edit(root, lambda d: d["experts"]["second"].update(path="../experts/second")), "a relative path inside the bundle"),
+        (lambda root: edit(root, lambda d: d["experts"]["second"].update(path="third")), "no readable manifest"),
+        (lambda root: edit(root, lambda d: d["experts"]["second"].update(first_step=3)), r"wrong experts \(first_step 3\)"),
+        (lambda root: edit(root, lambda d: d["experts"]["second"].pop("path")), "wrong experts"),
+        (lambda root: edit(root, lambda d: d.update(experts=["second"])), "wrong experts"),
+        (lambda root: edit(root, lambda d: d["files"].pop("second/manifest.json")), r"second/manifest\.json, which the manifest does not"),
+        (lambda root: edit(root, lambda d: d["files"].pop("second/model.onnx")), r"another second/model\.onnx in the expert's manifest"),
+    ],
+)
+def test_damaged_expert_is_refused(experts: Path, change: Callable[[Path], Any], words: str) -> None:
+    change(experts)
+    with pytest.raises(InputError, match=words):
+        Bundle.open(experts)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["files"].update({"../model.onnx": d["files"]["model.onnx"]}), "a relative path inside the bundle"),
+        (lambda d: d["files"]["model.onnx"].update(bytes=6), r"another second/model\.onnx in the expert's manifest"),
+    ],
+)
+def test_expert_whose_manifest_says_otherwise_is_refused(experts: Path, change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    """Its manifest is hashed as any file, so this one was written so."""
+    edit(experts / "second", change)
+    entry = list_files(experts)["second/manifest.json"]
+    edit(experts, lambda d: d["files"].update({"second/manifest.json": dataclasses.asdict(entry)}))
+    with pytest.raises(InputError, match=words):
+        Bundle.open(experts)

@@ -7,9 +7,10 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from vditc import clips, digits
+from vditc.clips import write_video
 from vditc.digits import Caption
 from vditc.errors import InputError
 
@@ -117,3 +118,35 @@ def test_side_by_side_gives_a_long_label_room(clip: npt.NDArray[np.float32]) -> 
 def test_side_by_side_wants_one_shape(clip: npt.NDArray[np.float32]) -> None:
     with pytest.raises(InputError, match=r"found clips of shapes \[\(4, 32, 32\), \(8, 32, 32\)\]; wanted one shape"):
         clips.side_by_side({"a": clip, "b": clip[:4]})
+
+
+def _colours(frames: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Smooth pictures that change from frame to frame, a channel for each direction."""
+    t, y, x = np.meshgrid(np.linspace(0, 60, frames), np.linspace(40, 200, height), np.linspace(60, 180, width), indexing="ij")
+    return np.stack([y + t / 2, x + t / 2, np.full_like(t, 90) + t], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("suffix", "off"), [(".png", 0), (".y4m", 4), (".mp4", 12), (".gif", 40)])
+def test_videos_in_colour_come_back(suffix: str, off: int, tmp_path: Path) -> None:
+    """A png is exact; y4m rounds colours to 8 bits of YUV, mp4 is lossy, a gif has a palette."""
+    frames = _colours(5, 31, 46)
+    write_video(tmp_path / f"clip{suffix}", iter(frames), 8)
+    if suffix in (".png", ".gif"):
+        with Image.open(tmp_path / f"clip{suffix}") as file:
+            read = np.stack([np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(file)])
+    else:
+        reader = imageio_ffmpeg.read_frames(str(tmp_path / f"clip{suffix}"))
+        width, height = next(reader)["size"]
+        read = np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+    assert read.shape[1:] == ((32, 46, 3) if suffix == ".mp4" else (31, 46, 3))  # yuv420p wants even sides
+    assert len(read) == 5
+    assert np.abs(read[:, :31, :46].astype(int) - frames).mean() <= off / 4
+    assert np.abs(read[:, :31, :46].astype(int) - frames).max() <= off
+
+
+def test_a_video_of_no_frame_and_of_a_strange_kind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no frame"):
+        write_video(tmp_path / "clip.mp4", iter(()), 8)
+    with pytest.raises(InputError, match=r"\.mp4, \.gif, \.y4m, \.png"):
+        write_video(tmp_path / "clip.avi", iter(_colours(1, 4, 4)), 8)
+    assert not list(tmp_path.iterdir())

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vditc.axis import Axis, Sizes
+from vditc.build_memory import gigabytes
 from vditc.errors import InputError
-from vditc.memory import BUILDER, BUILDER_PER_LAYER, BUILDER_PER_WEIGHT, FIXED, Layer, Memory, estimate, gigabytes, model_memory
+from vditc.memory import BUILDER, BUILDER_PER_LAYER, BUILDER_PER_WEIGHT, FIXED, Layer, Memory, estimate, model_memory
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.profile import Profile

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from vditc import background
 from vditc.errors import InputError
 from vditc.files import sha256
-from vditc.model_dir import ModelDir, SamplingDefaults
+from vditc.model_dir import PARTS, ModelDir, SamplingDefaults
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -234,6 +234,23 @@ def test_two_experts(experts: Path, tiny: ModelDir) -> None:
     assert {e.path.parent for e in second.weights.values()} == {second.transformer}
     assert (tiny.part, tiny.parts, tiny.boundary_ratio) == ("transformer", ("transformer",), None)
     with pytest.raises(InputError, match=r"found 2 transformers, .*; wanted --part transformer or --part transformer_2;"):
+        ModelDir.open(experts)
+
+
+def test_scales_of_guidance_of_two_experts(experts: Path, folder: Path) -> None:
+    def scales() -> list[float]:
+        return [s.guidance_scale for part in PARTS if (s := ModelDir.open(experts, part).sampling)]
+
+    assert scales() == [2.0, 2.0]
+    edit(experts / "sampling.json", guidance_scale_2=3.5)
+    assert scales() == [2.0, 3.5] and ModelDir.parts_in(experts) == PARTS
+    shutil.rmtree(experts / "transformer_2")
+    edit(experts / "model_index.json", transformer_2=[None, None])
+    assert ModelDir.parts_in(experts) == PARTS[:1]
+    with pytest.raises(InputError, match=r"sampling\.json: found guidance_scale_2 = 3\.5 for a model of one transformer;"):
+        ModelDir.open(experts)
+    edit(experts / "sampling.json", guidance_scale_2="3")
+    with pytest.raises(InputError, match="found guidance_scale_2 = '3'; wanted a number"):
         ModelDir.open(experts)
 
 

@@ -99,3 +99,26 @@ def test_inputs_without_a_batch_axis_are_fed_once() -> None:
     )
     sample(model, SCHEDULE, chosen, 2.0)
     assert [feeds["fps"].tolist() for feeds in model.seen] == [[24.0]] * 2
+
+
+@pytest.mark.parametrize("boundary", [1, 2, 3])
+def test_a_trajectory_in_two_parts_is_that_of_the_whole(boundary: int) -> None:
+    """By one schedule that is left and gone on with, and by a schedule for each part."""
+    whole = Schedule.flow(np.array([1, 0.75, 0.5, 0.25, 0]))
+    whole = dataclasses.replace(whole, start=2.0)
+    given = dataclasses.replace(clips(), noise=np.arange(4, dtype=np.float32).reshape(2, 1, 2, 1, 1))
+    wanted = sample(told := Recorder(), whole, given, 2.0)
+    begun = sample(recorder := Recorder(), whole, given, 2.0, end=boundary)
+    np.testing.assert_array_equal(sample(recorder, whole, given, 2.0, begin=boundary, latents=begun), wanted)
+    assert recorder.calls == told.calls
+    first, second = whole.part(range(boundary)), whole.part(range(boundary, 4))
+    assert (first.first, second.first) == (0, boundary) and (first.start, second.start) == (2.0, 1.0)
+    np.testing.assert_array_equal(sample(Recorder(), first, given, 2.0), begun)
+    np.testing.assert_array_equal(sample(Recorder(), second, dataclasses.replace(given, noise=begun), 2.0), wanted)
+    for part in (first, second):
+        assert Schedule.from_json(part.to_json()) == part
+    assert whole.part(range(4)) == whole and "first" not in whole.to_json()
+    # What a prediction says of the clip depends on the noise behind the part's last step.
+    latents, said = np.full(1, 0.3, np.float32), np.full(1, -0.7, np.float32)
+    assert first.finished(boundary - 1, latents, said) == whole.finished(boundary - 1, latents, said)
+    assert second.finished(0, latents, said) == whole.finished(boundary, latents, said)

@@ -59,6 +59,10 @@ def test_quirks_of_gpus_are_in_every_target_with_one_of_them(name: str) -> None:
         assert users == {t.name for t in TARGETS.values() if set(t.arch) & set(quirk.arch)}
     elif name == "functions-before-plugins":
         assert users == {t.name for t in TARGETS.values() if t.backend == "tensorrt" and not VersionRange("10.7").holds(t.versions.least)}
+    elif name == "kernels-chosen-when-loaded":
+        assert users == {t.name for t in TARGETS.values() if t.backend == "tensorrt_rtx"}
+    elif name == "no-tiling-in-10-3":
+        assert users == {t.name for t in TARGETS.values() if t.versions == VersionRange("10.3", "10.3")}
     elif name != "fp4-not-lowered":
         assert users == TARGETS.keys() - {"cpu"}
     named = re.match(r"(docs|tests)/[\w/]+\.\w+", quirk.source)

@@ -49,6 +49,15 @@ def test_resume_repeats_a_stage_whose_file_changed(tmp_path: Path) -> None:
     assert (space.path / "one.bin").read_bytes() == b"one"
 
 
+def test_resume_repeats_a_stage_of_another_key(tmp_path: Path) -> None:
+    """What a stage depends on beside the job: a resumed job may say it otherwise."""
+    made: list[str] = []
+    for key in (["level=3"], ["level=3"], ["level=5"], None, None):
+        space = start(tmp_path / "out", resume=True)
+        space.stage("build", lambda key=key: made.append(str(key)), (), key=key)  # type: ignore[misc]
+    assert made == ["['level=3']", "['level=5']", "None"]
+
+
 def test_existing_output_is_refused_unless_forced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -75,6 +84,9 @@ def test_resume_of_another_job_is_refused(tmp_path: Path) -> None:
     start(tmp_path / "out", "first")
     with pytest.raises(InputError, match="of another job"):
         start(tmp_path / "out", "second", resume=True)
+    Workspace.start(tmp_path / "out", "first", {"steps": "4", "model": "a", "gone": "1"}, resume=False, force=True)
+    with pytest.raises(InputError, match="of another job; gone: began with 1, now none; steps: began with 4, now 6; wanted"):
+        Workspace.start(tmp_path / "out", "second", {"steps": "6", "model": "a"}, resume=True, force=False)
 
 
 def test_resume_after_a_kill_before_the_first_note(tmp_path: Path) -> None:
@@ -89,3 +101,24 @@ def test_discard_leaves_nothing(tmp_path: Path) -> None:
     space = start(tmp_path / "out")
     space.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_in_the_bundle_has_stages_of_its_own(tmp_path: Path) -> None:
+    calls: list[str] = []
+    space = start(tmp_path / "out")
+    run_stage(space, calls)
+    inner = space.within("second")
+    assert inner.path == space.path / "second" and inner.scratch.parent == space.scratch
+    inner.path.mkdir()
+    assert run_stage(inner, calls) == {"calls": 2}  # not what the stage of that name gave outside
+    again = start(tmp_path / "out", resume=True)
+    assert run_stage(again, calls) == {"calls": 1} and run_stage(again.within("second"), calls) == {"calls": 2} and len(calls) == 2
+    assert list(again.within("second").written_by("one")) == ["one.bin"]
+    (inner.path / "one.bin").write_bytes(b"damaged")
+    run_stage(again, calls)
+    assert len(calls) == 2
+    run_stage(again.within("second"), calls)
+    assert len(calls) == 3
+    again.within("second").finish()
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.bin")) == ["out/one.bin", "out/second/one.bin"]
+    assert not list((tmp_path / "out").glob(".*"))

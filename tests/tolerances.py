@@ -33,6 +33,19 @@ FOLDED_CODES = 1e-2
 # another order; where that meets a tie of the rounding, a code flips.
 TABLES: dict[str | None, float] = {None: 1e-6, "int8": 1e-2, "int6": 4e-2}
 
+# Samplers against diffusers', of the greatest latent after up to 50 steps. Numbers of a step are computed in float64 here and in float32
+# there, where differences of logarithms lose some bits: 7e-6 was the greatest; and a 3 x 3 system of UniPC's third order some more: 1.4e-5.
+# Where a level has next to no signal (cosine betas, zero terminal SNR), a clip is what is left of latents divided by it,
+# and solvers of the noise multiply latents by hundreds in one step: the wider limit.
+SAMPLER = 2e-5
+SAMPLER_OF_ORDER_3 = 1e-4
+# Cosine betas leave a share of signal of 1/4000 and less at the first level, by which float32's 6e-8 is divided: 2.2e-4 was seen.
+SAMPLER_OF_COSINES = 1e-3
+# Noise levels of models with betas: PyTorch's square roots are a unit in the last place off here and there.
+NOISE_LEVELS = 3e-7
+# Where the root of the last share is taken away from all (zero terminal SNR), that unit is a greater part of the late ones.
+NOISE_LEVELS_RESCALED = 1e-4
+
 
 def relative_l2(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     """|found - wanted| / |wanted|."""
@@ -86,3 +99,20 @@ TORCH_LAYER = {"fp32": 1e-5, "fp16 branch": 2e-3}
 # `vditc.QAttention` against float32 attention, relative L2, normal q, k and v: INT8 codes of q and k have steps of about 1/40 of a standard
 # deviation, which moves scores by 0.01 of theirs; 0.0076 was seen of 37 tokens.
 QATTENTION = 2e-2
+
+# A VAE decoder's chunks against diffusers', both in float32 PyTorch: norms and attention are written otherwise; pixels in [-1, 1].
+VAE_CHUNKS = 1e-5
+# The same in ONNX Runtime, whose convolutions sum in another order.
+VAE_GRAPHS = 5e-5
+# A text encoder's vectors, up to 3, both in float32 PyTorch: attention is spelt out, over other lengths.
+TEXT_VECTORS = 3e-5
+# A text encoder's vectors, relative to the greatest: ONNX Runtime against PyTorch, float32.
+TEXT_GRAPH = 1e-5
+# With matrices of 8 bits, on random weights of two blocks: rounding is 1/254 of a channel's range, FP8 has 3 bits of mantissa.
+TEXT_W8, TEXT_FP8 = 0.05, 0.15
+# A whole pipeline in float32, four steps with guidance, against diffusers: latents about 1, pixels of 8 bits.
+PIPELINE_LATENTS = 2e-3
+
+# Clips of float32 models after some steps, and what their layers read: diffusers' own modules, the exporter's, and ONNX Runtime sum in
+# orders of their own (9e-7 was measured).
+WALKED = 5e-6

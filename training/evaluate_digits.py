@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,11 @@ from vditc.errors import InputError
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
 from vditc.pipeline.components import Components
-from vditc.pipeline.schedules import load_schedule
-from vditc.runtimes.unipc import UniPC
+from vditc.pipeline.schedules import Solver
 from vditc.sampling import Denoiser, Feeds, sample
-from vditc.schedule import Scheduler
 
 Array = npt.NDArray[Any]
-SCHEDULERS: dict[str, Callable[[Path, int], Scheduler]] = {"euler": load_schedule, "unipc": UniPC}
+SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
 SHEET_ROWS = 40  # more would make an image that nobody can look at
 
 
@@ -69,7 +66,9 @@ def main() -> None:
         digits.sample_captions(args.count, args.seed),
         (source.config["out_channels"], defaults.frames, defaults.height, defaults.width),
     )
-    scheduler, denoise, began, parts = SCHEDULERS[args.scheduler](args.model, steps), denoiser(source), time.monotonic(), []
+    solver = Solver.of_model(source)
+    scheduler = Solver.of_config(solver.config, solver.where, SCHEDULERS[args.scheduler]).walk(steps)
+    denoise, began, parts = denoiser(source), time.monotonic(), []
     conditioning = components.encode(
         tuple(map(str, captions)), tuple(args.seed + i for i in range(args.count)), shape, defaults.extra_channels
     )

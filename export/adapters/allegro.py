@@ -103,6 +103,8 @@ class Allegro(DiffusersAdapter):
         noise = model(**feeds, image_rotary_emb=(tuple(tables), tuple(at.flatten()[None] for at in grid)), return_dict=False)[0]
         return noise
 
+    made_inside: ClassVar[frozenset[str]] = frozenset({"image_rotary_emb"})
+
 
 def _run(
     model: Any,

@@ -58,6 +58,14 @@ class AnyFlow(Wan):
             return model(**feeds)
         return model(**{**feeds, "hidden_states": feeds["hidden_states"].transpose(1, 2)}, return_dict=False)[0].transpose(1, 2)
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class has frames before channels."""
+        return {**call, "hidden_states": call["hidden_states"].transpose(1, 2)}
+
+    def handed_back(self, prediction: Any, call: Mapping[str, Any]) -> Any:
+        """[B, F, C, H, W]."""
+        return prediction.transpose(1, 2)
+
 
 def _real(rope: Any) -> Any:
     """The complex table [positions, head_dim / 2] as two real ones with every number twice."""

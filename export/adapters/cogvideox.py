@@ -141,6 +141,16 @@ class CogVideoX(DiffusersAdapter):
                 rotary = still(text.shape[1], own(*own.positions(grid, base)))
         return model(hidden_states=latents, image_rotary_emb=rotary, **feeds, return_dict=False)[0].transpose(1, 2)
 
+    made_inside: ClassVar[frozenset[str]] = frozenset({"image_rotary_emb"})
+
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class has frames before channels."""
+        return {**call, "hidden_states": call["hidden_states"].transpose(1, 2)}
+
+    def handed_back(self, prediction: Any, call: Mapping[str, Any]) -> Any:
+        """[B, F, C, H, W]."""
+        return prediction.transpose(1, 2)
+
 
 def _learned(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_learned_positional_embeddings"))

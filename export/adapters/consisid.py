@@ -98,6 +98,13 @@ class ConsisID(CogVideoX):
             feeds["id_vit_hidden"] = [feeds["id_vit_hidden"][:, i] for i in range(model.config.LFE_num_scale)]
         return super().forward(model, feeds)
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class takes a list of the scales."""
+        feeds = super().fed_by(call, config)
+        if "id_vit_hidden" in feeds:
+            feeds["id_vit_hidden"] = torch.stack(list(feeds["id_vit_hidden"]), 1)
+        return feeds
+
 
 def _attend(attn: Any, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     """queries [B, T, dim] attend to memory [B, M, dim]."""

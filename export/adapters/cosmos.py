@@ -138,6 +138,17 @@ class Cosmos(DiffusersAdapter):
             return_dict=False,
         )[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class takes frames' times as [B, 1, F, 1, 1], and masks, which are zero where nothing is given or padded."""
+        feeds, times = dict(call), call["timestep"]
+        feeds["timestep"] = times[:, 0, :, 0, 0] if times.ndim == 5 else times
+        for name in ("condition_mask", "padding_mask"):
+            if name in feeds and feeds.pop(name).any():
+                raise self.no_form(f"a {name} that is not zero", "no frame given and nothing padded")
+        if "fps" in feeds:
+            feeds["fps"] = torch.as_tensor(feeds["fps"], dtype=torch.float32).reshape(-1)[:1]
+        return feeds
+
 
 def _is_image(source: ModelDir) -> bool:
     """Cosmos 2 text to image."""

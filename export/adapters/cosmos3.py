@@ -35,6 +35,7 @@ class Cosmos3(DiffusersAdapter):
     name: ClassVar[str] = "cosmos3"
     description: ClassVar[str] = "Cosmos 3 Nano, Super and Edge, text-to-video and image-to-video"
     model_class: ClassVar[str] = "Cosmos3OmniTransformer"
+    in_pipelines: ClassVar[bool] = False
     lists: ClassVar[Mapping[str, str]] = {"layers": "num_hidden_layers"}
     presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "480p121": (121, 480, 832),

@@ -135,6 +135,13 @@ class EasyAnimate(DiffusersAdapter):
             feeds["hidden_states"], feeds["inpaint_latents"] = whole[:, :channels], whole[:, channels:]
         return model(**feeds, return_dict=False)[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Given channels are behind the latents' own."""
+        feeds = dict(call)
+        if "inpaint_latents" in feeds:
+            feeds["hidden_states"] = torch.cat([feeds["hidden_states"], feeds.pop("inpaint_latents")], 1)
+        return feeds
+
 
 class _Rotary(Rotary):
     """Tables (cos, sin) of the tokens of latents [B, C, F, H, W]."""

@@ -86,6 +86,15 @@ class Helios(Wan):
         }
         return model(**feeds, **{n: torch.tensor([list(p)]) for n, p in positions.items()}, return_dict=False)[0]
 
+    made_inside: ClassVar[frozenset[str]] = frozenset(
+        {
+            "indices_hidden_states",
+            "indices_latents_history_short",
+            "indices_latents_history_mid",
+            "indices_latents_history_long",
+        }
+    )
+
 
 class _Tables(torch.nn.Module):
     """Cosines and sines [2, positions, dim / 2] of frames, rows and columns."""

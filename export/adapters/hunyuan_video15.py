@@ -130,6 +130,13 @@ class HunyuanVideo15(DiffusersAdapter):
             feeds["image_embeds"] = latents.new_zeros(latents.shape[0], 1, model.config.image_embed_dim)
         return model(**feeds, return_dict=False)[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Without an image, pipelines pass zeros for one, which the class sees as none."""
+        feeds = dict(call)
+        if "image_embeds" in feeds and config["task_type"] != "i2v" and not feeds["image_embeds"].any():
+            del feeds["image_embeds"]
+        return feeds
+
 
 def _run(
     model: Any,

@@ -132,6 +132,16 @@ class Kandinsky5(DiffusersAdapter):
         )
         return predicted.permute(0, 4, 1, 2, 3)
 
+    made_inside: ClassVar[frozenset[str]] = frozenset({"visual_rope_pos", "text_rope_pos", "scale_factor"})
+
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class has channels last."""
+        return {**call, "hidden_states": call["hidden_states"].permute(0, 4, 1, 2, 3)}
+
+    def handed_back(self, prediction: Any, call: Mapping[str, Any]) -> Any:
+        """[B, F, H, W, C]."""
+        return prediction.permute(0, 2, 3, 4, 1)
+
 
 def _stretch(height: int, width: int) -> torch.Tensor:
     """By what positions are divided [1]: 2 where both sides have 480 to 854 pixels, else 3.16."""

@@ -96,6 +96,13 @@ class Latte(PixArt):
                 return_dict=False,
             )[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """InputError where attention across frames is switched off."""
+        feeds = dict(call)
+        if feeds.pop("enable_temporal_attentions", True) is not True:
+            raise self.no_form("enable_temporal_attentions = False", "True: blocks across frames are part of the graph")
+        return feeds
+
 
 def _forward(
     model: Any, *, hidden_states: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, return_dict: bool

@@ -128,6 +128,33 @@ class LtxVideo(DiffusersAdapter):
         )[0]
         return velocity.transpose(1, 2).unflatten(2, (frames, height, width))
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class takes tokens; times of clips or of tokens; the scale of a frame's seconds, or every token's coordinates."""
+        feeds = dict(call)
+        coordinates, scale = feeds.pop("video_coords", None), feeds.pop("rope_interpolation_scale", None)
+        sizes = [feeds.pop(name, None) for name in ("num_frames", "height", "width")]
+        grid = tuple(map(int, sizes)) if coordinates is None else tuple(len(axis.unique()) for axis in coordinates[0])
+        frames, height, width = grid
+        if frames * height * width != feeds["hidden_states"].shape[1]:
+            raise self.no_form(f"{feeds['hidden_states'].shape[1]} tokens on a grid of {grid}", "one token for every place of the clip")
+        feeds["hidden_states"] = feeds["hidden_states"].transpose(1, 2).unflatten(2, grid)
+        times = feeds["timestep"]
+        feeds["timestep"] = times[:, :: height * width] if times.ndim == 2 else times[:, None].expand(-1, frames)
+        if coordinates is None:
+            if scale is not None:
+                feeds["frame_rate"] = torch.tensor([FRAMES_STEP / float(scale[0])])
+        elif frames > 2:  # seconds of latent frames: 0, first / rate, (first + 8) / rate, ...
+            _, second, third = coordinates[0, 0].unflatten(0, grid)[:3, 0, 0].double()
+            rate = FRAMES_STEP / (third - second)
+            feeds |= {"frame_rate": rate.float()[None], "first_frames": (second * rate).round().float()[None]}
+        elif frames == 2:
+            raise self.no_form("coordinates of 2 latent frames", "1 frame, or at least 3, which tell the frame rate")
+        return feeds
+
+    def handed_back(self, prediction: Any, call: Mapping[str, Any]) -> Any:
+        """[B, tokens, C]."""
+        return prediction.flatten(2).transpose(1, 2)
+
 
 def _causal(source: ModelDir) -> bool:
     """Whether the first latent stands for one frame."""

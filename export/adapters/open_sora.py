@@ -50,6 +50,7 @@ class OpenSora(DiffusersAdapter):
     name: ClassVar[str] = "open-sora"
     description: ClassVar[str] = "Open-Sora 1.0 text-to-video"
     model_class: ClassVar[str] = "STDiT"
+    in_pipelines: ClassVar[bool] = False
     lists: ClassVar[Mapping[str, str]] = {"blocks": "depth"}
     presets: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "256p16": (16, 256, 256),

@@ -125,6 +125,16 @@ class PixArt(DiffusersAdapter):
         )[0]
         return predicted.unsqueeze(2)
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class takes images, and their sizes in a dictionary."""
+        feeds = dict(call)
+        sizes = {name: size for name, size in (feeds.pop("added_cond_kwargs", None) or {}).items() if size is not None}
+        return {**feeds, **sizes, "hidden_states": feeds["hidden_states"].unsqueeze(2)}
+
+    def handed_back(self, prediction: Any, call: Mapping[str, Any]) -> Any:
+        """[B, 2 C, H, W]."""
+        return prediction.squeeze(2)
+
 
 def text_dim(config: Mapping[str, Any]) -> int:
     """Width of the text embeddings that go in."""

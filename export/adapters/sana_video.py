@@ -118,6 +118,11 @@ class SanaVideo(DiffusersAdapter):
         times = feeds["timestep"][:, None, :, None, None].expand(-1, 1, frames, height, width)
         return model(**{**feeds, "timestep": times}, return_dict=False)[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The class takes a time for every clip, or [B, 1, F, H, W]."""
+        frames, times = call["hidden_states"].shape[2] // config["patch_size"][0], call["timestep"]
+        return {**call, "timestep": times[:, None].expand(-1, frames) if times.ndim == 1 else times[:, 0, :, 0, 0]}
+
 
 def _run(
     model: Any,

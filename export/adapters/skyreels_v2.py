@@ -87,6 +87,15 @@ class SkyReelsV2(Wan):
         clips = [{n: x[i : i + 1] for n, x in feeds.items()} for i in range(len(feeds["fps"]))]
         return torch.cat([model(**{**c, "fps": c["fps"].tolist()}, enable_diffusion_forcing=forcing, return_dict=False)[0] for c in clips])
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Frames' own times are told by their shape; frames a second, a list in the class, are a tensor."""
+        feeds = dict(call)
+        if feeds.pop("enable_diffusion_forcing", False) != (call["timestep"].ndim == 2):
+            raise self.no_form(f"timestep of {call['timestep'].ndim} axes", "enable_diffusion_forcing with, and only with, times of frames")
+        if "fps" in feeds:
+            feeds["fps"] = torch.as_tensor(feeds["fps"])
+        return feeds
+
 
 class _TimeFrequencies(torch.nn.Module):
     """Cosines and sines [..., channels] of timesteps [...]."""

@@ -103,6 +103,16 @@ class Wan(DiffusersAdapter):
             feeds["encoder_hidden_states_image"] = feeds["encoder_hidden_states_image"].unflatten(1, (2, -1)).flatten(0, 1)
         return model(**feeds, return_dict=False)[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Times of tokens become times of frames; two images, two rows of the class's batch, one row."""
+        feeds = dict(call)
+        if feeds["timestep"].ndim == 2:
+            _, height, width = grid_of(feeds["hidden_states"], config["patch_size"])
+            feeds["timestep"] = feeds["timestep"][:, :: height * width]
+        if config.get("pos_embed_seq_len") is not None and "encoder_hidden_states_image" in feeds:
+            feeds["encoder_hidden_states_image"] = feeds["encoder_hidden_states_image"].unflatten(0, (-1, 2)).flatten(1, 2)
+        return feeds
+
 
 def _run(model: Any, plain: Any, *, hidden_states: torch.Tensor, timestep: torch.Tensor, **rest: Any) -> tuple[torch.Tensor]:
     """The model's forward pass, with timestep [B, frames] done frame by frame."""

@@ -98,6 +98,19 @@ class WanAnimate(Wan):
         feeds = {**feeds, "pose_hidden_states": pose, "face_pixel_values": faces}
         return model(**feeds) if isinstance(model.rope, RotaryTables) else model(**feeds, return_dict=False)[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Zeros for what is not read: the pose of frame 0, the first images."""
+        if call.get("motion_encode_batch_size"):
+            raise self.no_form("motion_encode_batch_size", "all images at once")
+        feeds = super().fed_by(call, config)
+        pose, faces = feeds["pose_hidden_states"], feeds["face_pixel_values"]
+        faces = torch.cat([torch.zeros_like(faces[:, :, :1]).expand(-1, -1, UNSEEN, -1, -1), faces], 2)
+        return {
+            **feeds,
+            "pose_hidden_states": torch.cat([torch.zeros_like(pose[:, :, :1]), pose], 2),
+            "face_pixel_values": torch.unflatten(faces, 2, (-1, IMAGES)),
+        }
+
 
 def _run(
     model: Any,

@@ -80,6 +80,10 @@ class WanVACE(Wan):
         """Predicted velocity [B, C, F, H, W]."""
         return model(**feeds) if isinstance(model.rope, RotaryTables) else model(**feeds, return_dict=False)[0]
 
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Without scales all are 1."""
+        return {"control_hidden_states_scale": torch.ones(len(config["vace_layers"])), **super().fed_by(call, config)}
+
 
 def _period(config: Mapping[str, Any]) -> int | None:
     """Blocks from one hint to the next; None when they differ."""

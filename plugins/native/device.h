@@ -16,6 +16,12 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace vditc {
+// Bytes of shared memory that a block may have on every GPU from sm_80 on: those of sm_86, 89 and 120 (CUDA C++ Programming Guide, technical
+// specifications). A multiprocessor of theirs has 1 KB more, and keeps 1 KB for itself for each of its blocks.
+constexpr int LEAST_SHARED = 99 << 10, LEAST_SHARED_OF_SM = 100 << 10;
+}  // namespace vditc
+
 #ifdef VDITC_EMULATED
 #include "native/emulator.h"
 #else

@@ -104,6 +104,18 @@ const Image* image_of(int unit, int sm) {
   return best;
 }
 
+// As native/capture.h, whose CUDA runtime there is not: modules are loaded at the first launch, functions of them by whatever first needs them.
+class Relaxed {
+ public:
+  Relaxed() { api().capture_mode(&mode_); }
+  ~Relaxed() { api().capture_mode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  int mode_ = RELAXED;
+};
+
 struct Loaded {
   std::map<int, Module> modules;      // by unit
   std::map<int, Function> functions;  // by entry
@@ -127,10 +139,7 @@ Status load(Context where, int entry, Function* out) {
     const Image* image = image_of(unit, sm);
     if (!image) return fail(VDITC_NO_KERNEL, "launch of a kernel: the library has no code for this GPU (sm_%d)", sm);
     Module module = nullptr;
-    int mode = RELAXED;  // a stream of this thread may be captured, which forbids to load otherwise
-    api().capture_mode(&mode);
     const int error = api().load(&module, image->data);
-    api().capture_mode(&mode);
     if (error == NO_BINARY_FOR_GPU) return fail(VDITC_NO_KERNEL, "the library's code is not for this GPU or driver (sm_%d)", sm);
     if (error) return fail_driver(error, "the library's code");
     here.modules[unit] = module;
@@ -155,6 +164,7 @@ Status launch(int entry, unsigned grid_x, unsigned grid_y, unsigned grid_z, int 
   if (entry < 0) return fail(VDITC_NO_KERNEL, "the library was built without this kernel");
   Context where = nullptr;
   VDITC_TRY(context(&where));
+  const Relaxed relaxed;
   Function function = nullptr;
   VDITC_TRY(load(where, entry, &function));
   if (shared > 48u << 10)

@@ -86,7 +86,7 @@ struct Meeting {
 
 struct Warp {
   Meeting meeting;
-  alignas(16) unsigned char exchange[2][LANES * 32];
+  alignas(16) unsigned char exchange[2][LANES * emulator::SLOT];
 };
 
 struct Fibre {

@@ -44,8 +44,9 @@ void meet_block(const char* what);
 void meet_warp(const char* what);
 // As meet_warp; the last lane that arrives calls `compute` with the warp's buffer before any lane goes on.
 void meet_warp(const char* what, void (*compute)(unsigned char*));
-// A buffer of the warp for this meeting, where lane l owns 32 bytes at 32 l; what others read there is complete after `meet_warp`. Buffers of two
+// A buffer of the warp for this meeting, where lane l owns SLOT bytes at SLOT l; what others read there is complete after `meet_warp`. Buffers of two
 // meetings in a row are different ones, so that a fast lane does not write over what a slow one has still to read.
+constexpr int SLOT = 40;
 unsigned char* exchange();
 int lane();
 

@@ -17,8 +17,9 @@ VDITC_DEVICE float nearly_reciprocal(float a) {
 
 // x Phi(x) = max(x, 0) - |x| Phi(-|x|), and the last term is |x| exp(-x^2 / 2) t g(t), t = 1 / (1 + 0.297 |x|), with a polynomial g of
 // degree 7 that is away by 2^-22 at most: so no tail cancels. In float32, with exact exponentials, all of it is within 2^-20 for x > -3.
+// Infinities as in PyTorch and ONNX, by both forms: x Phi(x) is infinity, and of -infinity times 0 NaN. Where |x| is bounded, the term is 0.
 VDITC_DEVICE float gelu_erf(float x) {
-  const float size = fabsf(x), t = nearly_reciprocal(1.0f + 0.29698485f * size);
+  const float size = fmaxf(-x, fminf(x, 64.0f)), t = nearly_reciprocal(1.0f + 0.29698485f * size);
   float g = 0.035107616f;
   g = g * t - 0.16009492f;
   g = g * t + 0.2202784f;

@@ -4,6 +4,8 @@
 #include "native/status.h"
 #if defined(VDITC_NVRTC) && !defined(__CUDACC_RTC__)
 #include "native/driver.h"
+#elif !defined(VDITC_EMULATED) && !defined(__CUDACC_RTC__)
+#include "native/capture.h"
 #endif
 
 namespace vditc {
@@ -49,6 +51,7 @@ __global__ void __launch_bounds__(Kernel::THREADS, Kernel::BLOCKS_PER_SM) entry(
 #ifndef __CUDACC_RTC__
 template <class Kernel>
 Status start(dim3 grid, int threads, size_t shared, cudaStream_t stream, const typename Kernel::Arguments& arguments) {
+  const Relaxed relaxed;
   if (shared > 48u << 10) {
     const cudaError_t error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return fail_cuda(error, "shared memory of a kernel");
@@ -61,6 +64,8 @@ Status start(dim3 grid, int threads, size_t shared, cudaStream_t stream, const t
 #endif
 
 #ifndef __CUDACC_RTC__
+constexpr unsigned MOST_BLOCKS_YZ = 65535;  // of a grid along y or z
+
 // `threads` of a block: a multiple of 32, at most Kernel::THREADS. `shared`: bytes. Status: what went wrong.
 template <class Kernel>
 Status launch(dim3 grid, int threads, size_t shared, cudaStream_t stream, const typename Kernel::Arguments& arguments) {
@@ -69,6 +74,10 @@ Status launch(dim3 grid, int threads, size_t shared, cudaStream_t stream, const 
     if (sm < 0) return VDITC_CUDA_ERROR;  // its message stands
     if (!runs_on<Kernel>(sm, 0)) return fail(VDITC_NO_KERNEL, "launch of a kernel: it has no code for this GPU (sm_%d)", sm);
   }
+  // CUDA C++ Programming Guide, technical specifications for each compute capability.
+  if (grid.x > 0x7fffffff || grid.y > MOST_BLOCKS_YZ || grid.z > MOST_BLOCKS_YZ)
+    return fail(VDITC_BAD_ARGUMENT, "launch of a kernel: a grid of %u x %u x %u blocks; wanted at most 2147483647 x %u x %u", grid.x, grid.y, grid.z,
+                MOST_BLOCKS_YZ, MOST_BLOCKS_YZ);
   return start<Kernel>(grid, threads, shared, stream, arguments);
 }
 

@@ -21,6 +21,9 @@ Status fail_cuda(cudaError_t error, const char* where) {
   (void)cudaGetLastError();  // CUDA keeps it, and this thread's next launch would report it
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
     return fail(VDITC_NO_KERNEL, "%s: the library has no code for this GPU (%s)", where, cudaGetErrorString(error));
+  if (error == cudaErrorInsufficientDriver)
+    return fail(VDITC_CUDA_ERROR, "%s: %s; this library needs a driver of CUDA %d (of 13: 580 or newer), or build it with --cuda 12", where,
+                cudaGetErrorString(error), CUDART_VERSION / 1000);
   return fail(VDITC_CUDA_ERROR, "%s: %s", where, cudaGetErrorString(error));
 }
 #endif

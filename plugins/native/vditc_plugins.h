@@ -1,8 +1,10 @@
 /* The kernels of vditc without TensorRT: a C interface of libvditc_plugins.so and of its emulated twin.
  *
- * Pointers are device memory (of the emulated library: host memory), contiguous, aligned to 16 bytes. A problem describes what is computed
+ * Pointers are device memory (of the emulated library: host memory), contiguous and aligned to 16 bytes; to their elements what is read or
+ * written number by number: what has one or few for each row or one for all (scale, total, share, clip, given, left), a mask, and all
+ * tensors of a QuantizeToken whose k is no multiple of 8. Others are refused. A problem describes what is computed
  * and is the same for every call of a layer but for its rows; tensors are the pointers of one call. A launch only enqueues work on
- * the stream: it allocates nothing and waits for nothing, so it can be captured in a CUDA graph. Every function may be called from any
+ * the stream: it allocates nothing and waits for nothing, so it can be captured in a CUDA graph, the first one too. Every function may be called from any
  * thread. What a function needs of a tensor that the problem leaves out, it does not read: pass NULL.
  *
  * Functions return VDITC_OK or say in vditc_last_error() what was found and what was wanted; nothing is launched then. */

@@ -102,6 +102,7 @@ struct Shape {
   static constexpr int V_AT = KEYS * WIDTH, SCALE_AT = V_AT + 2 * KEYS * WIDTH, BIAS_AT = SCALE_AT + 4 * KEYS;
   static constexpr int STAGE = BIAS_AT + 4 * KEYS, SHARED = 2 * STAGE;  // bytes
   static_assert(QUERIES * WIDTH + 4 * QUERIES <= STAGE);
+  static_assert(2 * (SHARED + 1024) <= LEAST_SHARED_OF_SM, "two blocks");
 };
 
 // One block's work. What is in registers belongs to a warp's TILES x 16 queries; fragments as PTX ISA has them for mma.m16n8.

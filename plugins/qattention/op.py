@@ -25,7 +25,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from vditc.numerics import EPS
-from vditc.plugins.plugin_op import FLOATS, PluginOp
+from vditc.plugins.plugin_op import FLOATS, Dims, PluginOp
 
 HIDDEN = -1e30  # what a mask is at least
 MAX_WIDTH, WIDTHS_OF = 128, 8  # channels of a head: a multiple of 8, which are 16 bytes, up to 128
@@ -77,6 +77,13 @@ class QAttention(PluginOp):
                 raise ValueError(f"{name} is {found.name.lower() if found else 'of unknown type'}; wanted {kinds}")
         assert given[0] is not None
         return (given[0],)
+
+    def shapes(self, given: Sequence[Dims | None]) -> tuple[Dims | None, ...]:
+        """See `PluginOp`."""
+        q = given[0]
+        if q is None or len(q) != 4 or self.q_by_token is self.y_by_token:
+            return (q,)
+        return ((q[0], q[2], q[1], q[3]),)
 
     def body(self) -> Sequence[str]:
         """See the module's docstring."""

@@ -47,28 +47,21 @@ void strides(int64_t (&out)[3], const Heads& of, bool by_token) {
   out[2] = by_token ? of.channels : of.tokens * of.channels;
 }
 
-class QAttention : public Plugin {
+class QAttention : public OperatorPlugin<QAttention, QAttentionAttributes, vditc_qattention_problem> {
  public:
   static constexpr const char* NAME = "QAttention";
-  using Attributes = QAttentionAttributes;
 
   QAttention(const Attributes& attributes, std::string layer, int64_t workspace_bytes)
-      : Plugin(NAME, std::move(layer), described(attributes), workspace_bytes), a_(attributes) {
+      : OperatorPlugin(attributes, std::move(layer), workspace_bytes) {
     for (const char* name : {"q", "k", "v"}) inputs_.push_back({name, inputs_.empty() ? Port::FLOATING : Port::AS_FIRST});
     if (a_.mask) inputs_.push_back({"mask", Port::AS_FIRST});
     outputs_.push_back({"y", Port::AS_FIRST});
-    problem_.struct_bytes = sizeof problem_;
     problem_.smooth_k = a_.smooth_k;
     problem_.mask = a_.mask;
     problem_.scale = a_.scale;
   }
 
  protected:
-  Plugin* copy() const override { return new QAttention(*this); }
-  const std::vector<Port>& inputs() const override { return inputs_; }
-  const std::vector<Port>& outputs() const override { return outputs_; }
-  void write(Writer& writer) const override { Attributes(a_).visit(writer); }
-
   void express(const nvinfer1::DimsExprs* in, nvinfer1::DimsExprs* out, nvinfer1::IExprBuilder&) const override {
     if (in[0].nbDims != 4) throw BadPlugin(text("q of %d axes; wanted 4", in[0].nbDims));
     out[0] = in[0];
@@ -121,27 +114,14 @@ class QAttention : public Plugin {
   }
 
  private:
-  static std::string described(Attributes attributes) {
-    Describer describer;
-    describer.said = text("%s.%s/%s abi %d: ", NAMESPACE, NAME, VERSION, VDITC_ABI_VERSION);
-    attributes.visit(describer);
-    return describer.said;
-  }
   static int32_t count(const char* name, int64_t found) {
     if (found < 0 || found > INT32_MAX) throw BadPlugin(text("%s %lld; wanted a number of 32 bits", name, static_cast<long long>(found)));
     return static_cast<int32_t>(found);
   }
-
-  Attributes a_;
-  vditc_qattention_problem problem_{};
-  std::vector<Port> inputs_, outputs_;
 };
 
 }  // namespace
 
-nvinfer1::IPluginCreatorInterface* qattention_creator() {
-  static auto* const one = new Creator<QAttention>;  // a registry may outlive this library's static objects
-  return one;
-}
+nvinfer1::IPluginCreatorInterface* qattention_creator() { return creator_of<QAttention>(); }
 
 }  // namespace vditc::tensorrt

@@ -1,6 +1,7 @@
 """What a kernel of `vditc.QAttention` must compute, in numpy: codes in float32, their products in int64, the rest in float64.
 
-A kernel differs from it, given the same codes of k, by roundings alone: of weights to the type of v, of scores to float32, of the result.
+A kernel differs from it, given the same codes of k, by roundings alone: of weights to the type of v, of scores and of sums over the keys to
+float32, of the result.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ SCALE_OFF = 2.0**-20
 # Half a unit in the last place: of a weight, of a result and of the oracle's, each relative to the greatest value, as weights are positive
 # and sum to 1.
 _UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-9}
+# Roundings of the sums over the keys, in float32, for each key, relative to the greatest value. GPUs add up products in blocks of eight at
+# least and cut off: each product by 2^-24 of the greatest number of its block, which is no more than the sum of magnitudes, and the sum of
+# the block by 2^-23 of itself, in all (8 + 2) / 8 a key (Fasi et al., "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science
+# 7:e330, 2021). A thread adds up a quarter of the weights, by 2^-24 each; every 32 keys both sums may be scaled anew: 1 / 4 + 2 / 32.
+_SUMS = (10 / 8 + 1 / 4 + 2 / 32) * 2.0**-24
 # Roundings of a score, in float32: of its products with two scales and the factor, of the mask, of the difference from the greatest.
 _SCORE = 4 * 2.0**-24
 
@@ -75,5 +81,12 @@ def tolerance(op: QAttention, q: Array, k: Array, v: Array, mask: Array | None =
     most = np.where(found < -HIDDEN / 2, found, 0).max((-1, -2), keepdims=True)
     value = np.abs(heads_first(v, op.v_by_token).astype(np.float64)).max((-1, -2), keepdims=True)
     unit = _UNIT[q.dtype.name]
-    made: npt.NDArray[np.float64] = (3 * unit + 2 * _SCORE * most + 2.0**-20) * value + np.finfo(np.float16).smallest_subnormal
+    made: npt.NDArray[np.float64] = (3 * unit + 2 * _SCORE * most + sums_off(found.shape[-1])) * value + np.finfo(
+        np.float16
+    ).smallest_subnormal
     return made
+
+
+def sums_off(keys: int) -> float:
+    """How far the sums over so many keys move an output, relative to the greatest value. No bound for GPUs before sm_80."""
+    return keys * _SUMS + 2.0**-20

@@ -4,11 +4,15 @@
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
+#include "native/capture.h"
 #include "qlinear/cutlass_status.h"
 
 namespace vditc::qlinear {
 
 constexpr int TMA_ALIGNMENT = 16;  // bytes of a row of a tensor that TMA loads
+// Most that a block may have of shared memory on sm_90, 100 and 110 (CUDA C++ Programming Guide, technical specifications).
+constexpr int MOST_SHARED = 227 << 10;
+constexpr int64_t MOST_BLOCKS_Y = 65535;  // of a grid
 
 // `Finish`: the epilogue collective, with the shared memory that it needs of what the stages of operands leave over.
 template <class Arch, class Tile, class Cluster, class Schedule, class Finish>
@@ -19,6 +23,7 @@ struct Gemm3x {
       TMA_ALIGNMENT, int32_t, Tile, Cluster, Stages, Schedule>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Finish>;
   using Device = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+  static_assert(Kernel::SharedStorageSize <= MOST_SHARED, "stages and epilogue");
 
   static typename Device::Arguments arguments(const Epilogue& e, const int8_t* x, const int8_t* weight, int64_t m, int n, int k) {
     const cute::Stride<int64_t, cute::_1, int64_t> rows{k, {}, 0};
@@ -27,6 +32,8 @@ struct Gemm3x {
     made.problem_shape = {static_cast<int>(m), n, k, 1};
     made.mainloop = {x, rows, weight, rows};
     made.epilogue = e;
+    // sm100's scheduler starts a block for each tile, and where there are more tiles of rows than of columns, rows along y: few enough of them only.
+    if ((m + 127) / 128 > MOST_BLOCKS_Y) made.scheduler.raster_order = decltype(made.scheduler.raster_order)::AlongM;
     return made;
   }
 
@@ -41,6 +48,7 @@ struct Gemm3x {
     if (error != cudaSuccess) return fail_cuda(error, name);
     if (Device::can_implement(made) != cutlass::Status::kSuccess)
       return fail(VDITC_NO_KERNEL, "%s: CUTLASS has no such product: m %lld, n %d, k %d", name, static_cast<long long>(m), n, k);
+    const Relaxed relaxed;
     Device gemm;
     return cutlass_status(name, gemm(made, workspace, stream), reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>));
   }

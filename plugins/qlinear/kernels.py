@@ -107,15 +107,7 @@ def launch(
     room: int | None = None,
 ) -> None:
     """y = the layer; `tensors`: those of `TENSORS` that the problem has. `room`: bytes of the workspace, where that is an address."""
-    library.call(
-        "vditc_qlinear_launch",
-        ctypes.byref(problem.native()),
-        ctypes.byref(QLinearTensors(**{name: _address(value) for name, value in tensors.items()})),
-        int(tactic),
-        ctypes.c_void_p(_address(workspace)),
-        ctypes.c_size_t(_room(workspace, room)),
-        ctypes.c_void_p(stream),
-    )
+    _compute(library, "launch", problem, tensors, tactic, (), workspace, room, stream)
 
 
 def accumulators(
@@ -130,16 +122,7 @@ def accumulators(
     room: int | None = None,
 ) -> None:
     """out int32 [m, n] = x times the weights, which are all that is read of `tensors`."""
-    library.call(
-        "vditc_qlinear_accumulators",
-        ctypes.byref(problem.native()),
-        ctypes.byref(QLinearTensors(**{name: _address(value) for name, value in tensors.items()})),
-        int(tactic),
-        ctypes.c_void_p(_address(out)),
-        ctypes.c_void_p(_address(workspace)),
-        ctypes.c_size_t(_room(workspace, room)),
-        ctypes.c_void_p(stream),
-    )
+    _compute(library, "accumulators", problem, tensors, tactic, (out,), workspace, room, stream)
 
 
 def expand(library: Library, problem: Problem, weight: Tensor, out: Tensor, stream: int = 0) -> None:
@@ -154,6 +137,29 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     room = np.zeros(size + 16, np.uint8)
     first = -room.ctypes.data % 16
     return room[first : first + size].view(dtype).reshape(shape)
+
+
+def _compute(
+    library: Library,
+    what: str,
+    problem: Problem,
+    tensors: dict[str, Tensor],
+    tactic: Tactic,
+    out: tuple[Tensor, ...],
+    workspace: Tensor,
+    room: int | None,
+    stream: int,
+) -> None:
+    """The C function vditc_qlinear_`what`; `out`: what it writes beside the tensors."""
+    library.call(
+        f"vditc_qlinear_{what}",
+        ctypes.byref(problem.native()),
+        ctypes.byref(QLinearTensors(**{name: _address(value) for name, value in tensors.items()})),
+        int(tactic),
+        *(ctypes.c_void_p(_address(tensor)) for tensor in (*out, workspace)),
+        ctypes.c_size_t(_room(workspace, room)),
+        ctypes.c_void_p(stream),
+    )
 
 
 def _address(tensor: Tensor) -> int:

@@ -92,15 +92,16 @@ Status choose(const vditc_qlinear_problem& p, int& tactic) {
     if (p.m == 0 || (tactic != VDITC_INT4 && !expands(tactic))) return VDITC_OK;  // the others run everywhere
     const int on = vditc_device_sm();
     if (on < 0) return VDITC_CUDA_ERROR;  // its message stands
-    int all[TACTIC_COUNT];
-    for (int i = 0, count = listed(p, on, all); i < count; ++i)
+    int all[TACTIC_COUNT], count;
+    VDITC_TRY(list_tactics(p, on, all, count));
+    for (int i = 0; i < count; ++i)
       if (all[i] == tactic) return VDITC_OK;
     return fail(VDITC_NO_KERNEL, "%s: no code for this GPU, sm_%d", vditc_qlinear_tactic_name(tactic), on);
   }
   const int sm = vditc_device_sm();
   if (sm < 0) return VDITC_CUDA_ERROR;  // its message stands
-  int ids[TACTIC_COUNT];
-  if (!listed(p, sm, ids)) return fail(VDITC_NO_KERNEL, "sm_%d; wanted sm_80 or later", sm);
+  int ids[TACTIC_COUNT], count;
+  VDITC_TRY(list_tactics(p, sm, ids, count));
   tactic = ids[0];
   return VDITC_OK;
 }
@@ -159,8 +160,7 @@ extern "C" vditc_status vditc_qlinear_tactics(const vditc_qlinear_problem* probl
   VDITC_TRY(check_problem(problem));
   if (!count || (capacity > 0 && !ids)) return fail(VDITC_BAD_ARGUMENT, "%s is null; wanted a place for the answer", count ? "ids" : "count");
   int found[TACTIC_COUNT];
-  *count = listed(*problem, sm, found);
-  if (*count == 0) return fail(VDITC_NO_KERNEL, "sm_%d; wanted sm_80 or later", sm);
+  VDITC_TRY(list_tactics(*problem, sm, found, *count));
   for (int i = 0; i < *count && i < capacity; ++i) ids[i] = found[i];
   return VDITC_OK;
 }
@@ -172,9 +172,8 @@ extern "C" vditc_status vditc_qlinear_workspace(const vditc_qlinear_problem* pro
     VDITC_TRY(check_tactic(*problem, tactic));
     return workspace_of(*problem, tactic, bytes);
   }
-  int ids[TACTIC_COUNT];
-  const int count = listed(*problem, sm, ids);
-  if (count == 0) return fail(VDITC_NO_KERNEL, "sm_%d; wanted sm_80 or later", sm);
+  int ids[TACTIC_COUNT], count;
+  VDITC_TRY(list_tactics(*problem, sm, ids, count));
   *bytes = 0;
   for (int i = 0; i < count; ++i) {
     size_t each;

@@ -34,7 +34,7 @@ import onnx_ir as ir
 
 from vditc.plugins.gelu import APPROXIMATE
 from vditc.plugins.packing import BITS, BLOCK, LAYOUT
-from vditc.plugins.plugin_op import FLOATS, PluginOp
+from vditc.plugins.plugin_op import FLOATS, Dims, PluginOp
 
 ACTIVATIONS = {"none": None, **APPROXIMATE}  # -> `approximate` of the operator Gelu
 MAX_RANK = 4  # outer products that a kernel's epilogue adds
@@ -107,6 +107,10 @@ class QLinear(PluginOp):
             if found is not wanted:
                 raise ValueError(f"{name} is {found.name.lower() if found else 'of unknown type'}; wanted {wanted.name.lower()}")
         return (out,)
+
+    def shapes(self, given: Sequence[Dims | None]) -> tuple[Dims | None, ...]:
+        """See `PluginOp`."""
+        return (None if given[0] is None else (*given[0][:-1], self.n),)
 
     @property
     def branch_type(self) -> ir.DataType:

@@ -43,13 +43,12 @@ struct QLinearAttributes {
   }
 };
 
-class QLinear : public Plugin {
+class QLinear : public OperatorPlugin<QLinear, QLinearAttributes, vditc_qlinear_problem> {
  public:
   static constexpr const char* NAME = "QLinear";
-  using Attributes = QLinearAttributes;
 
   QLinear(const Attributes& attributes, std::string layer, int64_t workspace_bytes)
-      : Plugin(NAME, std::move(layer), described(attributes), workspace_bytes), a_(attributes) {
+      : OperatorPlugin(attributes, std::move(layer), workspace_bytes) {
     const DataType float32 = DataType::kFLOAT, output = float_type(a_.output);
     const DataType branch = a_.output == VDITC_BF16 ? DataType::kBF16 : DataType::kHALF;
     const auto add = [this](bool there, const char* name, DataType type) {
@@ -67,7 +66,6 @@ class QLinear : public Plugin {
     add(a_.gated, "gate", output);
     add(a_.gated, "residual", output);
     outputs_.push_back({"y", Port::OF_TYPE, output});
-    problem_.struct_bytes = sizeof problem_;
     problem_.n = a_.n;
     problem_.k = a_.k;
     problem_.bits = a_.bits;
@@ -85,11 +83,6 @@ class QLinear : public Plugin {
   }
 
  protected:
-  Plugin* copy() const override { return new QLinear(*this); }
-  const std::vector<Port>& inputs() const override { return inputs_; }
-  const std::vector<Port>& outputs() const override { return outputs_; }
-  void write(Writer& writer) const override { Attributes(a_).visit(writer); }
-
   void express(const nvinfer1::DimsExprs* in, nvinfer1::DimsExprs* out, nvinfer1::IExprBuilder& builder) const override {
     const nvinfer1::IDimensionExpr* last = in[0].d[in[0].nbDims - 1];
     if (last->isConstant() && last->getConstantValue() != stored_k())
@@ -169,24 +162,11 @@ class QLinear : public Plugin {
   }
 
  private:
-  static std::string described(Attributes attributes) {
-    Describer describer;
-    describer.said = text("%s.%s/%s abi %d: ", NAMESPACE, NAME, VERSION, VDITC_ABI_VERSION);
-    attributes.visit(describer);
-    return describer.said;
-  }
   int64_t stored_k() const { return a_.packed ? a_.k / 2 : a_.k; }
-
-  Attributes a_;
-  vditc_qlinear_problem problem_{};
-  std::vector<Port> inputs_, outputs_;
 };
 
 }  // namespace
 
-nvinfer1::IPluginCreatorInterface* qlinear_creator() {
-  static auto* const one = new Creator<QLinear>;  // a registry may outlive this library's static objects
-  return one;
-}
+nvinfer1::IPluginCreatorInterface* qlinear_creator() { return creator_of<QLinear>(); }
 
 }  // namespace vditc::tensorrt

@@ -8,6 +8,10 @@ namespace {
 // Above it 128 * 128 * k leaves int32.
 constexpr int MAX_K = (1 << 17) - 1;
 constexpr int MAX_N = 1 << 30;
+// Of CUTLASS: m and what it is rounded up to are int, and columns are 65535 blocks along a grid's second axis at most.
+constexpr int64_t MAX_CUTLASS_M = (int64_t{1} << 31) - 1024;
+constexpr int MAX_CUTLASS_N = 65535 * 128;
+constexpr int64_t MAX_BLOCKS = 0x7fffffff;  // of a grid
 
 template <size_t size>
 Status one_of(const char* name, int found, const int (&allowed)[size]) {
@@ -51,10 +55,10 @@ int64_t magnitude(int bits, bool is_unsigned) { return is_unsigned ? (1 << bits)
 
 }  // namespace
 
-Status check_pointer(const char* name, const void* found) {
+Status check_pointer(const char* name, const void* found, int alignment) {
   if (!found) return fail(VDITC_BAD_ARGUMENT, "%s is null; wanted a tensor, as the problem has it", name);
-  if (reinterpret_cast<uintptr_t>(found) % 16 == 0) return VDITC_OK;
-  return fail(VDITC_BAD_ARGUMENT, "%s = %p; wanted an address that is a multiple of 16", name, found);
+  if (reinterpret_cast<uintptr_t>(found) % static_cast<unsigned>(alignment) == 0) return VDITC_OK;
+  return fail(VDITC_BAD_ARGUMENT, "%s = %p; wanted an address that is a multiple of %d", name, found, alignment);
 }
 
 Status check_problem(const vditc_qlinear_problem* problem) {
@@ -97,10 +101,10 @@ Status check_tensors(const vditc_qlinear_problem& p, const vditc_qlinear_tensors
   VDITC_TRY(check_pointer("x", t.x));
   VDITC_TRY(check_pointer("weight", t.weight));
   if (accumulators) return VDITC_OK;
-  VDITC_TRY(check_pointer("scale", t.scale));
+  VDITC_TRY(check_pointer("scale", t.scale, 4));
   VDITC_TRY(check_pointer("weight_scale", t.weight_scale));
   if (p.rank) {
-    VDITC_TRY(check_pointer("left", t.left));
+    VDITC_TRY(check_pointer("left", t.left, 4));
     VDITC_TRY(check_pointer("right", t.right));
   }
   if (p.low_rank) {
@@ -138,22 +142,29 @@ Status check_tactic(const vditc_qlinear_problem& p, int tactic) {
       if (p.packed || p.low_rank || p.k % 16)
         return fail(VDITC_NO_KERNEL, "%s: packed = %d, low_rank = %d, k = %d; wanted neither and k a multiple of 16", name, p.packed,
                     p.low_rank, p.k);
+      if (p.m > MAX_CUTLASS_M || p.n > MAX_CUTLASS_N)
+        return fail(VDITC_NO_KERNEL, "%s: m = %lld, n = %d; wanted at most %lld and %d", name, static_cast<long long>(p.m), p.n,
+                    static_cast<long long>(MAX_CUTLASS_M), MAX_CUTLASS_N);
       break;
     default:
       break;
   }
+  const int64_t edge = tile_edge(tactic), tiles_m = (p.m + edge - 1) / edge, tiles_n = (p.n + edge - 1) / edge;
+  if (tiles_m > MAX_BLOCKS / tiles_n)
+    return fail(VDITC_NO_KERNEL, "%s: m = %lld, n = %d: %lld x %lld blocks; wanted at most %lld", name, static_cast<long long>(p.m), p.n,
+                static_cast<long long>(tiles_m), static_cast<long long>(tiles_n), static_cast<long long>(MAX_BLOCKS));
   const bool groups = tactic == VDITC_UNPACK_128 || tactic == VDITC_UNPACK_64;
   if (p.group && !groups) return fail(VDITC_NO_KERNEL, "%s: group = %d; wanted 0: groups are for unpack-128 and unpack-64", name, p.group);
   return VDITC_OK;
 }
 
 // Best guesses from rates of instructions and bytes; nobody measured them. TensorRT times what is listed and takes the fastest.
-int listed(const vditc_qlinear_problem& p, int sm, int (&ids)[TACTIC_COUNT]) {
-  int count = 0;
+Status list_tactics(const vditc_qlinear_problem& p, int sm, int (&ids)[TACTIC_COUNT], int& count) {
+  count = 0;
   const auto add = [&](int tactic) {
     if (check_tactic(p, tactic) == VDITC_OK) ids[count++] = tactic;
   };
-  if (sm < 80) return 0;
+  if (sm < 80) return fail(VDITC_NO_KERNEL, "sm_%d; wanted sm_80 or later", sm);
   const bool ampere = sm < 90;
   // Expansion is a pass over the weights: by bytes, 9 to 26 % of the product's time at 4096 rows of datacentre GPUs, more of fewer rows.
   const bool tall = p.m >= 2048;
@@ -169,7 +180,7 @@ int listed(const vditc_qlinear_problem& p, int sm, int (&ids)[TACTIC_COUNT]) {
   if (ampere || sm >= 120) add(VDITC_EXPAND_SM80);        // another loop, behind one more pass
   if (sm == 90 && !tall) add(VDITC_EXPAND_SM90);
   if ((sm == 100 || sm == 101 || sm == 110) && !tall) add(VDITC_EXPAND_SM100);
-  return count;
+  return count ? VDITC_OK : check_tactic(p, VDITC_UNPACK_128);
 }
 
 }  // namespace vditc::qlinear

@@ -11,13 +11,16 @@ constexpr int TACTIC_COUNT = sizeof TACTICS / sizeof *TACTICS;
 Status check_problem(const vditc_qlinear_problem* problem);
 // Of a checked problem with rows. `accumulators`: whether only x and the weights are read.
 Status check_tensors(const vditc_qlinear_problem& problem, const vditc_qlinear_tensors* tensors, bool accumulators);
-// A tensor that has to be there, aligned to 16 bytes.
-Status check_pointer(const char* name, const void* found);
-// Whether the tactic computes a checked problem at all; on which GPUs is `listed`'s.
+// A tensor that has to be there, aligned to so many bytes: 16, but what is read one by one.
+Status check_pointer(const char* name, const void* found, int alignment = 16);
+// Whether the tactic computes a checked problem at all; on which GPUs is `list_tactics`'.
 Status check_tactic(const vditc_qlinear_problem& problem, int tactic);
 
-// Tactics for a checked problem on a GPU, the best guess first; their number.
-int listed(const vditc_qlinear_problem& problem, int sm, int (&ids)[TACTIC_COUNT]);
+// Tactics for a checked problem on a GPU, the best guess first, and their number: one at least.
+Status list_tactics(const vditc_qlinear_problem& problem, int sm, int (&ids)[TACTIC_COUNT], int& count);
+
+// Outputs of a block are a square of this edge at least; there are at most 2^31 - 1 blocks.
+constexpr int tile_edge(int tactic) { return tactic == VDITC_UNPACK_64 ? 64 : 128; }
 
 // Bytes of a row of x in the kernels that unpack weights; where that is not what it has in memory, rows are padded into the workspace.
 inline int64_t row_bytes(const vditc_qlinear_problem& problem) {

@@ -1,6 +1,7 @@
 // Which kernel a tactic is, for the files that compile the kernels of one weight codec each.
 #pragma once
 #include "native/launch.h"
+#include "qlinear/problem.h"
 #include "qlinear/tactics.h"
 #include "qlinear/unpack_kernel.h"
 
@@ -12,15 +13,13 @@ using BigGrouped = Shape<128, 128, 2, 4, 1>;
 using Small = Shape<64, 64, 2, 2, 4>;
 
 #ifndef __CUDACC_RTC__
-template <class Kernel>
+template <int TACTIC, class Kernel>
 Status launch_unpack(UnpackArguments& a, cudaStream_t stream) {
-  const int64_t tiles_m = (a.epilogue.m + Kernel::BM - 1) / Kernel::BM, tiles_n = (a.epilogue.n + Kernel::BN - 1) / Kernel::BN;
-  constexpr int64_t most = 0x7fffffff;  // blocks of a grid along x
-  if (tiles_m > most / tiles_n)
-    return fail(VDITC_BAD_ARGUMENT, "m = %lld, n = %d: %lld x %lld tiles; wanted at most %lld", static_cast<long long>(a.epilogue.m), a.epilogue.n,
-                static_cast<long long>(tiles_m), static_cast<long long>(tiles_n), static_cast<long long>(most));
-  a.tiles_m = static_cast<unsigned>(tiles_m);
-  a.tiles_n = static_cast<unsigned>(tiles_n);
+  constexpr int EDGE = tile_edge(TACTIC);  // of which check_tactic has seen that there are not too many
+  static_assert(Kernel::BM == EDGE && Kernel::BN == EDGE);
+  static_assert(Kernel::shared_bytes(true) <= LEAST_SHARED);
+  a.tiles_m = static_cast<unsigned>((a.epilogue.m + EDGE - 1) / EDGE);
+  a.tiles_n = static_cast<unsigned>((a.epilogue.n + EDGE - 1) / EDGE);
   return launch<Kernel>(dim3(a.tiles_m * a.tiles_n), Kernel::shared_bytes(a.branch.rank != 0), stream, a);
 }
 
@@ -29,15 +28,15 @@ Status launch_tactic(int tactic, UnpackArguments& a, cudaStream_t stream) {
   const bool grouped = a.group_scale != nullptr;
   switch (tactic) {
     case VDITC_UNPACK_128:
-      return grouped ? launch_unpack<UnpackKernel<Int8Product, Weights, Codes, BigGrouped, true>>(a, stream)
-                     : launch_unpack<UnpackKernel<Int8Product, Weights, Codes, Big, false>>(a, stream);
+      return grouped ? launch_unpack<VDITC_UNPACK_128, UnpackKernel<Int8Product, Weights, Codes, BigGrouped, true>>(a, stream)
+                     : launch_unpack<VDITC_UNPACK_128, UnpackKernel<Int8Product, Weights, Codes, Big, false>>(a, stream);
     case VDITC_UNPACK_64:
-      return grouped ? launch_unpack<UnpackKernel<Int8Product, Weights, Codes, Small, true>>(a, stream)
-                     : launch_unpack<UnpackKernel<Int8Product, Weights, Codes, Small, false>>(a, stream);
+      return grouped ? launch_unpack<VDITC_UNPACK_64, UnpackKernel<Int8Product, Weights, Codes, Small, true>>(a, stream)
+                     : launch_unpack<VDITC_UNPACK_64, UnpackKernel<Int8Product, Weights, Codes, Small, false>>(a, stream);
     case VDITC_CARRIER:
-      return launch_unpack<UnpackKernel<CarrierProduct, Weights, Codes, Big, false>>(a, stream);
+      return launch_unpack<VDITC_CARRIER, UnpackKernel<CarrierProduct, Weights, Codes, Big, false>>(a, stream);
     case VDITC_INT4:
-      if constexpr (Weights::BITS == 4) return launch_unpack<UnpackKernel<Int4Product, Weights, Codes, Big, false>>(a, stream);
+      if constexpr (Weights::BITS == 4) return launch_unpack<VDITC_INT4, UnpackKernel<Int4Product, Weights, Codes, Big, false>>(a, stream);
       break;
     default:
       break;

@@ -318,10 +318,12 @@ struct Kernel {
 
   // ---- codes ------------------------------------------------------------------------------------------------------------------------
 
+  // NaN of a token that has a NaN or an infinity.
   VDITC_DEVICE float scale() {
     float top[1] = {0.0f};
     all([&](float x) { return top[0] = larger(top[0], fabsf(x)), x; });
     reduce<Greater>(top, TOP, 0.0f);
+    top[0] = add(top[0], subtract(top[0], top[0]));
     if (a.clip) top[0] = multiply(top[0], *a.clip);
     const float found = larger(divide(top[0], from_int(a.high)), LEAST);
     if (warp() == 0 && lane() == 0) a.scale[row()] = found;
@@ -331,11 +333,14 @@ struct Kernel {
   // rint(v / scale) of the IEEE quotient, for all elements, which are bounded first so that nothing overflows. With the correctly rounded
   // reciprocal, a product and two fused operations give the correctly rounded quotient (Brisebarre, Muller and Raina, "Accelerating
   // Correctly Rounded Floating-Point Division when the Divisor Is Known in Advance", IEEE Transactions on Computers 53(8), 2004) where no
-  // residual underflows: scales far from 1 are moved nearer by a power of two.
+  // residual underflows: scales far from 1 are moved nearer by a power of two. A NaN, which only a given scale meets, is bounded to the least
+  // code. What is no positive finite scale has the codes 0.
   VDITC_DEVICE void quantize(float scale) {
-    const float least = multiply(scale, -from_int(a.high + 1)), most = multiply(scale, from_int(a.high));
-    const float unit = scale < 0x1p-80f ? 0x1p64f : scale > 0x1p80f ? 0x1p-64f : 1.0f;
-    const float divisor = multiply(scale, unit), reciprocal = divide(1.0f, divisor);
+    const bool positive = scale > 0.0f && scale < INFINITY;
+    const float step = positive ? scale : 0.0f;
+    const float least = multiply(step, -from_int(a.high + 1)), most = multiply(step, from_int(a.high));
+    const float unit = step < 0x1p-80f ? 0x1p64f : step > 0x1p80f ? 0x1p-64f : 1.0f;
+    const float divisor = positive ? multiply(scale, unit) : 1.0f, reciprocal = divide(1.0f, divisor);
     int8_t* const codes = first_code();
     int sum = 0;
     each([&](int j) {

@@ -49,11 +49,11 @@ Status check(const char* name, const vditc_rows& rows) {
               static_cast<long long>(rows.count));
 }
 
-Status check(const char* name, bool wanted, const void* pointer) {
+Status check(const char* name, bool wanted, const void* pointer, size_t alignment) {
   if (!wanted) return VDITC_OK;
   if (!pointer) return fail(VDITC_BAD_ARGUMENT, "%s is null; wanted its address", name);
-  if (reinterpret_cast<uintptr_t>(pointer) % 16)
-    return fail(VDITC_BAD_ARGUMENT, "%s lies at %p; wanted an address that is a multiple of 16", name, pointer);
+  if (reinterpret_cast<uintptr_t>(pointer) % alignment)
+    return fail(VDITC_BAD_ARGUMENT, "%s lies at %p; wanted an address that is a multiple of %zu", name, pointer, alignment);
   return VDITC_OK;
 }
 
@@ -113,24 +113,27 @@ Status run(const vditc_quantize_token_problem* problem, const vditc_quantize_tok
   if (p.m == 0) return VDITC_OK;
 
   Arguments a{};
-  const auto take = [](const char* name, bool wanted, auto* pointer, auto*& into) {
+  const auto take = [](const char* name, bool wanted, auto* pointer, auto*& into, size_t alignment = sizeof(float)) {
     into = wanted ? pointer : nullptr;
-    return check(name, wanted, pointer);
+    return check(name, wanted, pointer, alignment);
   };
-  VDITC_TRY(take("x", true, t.x, a.x));
-  VDITC_TRY(take("gate", p.gated, t.gate, a.gate));
-  VDITC_TRY(take("residual", p.gated, t.residual, a.residual));
-  VDITC_TRY(take("sum", p.gated, t.sum, a.sum));
-  VDITC_TRY(take("weight", p.weight, t.weight, a.weight));
-  VDITC_TRY(take("bias", p.bias, t.bias, a.bias));
-  VDITC_TRY(take("gain", p.gain, t.gain, a.gain));
-  VDITC_TRY(take("shift", p.shift, t.shift, a.shift));
-  VDITC_TRY(take("center", p.center, t.center, a.center));
-  VDITC_TRY(take("balance", p.balance, t.balance, a.balance));
+  // Rows are read and written in vectors of 16 bytes, or one by one where k is no number of vectors: rows behind the first are then not aligned.
+  const auto rows_of = [&](size_t element) { return p.k % WIDTH ? element : 16; };
+  const size_t wide = rows_of(sizeof(float)), own = rows_of(p.input == VDITC_FP32 ? 4 : 2);
+  VDITC_TRY(take("x", true, t.x, a.x, own));
+  VDITC_TRY(take("gate", p.gated, t.gate, a.gate, own));
+  VDITC_TRY(take("residual", p.gated, t.residual, a.residual, own));
+  VDITC_TRY(take("sum", p.gated, t.sum, a.sum, own));
+  VDITC_TRY(take("weight", p.weight, t.weight, a.weight, wide));
+  VDITC_TRY(take("bias", p.bias, t.bias, a.bias, wide));
+  VDITC_TRY(take("gain", p.gain, t.gain, a.gain, wide));
+  VDITC_TRY(take("shift", p.shift, t.shift, a.shift, wide));
+  VDITC_TRY(take("center", p.center, t.center, a.center, wide));
+  VDITC_TRY(take("balance", p.balance, t.balance, a.balance, wide));
   VDITC_TRY(take("clip", p.clip, t.clip, a.clip));
   VDITC_TRY(take("given", p.given, t.given, a.given));
-  VDITC_TRY(take("alpha", p.shares, t.alpha, a.alpha));
-  VDITC_TRY(take("codes", true, t.codes, a.codes));
+  VDITC_TRY(take("alpha", p.shares, t.alpha, a.alpha, wide));
+  VDITC_TRY(take("codes", true, t.codes, a.codes, rows_of(1)));
   VDITC_TRY(take("scale", !p.given, t.scale, a.scale));
   VDITC_TRY(take("total", p.total, t.total, a.total));
   const char* const shares[] = {"share[0]", "share[1]", "share[2]", "share[3]"};

@@ -13,6 +13,8 @@
     total = scale * sum(codes)                                  a zero point of weights needs it
     share = scale * sum(codes * alpha[r])                       one for each r: Q-VDiT (arXiv 2505.22167), section 3.2
 
+A token in which a NaN or an infinity is quantized has the scale NaN and the codes 0; by a given scale a NaN becomes the least code.
+
 Everything is float32; divisions and roundings (half to even) are IEEE's. Parts that no attribute asks for are left out, and so are their
 inputs and outputs, since a TensorRT plugin has no optional ones.
 
@@ -24,7 +26,7 @@ inputs and outputs, since a TensorRT plugin has no optional ones.
 | gain, shift | float32, broadcast to x: [..., K], in front of K axes of 1, then axes as x has them, then axes of 1 |
 | center, balance | float32 [K] |
 | clip | float32, one element: a factor of the step on the range |
-| given | float32, one element: the scale |
+| given | float32, one element: the scale, positive and finite |
 | alpha | float32 [shares, K] |
 
 | output | type and shape |
@@ -49,7 +51,7 @@ from vditc.hadamard import factors
 from vditc.numerics import EPS
 from vditc.plugins.gelu import APPROXIMATE
 from vditc.plugins.packing import code_range
-from vditc.plugins.plugin_op import FLOATS, PluginOp
+from vditc.plugins.plugin_op import FLOATS, Dims, PluginOp
 
 BITS = (8, 6, 4, 3)
 ROTATION = 256  # channels of a block: 8 values for each lane of a warp
@@ -145,6 +147,13 @@ class QuantizeToken(PluginOp):
         assert given[0] is not None
         return tuple({"codes": ir.DataType.INT8, "sum": given[0]}.get(name, ir.DataType.FLOAT) for name in self.outputs)
 
+    def shapes(self, given: Sequence[Dims | None]) -> tuple[Dims | None, ...]:
+        """See `PluginOp`."""
+        if (x := given[0]) is None:
+            return (None,) * len(self.outputs)
+        codes = (*x[:-1], x[-1] // 2 if isinstance(x[-1], int) else None) if self.packed else x
+        return tuple({"codes": codes, "sum": x}.get(name, (*x[:-1], 1)) for name in self.outputs)
+
     def body(self) -> Sequence[str]:
         """See the module's docstring."""
         lines = ["v0 = Cast <to = 1> (x)", "last = Constant <value_ints = [-1]> ()"]
@@ -183,13 +192,16 @@ class QuantizeToken(PluginOp):
         low, high = code_range(self.bits)
         lines += [*_constant("low", low), *_constant("high", high)]
         if self.scaled == "token":
-            lines += [f"sizes = Abs ({v})", "range = ReduceMax <keepdims = 1> (sizes, last)"]
+            # ReduceMax may pass over a NaN, v - v does not: it is 0, but NaN of a NaN and of infinities.
+            lines += [f"sizes = Abs ({v})", "most = ReduceMax <keepdims = 1> (sizes, last)"]
+            lines += [f"zeros = Sub ({v}, {v})", "nothing = ReduceSum <keepdims = 1> (zeros, last)", "range = Add (most, nothing)"]
             lines += ["clipped = Mul (range, clip)"] if self.clip else []
             lines += [f"part = Div ({'clipped' if self.clip else 'range'}, high)", *_constant("least", EPS), "scale = Max (part, least)"]
         scale = "scale" if self.scaled == "token" else "given"
+        lines += [f"ratio = Div ({v}, {scale})", f"{'inside' if self.scaled == 'given' else 'bounded'} = Clip (ratio, low, high)"]
+        if self.scaled == "given":
+            lines += ["no_number = IsNaN (ratio)", "bounded = Where (no_number, low, inside)"]
         lines += [
-            f"ratio = Div ({v}, {scale})",
-            "bounded = Clip (ratio, low, high)",
             "whole = Round (bounded)",
             *(_packed() if self.packed else ["codes = Cast <to = 3> (whole)"]),
         ]

@@ -48,13 +48,12 @@ struct QuantizeTokenAttributes {
   }
 };
 
-class QuantizeToken : public Plugin {
+class QuantizeToken : public OperatorPlugin<QuantizeToken, QuantizeTokenAttributes, vditc_quantize_token_problem> {
  public:
   static constexpr const char* NAME = "QuantizeToken";
-  using Attributes = QuantizeTokenAttributes;
 
   QuantizeToken(const Attributes& attributes, std::string layer, int64_t workspace_bytes)
-      : Plugin(NAME, std::move(layer), described(attributes), workspace_bytes), a_(attributes) {
+      : OperatorPlugin(attributes, std::move(layer), workspace_bytes) {
     static const char* const SHARES[] = {"share0", "share1", "share2", "share3"};
     const auto add = [](std::vector<Port>& ports, bool there, const char* name, Port::Kind kind = Port::OF_TYPE, DataType type = DataType::kFLOAT) {
       if (there) ports.push_back({name, kind, type});
@@ -76,7 +75,6 @@ class QuantizeToken : public Plugin {
     add(outputs_, a_.total, "total");
     for (int32_t r = 0; r < a_.shares; ++r) add(outputs_, true, SHARES[r]);
     add(outputs_, a_.gated, "sum", Port::AS_FIRST);
-    problem_.struct_bytes = sizeof problem_;
     problem_.bits = a_.bits;
     problem_.packed = a_.packed;
     problem_.given = a_.given;
@@ -97,11 +95,6 @@ class QuantizeToken : public Plugin {
   }
 
  protected:
-  Plugin* copy() const override { return new QuantizeToken(*this); }
-  const std::vector<Port>& inputs() const override { return inputs_; }
-  const std::vector<Port>& outputs() const override { return outputs_; }
-  void write(Writer& writer) const override { Attributes(a_).visit(writer); }
-
   void express(const nvinfer1::DimsExprs* in, nvinfer1::DimsExprs* out, nvinfer1::IExprBuilder& builder) const override {
     const int32_t last = in[0].nbDims - 1;
     if (in[0].d[last]->isConstant()) check_channels(in[0].d[last]->getConstantValue());
@@ -166,29 +159,16 @@ class QuantizeToken : public Plugin {
   }
 
  private:
-  static std::string described(Attributes attributes) {
-    Describer describer;
-    describer.said = text("%s.%s/%s abi %d: ", NAMESPACE, NAME, VERSION, VDITC_ABI_VERSION);
-    attributes.visit(describer);
-    return describer.said;
-  }
   void check_channels(int64_t k) const {
     if (k < 1 || k > INT32_MAX) throw BadPlugin(text("x [..., %lld]; wanted a positive number of channels of 32 bits", static_cast<long long>(k)));
     if (a_.rotation && k % a_.rotation)
       throw BadPlugin(text("x [..., %lld] with rotation %d; wanted a multiple of it", static_cast<long long>(k), a_.rotation));
     if (a_.packed && k % BLOCK) throw BadPlugin(text("x [..., %lld], packed; wanted a multiple of %d", static_cast<long long>(k), BLOCK));
   }
-
-  Attributes a_;
-  vditc_quantize_token_problem problem_{};
-  std::vector<Port> inputs_, outputs_;
 };
 
 }  // namespace
 
-nvinfer1::IPluginCreatorInterface* quantize_token_creator() {
-  static auto* const one = new Creator<QuantizeToken>;  // a registry may outlive this library's static objects
-  return one;
-}
+nvinfer1::IPluginCreatorInterface* quantize_token_creator() { return creator_of<QuantizeToken>(); }
 
 }  // namespace vditc::tensorrt

@@ -4,6 +4,9 @@ Without norm, GELU and rotation every operation is a single IEEE operation of fl
 codes, scale and total are equal bit for bit. A norm and a rotation are sums, whose order a kernel chooses, and GELU is a function that
 every library rounds in its own way; here they are computed in float64 and rounded once. Then a kernel's scale may be away by 2^-20 of
 itself, and of its codes 0.1 % by 1: those next to a tie. A share is a sum of float32 in any case: 2^-20 of the sum of its magnitudes.
+
+A token in which a NaN or an infinity is quantized has the scale NaN, so that whoever multiplies by it gets NaN, and the codes 0. By a given
+scale, which is positive and finite, a NaN becomes the least code and infinities the ends of the range; by one that is not all codes are 0.
 """
 
 from __future__ import annotations
@@ -32,13 +35,17 @@ def exact(op: QuantizeToken) -> bool:
 
 def quantize_token(op: QuantizeToken, *inputs: Array) -> dict[str, Array]:
     """The outputs by name, from the inputs in the operator's order."""
-    given = dict(zip(op.inputs, inputs, strict=True))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _quantize_token(op, dict(zip(op.inputs, inputs, strict=True)))
+
+
+def _quantize_token(op: QuantizeToken, given: dict[str, Array]) -> dict[str, Array]:
     if op.gated:
         given["x"] = gated(given)
     v = rows(op, given)
     low, high = code_range(op.bits)
     scale = np.asarray(given["given"], np.float32) if op.scaled == "given" else _scale(v, given.get("clip"), high)
-    codes = np.clip(np.rint(v / scale), low, high)
+    codes = np.where((scale > 0) & np.isfinite(scale), np.fmin(np.fmax(np.rint(v / scale), low), high), np.float32(0))
     out: dict[str, Array] = {
         "codes": pack_tokens(codes.astype(np.int8)) if op.packed else codes.astype(np.int8),
         "scale": scale,
@@ -80,5 +87,6 @@ def rows(op: QuantizeToken, given: Mapping[str, Array]) -> npt.NDArray[np.float3
 
 def _scale(v: npt.NDArray[np.float32], clip: Array | None, high: int) -> npt.NDArray[np.float32]:
     top = np.abs(v).max(-1, keepdims=True)
+    top = np.where(np.isfinite(top), top, np.float32(np.nan))
     top = top if clip is None else top * clip
     return np.asarray(np.maximum(top / np.float32(high), np.float32(EPS)), np.float32)

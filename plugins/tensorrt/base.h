@@ -101,6 +101,35 @@ class Plugin : public nvinfer1::IPluginV3,
   Writer written_;
 };
 
+// What the operators' plugins, `Made`, keep: attributes, tensors and the problem of the C interface.
+template <class Made, class Attributes_, class Problem>
+class OperatorPlugin : public Plugin {
+ public:
+  using Attributes = Attributes_;
+
+ protected:
+  OperatorPlugin(const Attributes& attributes, std::string layer, int64_t workspace_bytes)
+      : Plugin(Made::NAME, std::move(layer), described(attributes), workspace_bytes), a_(attributes) {
+    problem_.struct_bytes = sizeof problem_;
+  }
+
+  Plugin* copy() const override { return new Made(static_cast<const Made&>(*this)); }
+  const std::vector<Port>& inputs() const override { return inputs_; }
+  const std::vector<Port>& outputs() const override { return outputs_; }
+  void write(Writer& writer) const override { Attributes(a_).visit(writer); }
+
+  static std::string described(Attributes attributes) {
+    Describer describer;
+    describer.said = text("%s.%s/%s abi %d: ", NAMESPACE, Made::NAME, VERSION, VDITC_ABI_VERSION);
+    attributes.visit(describer);
+    return describer.said;
+  }
+
+  Attributes a_;
+  Problem problem_{};
+  std::vector<Port> inputs_, outputs_;
+};
+
 // The creator of the plugin `Made`, which has a name, `Attributes` with `visit` and `check`, and a constructor of (attributes, layer, bytes).
 template <class Made>
 class Creator : public nvinfer1::IPluginCreatorV3One {
@@ -134,5 +163,11 @@ class Creator : public nvinfer1::IPluginCreatorV3One {
  private:
   Names names_;
 };
+
+template <class Made>
+nvinfer1::IPluginCreatorInterface* creator_of() {
+  static auto* const one = new Creator<Made>;  // a registry may outlive this library's static objects
+  return one;
+}
 
 }  // namespace vditc::tensorrt

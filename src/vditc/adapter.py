@@ -231,6 +231,31 @@ class ModelAdapter(abc.ABC):
         """The same, for a family that predicts more: all of `outputs`."""
         return (self.forward(model, feeds),)
 
+    # Whether a pipeline of diffusers calls the class, once a step for all clips.
+    in_pipelines: ClassVar[bool] = True
+    # Arguments of the diffusers class that say nothing more than the others do: the graph makes their values itself.
+    made_inside: ClassVar[frozenset[str]] = frozenset()
+
+    def fed_by(self, call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The way back of `forward`: what `inputs` names, from what a diffusers pipeline calls its transformer with, by argument.
+
+        `call` holds no None and nothing of `made_inside`. InputError for a call that the graph has no form of.
+        """
+        return dict(call)
+
+    def handed_back(self, prediction: Any, call: Mapping[str, Any]) -> Any:
+        """What the diffusers class returns where `forward` returns `prediction` [B, C, F, H, W]."""
+        return prediction
+
+    def no_form(self, found: str, wanted: str) -> InputError:
+        """For a call of the module that the graph cannot follow."""
+        return InputError(
+            found=found,
+            wanted=wanted,
+            where=f"call of {self.model_class}, which a compiled graph takes the place of",
+            fix="call the pipeline otherwise, or run the full-precision model",
+        )
+
 
 def _natural(name: str) -> list[Any]:
     """blocks.2 before blocks.10."""

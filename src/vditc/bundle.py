@@ -6,14 +6,16 @@ model.onnx  model.onnx.data   portable Q/DQ graph
 model.refit.json              where each of its weights comes from
 lowered/<target>.onnx         graph for one target
 plugins/<platform>/           the plugin library of engines that need it
-engines/<target>/             engine, or the script that builds it on the device
+engines/<target>/             model.plan, engine.json (what built it), layers.json, timing.cache, or the script that builds it on the device
 components/                   scheduler, and text encoder and codec when vditc can run them
 report/                       for people; not hashed, for it holds times
+transformer_2/                of a model of two experts: the second one's bundle; its files are listed here too, and hashed once
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -45,20 +47,28 @@ class Manifest:
     layers: Mapping[str, Any]  # layer -> role, weight, activation (in words), bits (stored, per weight), input (range, if observed)
     kept: Mapping[str, Any]  # layer left in floating point -> role, reason
     mean_bits: float
-    sampling: Mapping[str, Any]  # steps, guidance_scale, sigmas, timesteps, latent_shape
+    sampling: Mapping[str, Any]  # steps, guidance_scale, latent_shape, schedule (one-step table), solver, step_cache
     inputs: list[Mapping[str, Any]]  # name, dtype, dims of the inputs of model.onnx
     profile: Mapping[str, list[int]]
     graph: Mapping[str, Any]  # node counts and bytes of model.onnx
-    targets: Mapping[str, Any]  # target -> backend, status, lowered, its inputs, plugins (library, operators, or why none), passes, engine
+    targets: Mapping[str, Any]  # target -> backend, lowered, its inputs, plugins (or why none), passes, build (options), fallback, engine
     quality: Mapping[str, Any] | None  # numbers of `verify`
     gate: Mapping[str, Any]  # thresholds and whether they were met
     tools: Mapping[str, str]
     files: Mapping[str, FileEntry]
     schema: int = SCHEMA
+    # text_encoder, vae, ... -> class, how its weights are stored, nodes of its graphs, and for each target the lowered graphs and engines
+    components: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # name of a further expert -> path of its bundle, boundary (share of the training timesteps below which it runs), first_step
+    experts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_text(self) -> str:
-        """Sorted, indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+        """Sorted, indented JSON; what only some bundles have is left out of the others."""
+        data = dataclasses.asdict(self)
+        return json.dumps({n: v for n, v in data.items() if n not in _OPTIONAL or v}, indent=1, sort_keys=True) + "\n"
+
+
+_OPTIONAL = ("components", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +81,8 @@ class Bundle:
     @classmethod
     def open(cls, path: Path, *, hashes: bool = True) -> Bundle:
         """Read the manifest and check every listed file (its hash too, unless told otherwise); InputError when anything is off."""
-        manifest = _read(path / MANIFEST)
+        bundle = cls(path, _read(path / MANIFEST))
+        manifest = bundle.manifest
         for name, entry in manifest.files.items():
             file = _inside(path, name)
             if not file.is_file():
@@ -80,7 +91,32 @@ class Bundle:
                 raise _damaged(path, f"{name} of {file.stat().st_size} bytes", f"{entry.bytes} bytes")
             if hashes and (digest := sha256(file)) != entry.sha256:
                 raise _damaged(path, f"{name} with sha256 {digest[:16]}…", f"{entry.sha256[:16]}…")
-        return cls(path, manifest)
+        for expert in bundle.experts.values():
+            expert._check_within(bundle)
+        return bundle
+
+    @functools.cached_property
+    def experts(self) -> Mapping[str, Bundle]:
+        """The bundles of further experts, by name, in the order in which they walk; {} where one transformer walks all steps."""
+        try:
+            folders = {name: str(about["path"]) for name, about in self.manifest.experts.items()}
+            for about in self.manifest.experts.values():
+                if not 0 < about["first_step"] < len(self.manifest.sampling["schedule"]["timesteps"]):
+                    raise ValueError(f"first_step {about['first_step']}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(self.path, f"wrong experts ({error})", "path and first_step of each") from error
+        inside = {name: _inside(self.path, folder) for name, folder in folders.items()}
+        return {name: Bundle(folder, _read(folder / MANIFEST)) for name, folder in inside.items()}
+
+    def _check_within(self, outer: Bundle) -> None:
+        """Every file is one that `outer`, which has checked them, lists with the same hash."""
+        within = self.path.relative_to(outer.path).as_posix()
+        if f"{within}/{MANIFEST}" not in outer.manifest.files:
+            raise _damaged(outer.path, f"{within}/{MANIFEST}, which the manifest does not list", "every file of the expert")
+        for name, entry in self.manifest.files.items():
+            _inside(self.path, name)
+            if outer.manifest.files.get(f"{within}/{name}") != entry:
+                raise _damaged(outer.path, f"another {within}/{name} in the expert's manifest", "one entry for a file")
 
     def file(self, name: str) -> Path:
         """Path of a listed file."""
@@ -89,17 +125,30 @@ class Bundle:
         return self.path / name
 
 
-def list_files(root: Path) -> dict[str, FileEntry]:
-    """Hash every file of a bundle that the manifest must list."""
+def rung_text(rung: Mapping[str, Any]) -> str:
+    """One entry of a target's `fallback`, for people."""
+    layers = rung["layers"]
+    names = f"{', '.join(layers[:3])}{f' and {len(layers) - 3} more' if len(layers) > 3 else ''}"
+    return f"falls back from {rung['from']} to {rung['to']}: {names} ({rung['reason']})"
+
+
+def list_files(root: Path, experts: Mapping[str, Manifest] | None = None) -> dict[str, FileEntry]:
+    """Hash every file of a bundle that the manifest must list. `experts`: folder -> manifest, whose files have been hashed."""
+    known = {f"{folder}/{name}": entry for folder, manifest in (experts or {}).items() for name, entry in manifest.files.items()}
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    # Hidden names are notes of an unfinished bundle.
-    kept = [n for n in names if n != MANIFEST and PurePosixPath(n).parts[0] != UNLISTED and not n.startswith(".")]
-    return {n: FileEntry((root / n).stat().st_size, sha256(root / n)) for n in kept}
+    # Hidden names are notes of an unfinished bundle, and files that a killed process did not finish.
+    kept = [n for n in names if n != MANIFEST and PurePosixPath(n).parts[0] != UNLISTED and not f"/{n}".count("/.")]
+    return {n: known.get(n) or FileEntry((root / n).stat().st_size, sha256(root / n)) for n in kept}
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, the last file of a bundle."""
     write_text(root / MANIFEST, manifest.to_text())
+
+
+def read_manifest(root: Path) -> Manifest:
+    """What `manifest.json` says, its files not looked at; InputError when it is no manifest of this schema."""
+    return _read(root / MANIFEST)
 
 
 def _damaged(path: Path, found: str, wanted: str) -> InputError:

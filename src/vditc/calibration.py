@@ -129,7 +129,7 @@ class Calibration:
     kept: Mapping[str, Kept]
     statistics: Mapping[str, Any]  # what the observers saw, plain data
     latent_frames: int | None = None  # the only number of them that the layers' per-frame factors are for; None without such factors
-    attention: Mapping[str, AttentionCalibration] = dataclasses.field(default_factory=dict)  # by module; recorded, not lowered
+    attention: Mapping[str, AttentionCalibration] = dataclasses.field(default_factory=dict)  # by module, as measured
     file: Path | None = dataclasses.field(default=None, compare=False)  # where it was read from
 
     @functools.cached_property

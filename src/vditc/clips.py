@@ -1,11 +1,12 @@
-"""Clips as files that people look at: mp4, gif, contact sheets. Grey clips, float [F, H, W] in [-1, 1].
+"""Clips as files that people look at: mp4, gif, contact sheets of grey clips, float [F, H, W] in [-1, 1], and videos in colour.
 
 The same clips give the same bytes of gif and png.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vditc.files import whole_file
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
 
+VIDEOS = (".mp4", ".gif", ".y4m", ".png")  # endings of videos
 SCALE = 8  # a pixel of a clip becomes SCALE x SCALE pixels, unsmoothed
 FPS = 8
 PAPER = 255  # grey value around clips
@@ -50,6 +52,48 @@ def write_pixels(path: Path, frames: Pixels, fps: int = FPS) -> None:
             _write_mp4(temporary, frames, fps)
     else:
         raise InputError(found=f"suffix {path.suffix!r}", wanted=".mp4 or .gif", where=str(path), fix="rename the output")
+
+
+def write_video(path: Path, frames: Iterable[Pixels], fps: int) -> None:
+    """Write frames uint8 [H, W, 3] as they come, in what the suffix says: .mp4 (H.264, yuv420p), .y4m (yuv444p), .gif or animated .png.
+
+    A png is lossless. It and a gif are held in memory, mp4 and y4m are not. InputError for another suffix, or no frame.
+    """
+    if path.suffix not in VIDEOS:
+        raise InputError(found=f"suffix {path.suffix!r}", wanted=", ".join(VIDEOS), where=str(path), fix="rename the output")
+    first, frames = _peeked(frames, path)
+    with whole_file(path) as temporary:
+        if path.suffix in (".gif", ".png"):
+            images = [Image.fromarray(frame) for frame in frames]
+            kind = "GIF" if path.suffix == ".gif" else "PNG"
+            images[0].save(temporary, kind, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+            return
+        height, width, _ = first.shape
+        mp4 = ("mp4", "libx264", "yuv420p", 2)
+        container, codec, planes, multiple = mp4 if path.suffix == ".mp4" else ("yuv4mpegpipe", "rawvideo", "yuv444p", 1)
+        margins = ((0, height % multiple), (0, width % multiple), (0, 0))  # yuv420p halves the colour planes, so both sides must be even
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (width + width % multiple, height + height % multiple),
+            pix_fmt_in="rgb24",
+            pix_fmt_out=planes,
+            fps=fps,
+            codec=codec,
+            macro_block_size=multiple,
+            ffmpeg_log_level="error",
+            output_params=["-f", container, "-threads", "1", "-fflags", "+bitexact"],
+        )
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(np.pad(frame, margins, mode="edge")))
+        writer.close()
+
+
+def _peeked(frames: Iterable[Pixels], path: Path) -> tuple[Pixels, Iterator[Pixels]]:
+    every = iter(frames)
+    if (first := next(every, None)) is None:
+        raise InputError(found="no frame", wanted="at least one", where=str(path), fix="decode a clip")
+    return first, itertools.chain([first], every)
 
 
 def _write_mp4(path: Path, frames: Pixels, fps: int) -> None:

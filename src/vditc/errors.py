@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class VditcError(Exception):
     """Something failed while working; the CLI exits with 1."""
@@ -26,7 +28,14 @@ class QualityError(VditcError):
 
 
 class PrecisionError(VditcError):
-    """A layer did not get the precision that the recipe gave it (in a graph or in an engine)."""
+    """A layer did not get the precision that the recipe gave it (in a graph or in an engine).
+
+    `layers`: layer -> what is wrong, where layers are all that is.
+    """
+
+    def __init__(self, *, found: str, wanted: str, where: str, fix: str, layers: Mapping[str, str] | None = None) -> None:
+        super().__init__(found=found, wanted=wanted, where=where, fix=fix)
+        self.layers = dict(layers or {})
 
 
 class DialectError(VditcError):

@@ -11,12 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from vditc.errors import VditcError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _PIECE = 16 << 20  # bytes of one system call
 
@@ -115,6 +116,11 @@ def sha256(path: Path) -> str:
         while piece := f.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def array_digest(array: npt.NDArray[Any]) -> str:
+    """sha256 of type, shape and values."""
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def data_digest(data: Any) -> str:

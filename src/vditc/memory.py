@@ -24,6 +24,7 @@ from typing import Any
 
 from vditc.adapter import ModelAdapter
 from vditc.axis import Sizes
+from vditc.build_memory import gigabytes
 from vditc.errors import InputError
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
@@ -95,11 +96,6 @@ class Memory:
         )
 
 
-def gigabytes(count: int) -> str:
-    """ "1.43 GB", "96 MB"."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def model_memory(source: ModelDir, adapter: ModelAdapter, schemes: Mapping[str, Scheme | None], profile: Profile, target: Target) -> Memory:
     """Of the engine for one target, from a model's layers and what a recipe makes of each."""
     layers = []
@@ -129,8 +125,13 @@ def estimate(
     attention = batch * clip * (widths.attention + widths.hidden * (compute + 4)) + scores
     # ONNX Runtime dequantizes every weight once, while it loads.
     weights = sum(math.prod(a.shape) * 4 if portable else a.weight_bytes(compute) for a in layers) + others * compute
-    builder = 0 if portable else BUILDER + BUILDER_PER_LAYER * len(layers) + int(BUILDER_PER_WEIGHT * weights)
+    builder = 0 if portable else builder_memory(len(layers), weights)
     return Memory(tokens=video, weights=weights, activations=max(ffn, attention) + FIXED, scores=scores, builder=builder)
+
+
+def builder_memory(layers: int, weights: int) -> int:
+    """Bytes that building an engine of so many linear layers and bytes of weights takes from the host."""
+    return BUILDER + BUILDER_PER_LAYER * layers + int(BUILDER_PER_WEIGHT * weights)
 
 
 class _Widths:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vditc.background import hash_later
 from vditc.checkpoint import read_checkpoint, read_json
 from vditc.errors import InputError
@@ -29,6 +31,7 @@ class SamplingDefaults:
     width: int
     semantics: str | None = None  # "digits": clips can be read by vditc.metrics
     extra_channels: str | None = None  # "position": vditc.digits.position_channels are appended to the latents
+    guidance_scale_2: float | None = None  # of the second of two experts; None: as the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ModelDir:
     path: Path
     config: dict[str, Any]  # <part>/config.json
     weights: Mapping[str, TensorEntry]  # of this transformer, over all shards
-    sampling: SamplingDefaults | None
+    sampling: SamplingDefaults | None  # `guidance_scale` is that of `part`
     hashed: Callable[[], str] = dataclasses.field(repr=False, compare=False)  # waits for `digest`
     part: str = PARTS[0]
     parts: tuple[str, ...] = (PARTS[0],)  # all transformers of the model
@@ -60,7 +63,8 @@ class ModelDir:
         trained = float(read_json(file).get("num_train_timesteps", 1000)) if file.exists() else 1000.0
         about: dict[str, Any] = {"part": self.part, "boundary_ratio": self.boundary_ratio}
         if timesteps and self.boundary_ratio is not None:
-            about["boundary_step"] = sum(t >= self.boundary_ratio * trained for t in timesteps)
+            # Diffusers compares in the timesteps' type.
+            about["boundary_step"] = int((np.array(timesteps, np.float32) >= np.float32(self.boundary_ratio * trained)).sum())
         return about
 
     @property
@@ -79,12 +83,17 @@ class ModelDir:
         return sum(math.prod(e.shape) for e in self.weights.values())
 
     @classmethod
+    def parts_in(cls, path: Path) -> tuple[str, ...]:
+        """The transformers of a model directory; InputError when one that model_index.json names is not there."""
+        return _parts(path, _index(path), PARTS[0])
+
+    @classmethod
     def open(cls, path: Path, part: str | None = None, *, hash_now: bool = True) -> ModelDir:
         """Read and check one transformer, `part` if there are two; InputError for a missing or damaged file.
 
         `hash_now`: begin to compute the digest, for somebody who is going to ask for it.
         """
-        index = read_json(path / "model_index.json") if (path / "model_index.json").exists() else {}
+        index = _index(path)
         parts = _parts(path, index, part)
         part = part or PARTS[0]
         folder = path / part
@@ -107,6 +116,16 @@ class ModelDir:
         files, weights = read_checkpoint(folder, name)
         defaults = path / "sampling.json"
         sampling = _sampling(defaults) if defaults.exists() else None
+        if sampling is not None and sampling.guidance_scale_2 is not None:
+            if len(parts) == 1:
+                raise InputError(
+                    found=f"guidance_scale_2 = {sampling.guidance_scale_2:g} for a model of one transformer",
+                    wanted="guidance_scale alone",
+                    where=str(defaults),
+                    fix="leave it out, or copy the missing folder transformer_2",
+                )
+            if part != PARTS[0]:
+                sampling = dataclasses.replace(sampling, guidance_scale=sampling.guidance_scale_2)
         boundary = _boundary(index, path / "model_index.json")
         # The pipeline's class and settings change some models' inputs, the VAE's strides what sizes a graph says that it takes.
         about = [p for p in (path / "model_index.json", path / "vae" / "config.json") if p.exists()]
@@ -120,6 +139,11 @@ class ModelDir:
 def _digest(path: Path, files: list[Path], hashes: list[str]) -> str:
     joined = "".join(f"{p.relative_to(path).as_posix()}:{h}\n" for p, h in zip(files, hashes, strict=True))
     return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _index(path: Path) -> dict[str, Any]:
+    file = path / "model_index.json"
+    return read_json(file) if file.exists() else {}
 
 
 def _parts(path: Path, index: Mapping[str, Any], part: str | None) -> tuple[str, ...]:
@@ -140,7 +164,7 @@ def _parts(path: Path, index: Mapping[str, Any], part: str | None) -> tuple[str,
             found=f"{len(there)} transformers, experts for early and late steps",
             wanted=f"--part {' or --part '.join(there)}",
             where=str(path),
-            fix="do each of them by itself",
+            fix="do each of them by itself, or both with `vditc compile`",
         )
     return there
 
@@ -164,8 +188,9 @@ def _sampling(path: Path) -> SamplingDefaults:
     for name in ("steps", "frames", "height", "width"):
         if type(value := getattr(defaults, name)) is not int or value < 1:
             raise InputError(found=f"{name} = {value!r}", wanted="a whole number above 0", where=str(path), fix="correct the file")
-    if type(defaults.guidance_scale) not in (int, float):
-        raise InputError(found=f"guidance_scale = {defaults.guidance_scale!r}", wanted="a number", where=str(path), fix="correct the file")
+    for name in ("guidance_scale", "guidance_scale_2"):
+        if type(value := getattr(defaults, name)) not in (int, float) and (name == "guidance_scale" or value is not None):
+            raise InputError(found=f"{name} = {value!r}", wanted="a number", where=str(path), fix="correct the file")
     for name, known in (("semantics", "digits"), ("extra_channels", "position")):
         if (word := getattr(defaults, name)) not in (None, known):
             raise InputError(found=f"{name} = {word!r}", wanted=f"{known!r}, or leave it out", where=str(path), fix="correct the file")

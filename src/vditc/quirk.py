@@ -17,6 +17,7 @@ rules = ["float32-scales"]                # of the dialect, which hold because o
 int4_blocks = [128, 64]                   # the only blocks in which INT4 weights are fused, the fewest scales first
 fp16_keys = 65504                         # the most keys of an attention that is computed in float16
 functions = false                         # a lowered graph has no bodies of the plugin library's operators
+engine_options = ["tiling"]               # of vditc.build_options, that it does not have or that do nothing
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from vditc.build_options import BuildOptions
 from vditc.errors import InputError
 from vditc.numerics import Granularity, QType
 from vditc.scheme import Scheme
@@ -96,6 +98,7 @@ class Quirk:
     int4_blocks: tuple[int, ...] = ()
     fp16_keys: int | None = None
     functions: bool = True
+    engine_options: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, name_or_path: str, near: Path) -> Quirk:
@@ -122,12 +125,13 @@ class Quirk:
             int4_blocks=integers(table, "int4_blocks"),
             fp16_keys=table.take("fp16_keys", int),
             functions=table.take("functions", bool, True) is not False,
+            engine_options=_known(table, "engine_options", BuildOptions.NAMES),
         )
         table.done()
         if not quirk.effects:
             raise InputError(
                 found="nothing that follows",
-                wanted="one of refuses, operators, types, rules, int4_blocks, fp16_keys, functions",
+                wanted="one of refuses, operators, types, rules, int4_blocks, fp16_keys, functions, engine_options",
                 where=table.where,
                 fix="add it; what nothing reads belongs into the documentation",
             )
@@ -136,7 +140,13 @@ class Quirk:
     @property
     def effects(self) -> list[str]:
         """What follows, for people."""
-        lists = {"operators": self.operators, "types": self.types, "dialect": self.rules, "INT4 blocks": self.int4_blocks}
+        lists = {
+            "operators": self.operators,
+            "types": self.types,
+            "dialect": self.rules,
+            "INT4 blocks": self.int4_blocks,
+            "no engine options": self.engine_options,
+        }
         found = [f"refuses {row}" for row in self.refuses]
         found += [f"{name}: {', '.join(map(str, values))}" for name, values in lists.items() if values]
         found += [] if self.fp16_keys is None else [f"at most {self.fp16_keys} keys in fp16"]

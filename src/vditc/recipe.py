@@ -11,7 +11,7 @@ method = "rtn"
 prompts = 4              # sampled trajectories; each feeds every step and both guidance branches
 seed = 0
 
-[attention]              # optional: calibrate attention as well (vditc.attention); it is recorded, and makes no graph compute it
+[attention]              # optional: measure attention as well (vditc.attention); targets with the plugin library compute INT8 scores for qk
 qk = "int8"
 pv = "fp8_e4m3"
 smooth_k = true

@@ -11,22 +11,30 @@ import numpy.typing as npt
 
 from vditc.adapter import InputSpec, ModelAdapter
 from vditc.conditioning import Conditioning
+from vditc.files import array_digest
 from vditc.model_dir import ModelDir
 from vditc.sampling import Clips, Denoiser, sample
-from vditc.schedule import Schedule
+from vditc.schedule import DescribedScheduler, Schedule, Scheduler
 
 Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampledModel:
-    """Which model, which clips, and how they are sampled."""
+    """Which model, which clips, and how they are sampled.
+
+    `scheduler` is a table over the noise levels and times of `solver`, which walks in its place where one is given: calibration needs
+    the clip that a prediction tells of, and trajectories that can be begun anywhere; verification the way that users will go.
+    """
 
     source: ModelDir
     adapter: ModelAdapter
     conditioning: Conditioning
     scheduler: Schedule
     guidance_scale: float
+    solver: DescribedScheduler | None = None
+    # [clips, C, F, H, W], of a schedule that is a part of another: the latents before its first step. None: they begin as noise.
+    starts: npt.NDArray[np.float32] | None = None
 
     @property
     def specs(self) -> tuple[InputSpec, ...]:
@@ -50,11 +58,15 @@ class SampledModel:
 
     def facts(self) -> dict[str, Any]:
         """What every clip depends on, beside its own conditioning and noise: plain data."""
-        return {"model": self.source.digest, "schedule": self.scheduler.to_json(), "guidance_scale": self.guidance_scale}
+        more: dict[str, Any] = {} if self.solver is None else {"solver": dict(self.solver.about)}
+        if self.starts is not None:
+            more["starts"] = array_digest(self.starts)
+        return {"model": self.source.digest, "schedule": self.scheduler.to_json(), "guidance_scale": self.guidance_scale, **more}
 
     def clip(self, index: int) -> Clips:
         """One clip of the conditioning."""
-        return self.conditioning.clips([index], self.specs)
+        clip = self.conditioning.clips([index], self.specs)
+        return clip if self.starts is None else dataclasses.replace(clip, noise=self.starts[index : index + 1])
 
     def sample(
         self,
@@ -64,6 +76,8 @@ class SampledModel:
         *,
         begin: int = 0,
         latents: Array | None = None,
+        **more: Any,
     ) -> npt.NDArray[np.float32]:
-        """One clip of the conditioning, [1, C, F, H, W]; see `vditc.sampling.sample`."""
-        return sample(denoise, self.scheduler, self.clip(index), self.guidance_scale, on_step, begin=begin, latents=latents)
+        """One clip of the conditioning, [1, C, F, H, W]; see `vditc.sampling.sample`, and for `more` as well."""
+        walked: Scheduler = self.scheduler if self.solver is None else self.solver
+        return sample(denoise, walked, self.clip(index), self.guidance_scale, on_step, begin=begin, latents=latents, **more)

@@ -1,18 +1,21 @@
-"""The denoising loop, in numpy: any denoiser, any scheduler, any inputs, both guidance branches in one batch."""
+"""The denoising loop, in numpy: any denoiser, any scheduler, any inputs, both guidance branches in one batch or one by one."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vditc.adapter import InputSpec
+from vditc.elementwise import guide
 from vditc.schedule import Scheduler
+from vditc.step_cache import PROMPTED, UNPROMPTED, Skips
 
 Array = npt.NDArray[Any]
+Passes = Literal["batched", "two"]  # of guidance: one of 2B clips, or one for each branch
 Feeds = Mapping[str, Array]  # graph input -> value
 
 
@@ -59,21 +62,60 @@ class Clips:
 
         Where a model takes a time for every frame, that of given frames is 0.
         """
-        seen, timestep = scheduler.shown(index, latents), float(scheduler.timesteps[index])
-        if self.channels is not None:
-            seen = np.concatenate([seen, self.channels], 1)
-        found = {self.specs[0].name: np.concatenate([seen, seen]) if guided else seen}
-        batch, frames = len(found[self.specs[0].name]), latents.shape[2]
-        for spec in self.specs[1:]:
+        branches = (PROMPTED, UNPROMPTED) if guided else (PROMPTED,)
+        return Feeder(self, branches).feeds(scheduler.shown(index, latents), float(scheduler.timesteps[index]))
+
+
+class Feeder:
+    """What a denoiser takes for one or both branches of clips; inputs that no step changes are put together once."""
+
+    def __init__(self, clips: Clips, branches: tuple[str, ...], *, reuse: bool = False) -> None:
+        """`reuse`: latents are fed in one array for all steps, which is good until the next call."""
+        self.clips, self.branches, self.reuse = clips, branches, reuse
+        self.prediction: Array | None = None  # the last one, for who wants to use it again
+        told = [clips.prompted if branch == PROMPTED else clips.unprompted for branch in branches]
+        self._still = {
+            s.name: np.concatenate([t[s.name] for t in told]) if len(told) > 1 and s.dims[0] == "batch" else told[0][s.name]
+            for s in clips.specs[1:]
+            if s.fill != "timestep"
+        }
+        self._latents: Array | None = None
+
+    def feeds(self, seen: Array, timestep: float) -> dict[str, Array]:
+        """Of latents as the model is shown them [B, C, F, H, W], at a time."""
+        clips, count = self.clips, len(self.branches)
+        batch, channels, frames = count * len(seen), seen.shape[1], seen.shape[2]
+        latents = seen
+        if count > 1 or clips.channels is not None:
+            shape = (batch, channels + (0 if clips.channels is None else clips.channels.shape[1]), *seen.shape[2:])
+            if self._latents is None or not self.reuse or self._latents.shape != shape:
+                self._latents = np.empty(shape, seen.dtype)
+                for part in np.split(self._latents, count):
+                    part[:, channels:] = 0 if clips.channels is None else clips.channels
+            latents = self._latents
+            for part in np.split(latents, count):
+                part[:, :channels] = seen
+        found = {clips.specs[0].name: latents}
+        for spec in clips.specs[1:]:
             if spec.fill == "timestep":
                 found[spec.name] = np.full(spec.shape({"batch": batch, "frames": frames}), timestep, spec.dtype)
                 if spec.dims[1:] == ("frames",):
-                    found[spec.name][:, list(self.known_frames)] = 0
-            elif guided and spec.dims[0] == "batch":
-                found[spec.name] = np.concatenate([self.prompted[spec.name], self.unprompted[spec.name]])
+                    found[spec.name][:, list(clips.known_frames)] = 0
             else:
-                found[spec.name] = self.prompted[spec.name]
+                found[spec.name] = self._still[spec.name]
         return found
+
+
+def started(denoise: Denoiser, feeds: Feeds, step: int, *, keep: bool) -> Callable[[], Array]:
+    """What waits for a prediction; a denoiser with a method `begin` works on it in the meantime. `keep`: it is used after later calls."""
+    begin = getattr(denoise, "begin", None)
+    if begin is not None:
+        waiting: Callable[[], Array] = begin(feeds, step)
+        return waiting
+    found = denoise(feeds, step)
+    if keep:  # a denoiser may use its array again
+        found = np.array(found, np.float32)
+    return lambda: found
 
 
 def joined_feeds(specs: Sequence[InputSpec], parts: Sequence[Feeds]) -> dict[str, Array]:
@@ -90,21 +132,50 @@ def sample(
     on_step: Callable[[int, Array], None] | None = None,
     *,
     begin: int = 0,
+    end: int | None = None,
     latents: Array | None = None,
+    passes: Passes = "batched",
+    cache: Skips | None = None,
+    on_prediction: Callable[[Array, Sequence[Array]], None] | None = None,
+    reuse: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Denoise `clips`; returns their latents [B, C, F, H, W].
 
     Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): v = v_empty + scale * (v_text - v_empty); both branches run
-    as one batch of 2B, prompts first. At scale 1 only the prompts run. `on_step(index, latents after the step)`.
-    `begin` and `latents`, those after step `begin - 1`, go on with clips that were begun.
+    as one batch of 2B, prompts first, or in two passes. At scale 1 only the prompts run. `on_step(index, latents after the step)`.
+    `begin` and `latents`, those after step `begin - 1`, go on with clips that were begun, with a solver of several steps only in the
+    object that has begun them; `end` leaves them before that step.
+    `cache` leaves out steps. `on_prediction(latents shown, prediction of each branch)`. `reuse`: what is fed, and what `on_step`
+    sees of a scheduler that says so, is good during the call only.
     """
     guided, latents = guidance_scale != 1.0, clips.start(scheduler) if latents is None else latents
-    for index in range(begin, len(scheduler.timesteps)):
-        predicted = denoise(clips.feeds(scheduler, index, latents, guided=guided), index)
+    branches = (PROMPTED, UNPROMPTED) if guided else (PROMPTED,)
+    feeders = [Feeder(clips, b, reuse=reuse) for b in ([branches] if passes == "batched" else [(b,) for b in branches])]
+    mixed: Array | None = None
+    for index in range(begin, len(scheduler.timesteps) if end is None else end):
+        seen, timestep = scheduler.shown(index, latents), float(scheduler.timesteps[index])
+        if cache is not None:
+            cache.look(index, seen)
+        begun = [
+            started(denoise, feeder.feeds(seen, timestep), index, keep=cache is not None or len(feeders) > 1)
+            if cache is None or not cache.skips(index, feeder.branches) or feeder.prediction is None
+            else None
+            for feeder in feeders
+        ]
+        said: list[Array] = []
+        for feeder, result in zip(feeders, begun, strict=True):
+            if result is not None:
+                feeder.prediction = result()
+            assert feeder.prediction is not None
+            said += np.split(feeder.prediction, len(feeder.branches))
+        if on_prediction:
+            on_prediction(seen, said)
+        predicted = said[0]
         if guided:
-            with_text, without = np.split(predicted, 2)
-            predicted = without + np.float32(guidance_scale) * (with_text - without)
+            with_text, without = (np.ascontiguousarray(branch, np.float32) for branch in said)
+            mixed = np.empty_like(with_text) if mixed is None or not reuse else mixed
+            predicted = guide(mixed, with_text, without, guidance_scale)
         latents = clips.with_known(scheduler.step(predicted, index, latents))
         if on_step:
             on_step(index, latents)
-    return np.asarray(latents, np.float32)
+    return np.array(latents, np.float32)

@@ -32,7 +32,16 @@ class Scheduler(Protocol):
         ...
 
     def step(self, prediction: Array, index: int, latents: Array) -> Array:
-        """Latents after step `index`."""
+        """Latents after step `index`. A scheduler may use the array again two steps later: copy what is kept."""
+        ...
+
+
+class DescribedScheduler(Scheduler, Protocol):
+    """One that can say what it was made of."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Plain data: two schedulers with the same walk alike."""
         ...
 
 
@@ -53,6 +62,15 @@ class Schedule:
     signal: npt.NDArray[np.float32]
     noise: npt.NDArray[np.float32]
     start: float = 1.0
+    first: int = 0  # index of its first step in the schedule that it is a part of
+    behind: tuple[float, float] = (1.0, 0.0)  # signal and noise after the last step
+
+    def part(self, steps: range) -> Self:
+        """Some consecutive steps alone, walked from the latents that the steps before them made."""
+        cut = slice(steps.start, steps.stop)
+        tables = {name: getattr(self, name)[cut] for name in TABLES}
+        start = 1.0 if steps.start else self.start
+        return dataclasses.replace(self, **tables, start=start, first=self.first + steps.start, behind=self._after(steps.stop - 1))
 
     @classmethod
     def flow(cls, sigmas: Array) -> Self:
@@ -77,11 +95,15 @@ class Schedule:
 
         x0 and the noise are linear in latents and prediction, and a step re-mixes them for the next level: that determines both.
         """
-        last = index + 1 == len(self.timesteps)
-        signal, noise = (1.0, 0.0) if last else (float(self.signal[index + 1]), float(self.noise[index + 1]))
+        signal, noise = self._after(index)
         ratio = noise / float(self.noise[index])
         share = signal - ratio * float(self.signal[index])
         return np.asarray(((self.kept[index] - ratio) * latents + self.added[index] * prediction) / share, np.float32)
+
+    def _after(self, index: int) -> tuple[float, float]:
+        """Signal and noise in the latents after a step."""
+        last = index + 1 == len(self.timesteps)
+        return self.behind if last else (float(self.signal[index + 1]), float(self.noise[index + 1]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.to_json() == other.to_json()
@@ -91,13 +113,16 @@ class Schedule:
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
         tables = {name: getattr(self, name).tolist() for name in TABLES}
-        return {"scheduler": self.scheduler, "start": self.start, **tables}
+        part = {} if (self.first, self.behind) == (0, (1.0, 0.0)) else {"first": self.first, "behind": list(self.behind)}
+        return {"scheduler": self.scheduler, "start": self.start, **tables, **part}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
         tables = {name: np.array(data[name], np.float32) for name in TABLES}
-        return cls(scheduler=data["scheduler"], start=float(data["start"]), **tables)
+        signal, noise = data.get("behind", (1.0, 0.0))
+        first, behind = int(data.get("first", 0)), (float(signal), float(noise))
+        return cls(scheduler=data["scheduler"], start=float(data["start"]), **tables, first=first, behind=behind)
 
 
 def step_groups(steps: int, count: int) -> list[range]:

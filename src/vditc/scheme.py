@@ -117,6 +117,21 @@ class Scheme:
     def __str__(self) -> str:
         return f"W[{self.weight}] A[{self.activation or 'float'}]"
 
+    @property
+    def codes(self) -> bool:
+        """Whether integers are multiplied with integers."""
+        return self.activation is not None and self.activation.qtype.integer and self.weight.qtype.integer
+
+    @property
+    def needs_plugins(self) -> bool:
+        """Whether on GPUs the plugin library alone computes it: integer weights in groups under integer codes."""
+        return self.codes and self.weight.granularity is Granularity.PER_GROUP
+
+    @property
+    def by_channel(self) -> Scheme:
+        """The same with a scale for every output channel instead of groups."""
+        return dataclasses.replace(self, weight=dataclasses.replace(self.weight, granularity=Granularity.PER_CHANNEL, group_size=None))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
         return {"weight": self.weight.to_json(), "activation": self.activation and self.activation.to_json()}

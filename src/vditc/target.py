@@ -28,6 +28,7 @@ import dataclasses
 from importlib.resources import files
 from pathlib import Path
 
+from vditc.build_options import BuildOptions
 from vditc.errors import InputError
 from vditc.quirk import Products, Quirk
 from vditc.recipe import Recipe
@@ -94,8 +95,13 @@ class Target:
         """Whether every rule of `recipe` runs."""
         return all(self.refusal(rule.scheme) is None for rule in recipe.rules if rule.scheme is not None)
 
-    def refusal(self, scheme: Scheme) -> str | None:
-        """Why this target does not run `scheme`: a quirk and its source, or that no product is of these types; None if it does."""
+    def refusal(self, scheme: Scheme, *, plugins: bool = False) -> str | None:
+        """Why this target does not run `scheme`: a quirk and its source, or that no product is of these types; None if it does.
+
+        `plugins`: layers in groups go to the plugin library, whose products are of the types of layers without groups.
+        """
+        if plugins and scheme.needs_plugins:
+            scheme = scheme.by_channel
         for quirk in self.quirks:
             if any(row.hold(scheme) for row in quirk.refuses):
                 gpus = ", ".join(a for a in self.arch if a in quirk.arch)
@@ -104,21 +110,42 @@ class Target:
             return None
         return f"it runs {'; '.join(map(str, self.products))}"
 
-    def check(self, recipe: Recipe) -> None:
-        """InputError for the first rule that this target cannot run, with the nearest built-in recipe that it can."""
+    def check(self, recipe: Recipe, *, plugins: bool = False) -> None:
+        """InputError for the first rule that this target cannot run, with the nearest built-in recipe that it can.
+
+        `plugins`: with the plugin library.
+        """
         for number, rule in enumerate(recipe.rules, 1):
-            if rule.scheme is None or (why := self.refusal(rule.scheme)) is None:
+            if rule.scheme is None or (why := self.refusal(rule.scheme, plugins=plugins)) is None:
                 continue
             found = nearest(recipe, self.runs)
             fix = "choose another target"
             if found is not None:
                 fix = f"the nearest built-in recipe that runs here is {found[0].name} ({found[1]}); or {fix}"
+            if self.refusal(rule.scheme, plugins=True) is None:
+                fix = f"--plugins on hands such layers to the plugin library, which has groups, and builds it where it is not; or {fix}"
             raise InputError(
                 found=f"rule {number} of recipe {recipe.name}: {rule.scheme}",
                 wanted=f"what this target runs: {why}",
                 where=f"target {self.name} ({', '.join(self.arch) or 'cpu'}, {self.runtime})",
                 fix=fix,
             )
+
+    def check_options(self, options: BuildOptions) -> None:
+        """InputError for an option of building engines that this target has not."""
+        if self.backend == "onnxruntime" and options.asked:
+            raise self._no_option(options.asked[0], "no engine is built for it")
+        for quirk in self.quirks:
+            if lacking := [name for name in options.asked if name in quirk.engine_options]:
+                raise self._no_option(lacking[0], f"{quirk.says} [{quirk.source}]")
+
+    def _no_option(self, name: str, why: str) -> InputError:
+        return InputError(
+            found=f"engine option {name}",
+            wanted=f"options that this target has: {why}",
+            where=f"target {self.name} ({self.runtime})",
+            fix=f"leave it out, or say it to another target alone: --engine TARGET:{name}",
+        )
 
     def check_attention(self, keys: int, where: str) -> None:
         """InputError when an attention that is computed in float16 has more keys than that counts."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class WordEmbedding:
     def encode(self, prompts: list[str]) -> npt.NDArray[np.float32]:
         """float32 [len(prompts), length, text_dim]."""
         return self.weight[np.array([self.token_ids(p) for p in prompts], np.int64)]
+
+    def inputs(self, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """The same by the name of the transformer's input, as every text encoder gives it."""
+        return {"encoder_hidden_states": self.encode(list(prompts))}
 
     @classmethod
     def load(cls, folder: Path) -> WordEmbedding:

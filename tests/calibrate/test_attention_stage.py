@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny_export import calibration as exportable
 from tiny_model import tiny_sampled
@@ -150,7 +151,7 @@ def test_bad_sections(section: dict[str, Any], message: str) -> None:
         recipe(section)
 
 
-def test_export_and_inspect_say_that_it_is_only_recorded(
+def test_export_and_inspect_say_what_was_measured(
     run: Callable[..., Calibration], tiny: ModelDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibration = run()
@@ -158,11 +159,13 @@ def test_export_and_inspect_say_that_it_is_only_recorded(
         watcher = Watcher()
         export_model(source=tiny, adapter=adapter_for(tiny), calibration=known, out=tmp_path / "m.onnx", progress=watcher)
         said = [n for n in watcher.notes if n.startswith("attention of 4 modules is calibrated as QK[int8 per token, smooth k]")]
-        assert len(said) == count and all("recorded only" in n for n in said)
+        assert len(said) == count and all("this graph computes it in floating point" in n for n in said)
+        about = json.loads(onnx.load(tmp_path / "m.onnx", load_external_data=False).metadata_props[0].value)
+        assert about.get("attention") == (calibration.attention[MODULES[0]].scheme.to_json() if count else None)
     (tmp_path / "out").rename(tmp_path / "c.safetensors")
     facts = json.loads(json.dumps(calibration_facts(tmp_path / "c.safetensors")))
     assert list(facts["attention"]) == MODULES and facts["attention"][MODULES[0]]["error"] == calibration.attention[MODULES[0]].error
     show_calibration(tmp_path / "c.safetensors", facts)
     shown = capsys.readouterr().out
-    assert "attention, QK[int8 per token, smooth k] PV[fp8_e4m3]: recorded" in " ".join(shown.split())
+    assert "attention, QK[int8 per token, smooth k] PV[fp8_e4m3]: measured" in " ".join(shown.split())
     assert all(name in shown for name in MODULES)

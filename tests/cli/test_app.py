@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
 from command import vditc
 from rich.console import Console
 
-from vditc.cli.app import RichProgress
+from vditc.cli.app import MODULES, RichProgress
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +90,13 @@ def test_time_left_of_slow_steps_and_of_a_resumed_run(monkeypatch: pytest.Monkey
             advance()
         now += 1.0
     assert "9/10 0:06:01 left 0:02:00" in shown.getvalue()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_is_found_by_its_module(module: str) -> None:
+    """Only the module that names a command is loaded for it."""
+    asked = f"import vditc.cli.{module}; from vditc.cli.app import app; "
+    said = asked + "print(*(c.name for c in app.registered_commands), *(g.typer_instance.info.name for g in app.registered_groups))"
+    ran = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert set(MODULES[module]) <= set(ran.stdout.split())
+    assert set(ran.stdout.split()) <= {command for commands in MODULES.values() for command in commands}

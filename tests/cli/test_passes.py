@@ -16,7 +16,8 @@ from attention_graph import TEXT_FORM, save_attention
 from command import Run, vditc
 
 from vditc.graph_passes.core import PASSES, Pass, Result
-from vditc.graph_passes.pipelines import PIPELINES, pipeline
+from vditc.graph_passes.pipelines import pipeline
+from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.model_dir import ModelDir
 from vditc.target import Target, builtin_targets
 
@@ -208,7 +209,7 @@ def test_passes_are_listed() -> None:
     assert found.keys() == PASSES.keys()
     assert found["fold-constants"]["options"] == {"size_limit": {"type": "int", "default": "1024"}}
     assert found["eliminate-dead-nodes"]["targets"] == list(builtin_targets())
-    used = {one.name for t in builtin_targets() for one in PIPELINES[Target.load(t).backend](Target.load(t), plugins=True)}
+    used = {one.name for t in builtin_targets() for one in pipeline(Target.load(t), plugins=True, attention=QuantizeAttention())}
     assert {name for name, one in found.items() if one["targets"]} == used
 
 

@@ -30,8 +30,8 @@ from vditc.plugins.packing import unpack
 from vditc.plugins.qlinear.op import QLinear
 from vditc.plugins.quantize_token.op import QuantizeToken
 from vditc.progress import SILENT
+from vditc.runtimes.graph_precision import expected_precision
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
-from vditc.runtimes.precision import expected_precision
 from vditc.target import Target
 
 FEEDS = tiny_export.SHAPES[0]

@@ -9,7 +9,8 @@ import pytest
 import vditc
 from vditc.bundle import Bundle
 from vditc.model_dir import ModelDir
-from vditc.pipeline.compile import Job, compile_bundle
+from vditc.pipeline.compile import compile_bundle
+from vditc.pipeline.job import Job
 from vditc.pipeline.report_data import report_bundles
 from vditc.progress import SILENT
 from vditc.recipe import Recipe

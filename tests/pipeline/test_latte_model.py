@@ -12,7 +12,8 @@ from vditc.calibrate.stage import uncalibrated
 from vditc.digits import Caption
 from vditc.export.adapters.registry import adapter_for
 from vditc.model_dir import ModelDir
-from vditc.pipeline.compile import Job, compile_bundle
+from vditc.pipeline.compile import compile_bundle
+from vditc.pipeline.job import Job
 from vditc.pipeline.opened import OpenedModel
 from vditc.progress import SILENT
 from vditc.recipe import Recipe

@@ -17,7 +17,8 @@ from vditc.errors import InputError
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir
 from vditc.pipeline import compile as job_module
-from vditc.pipeline.compile import Job, compile_bundle
+from vditc.pipeline.compile import compile_bundle
+from vditc.pipeline.job import Job
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
 from vditc.safetensors_file import write_tensors

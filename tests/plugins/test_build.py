@@ -19,9 +19,23 @@ from command import vditc
 
 from vditc.errors import InputError, VditcError
 from vditc.files import sha256
+from vditc.plugins import build as build_module
 from vditc.plugins import nvrtc
-from vditc.plugins.build import ARCHITECTURES, CUTLASS_ARCHITECTURES, FACTS, PATTERNS, SOURCES, Built, Wanted, build, library_path, units
-from vditc.plugins.library import Library
+from vditc.plugins.build import (
+    ARCHITECTURES,
+    CUTLASS_ARCHITECTURES,
+    FACTS,
+    LIBRARY,
+    PATTERNS,
+    SOURCES,
+    TIMES,
+    Built,
+    Wanted,
+    build,
+    library_path,
+    units,
+)
+from vditc.plugins.library import ABI_VERSION, Library
 from vditc.plugins.toolkit import find_cutlass, find_nvcc, find_program, find_toolkit, host_machine
 from vditc.plugins.wheels import cache_home
 
@@ -101,6 +115,40 @@ def test_kernels_use_no_stack(small: Built) -> None:
     assert len(kernels) >= 4 and {k["architecture"] for k in kernels} == {"80"}
     assert all("vditc::qlinear::" in k["kernel"] and k["registers"] > 8 for k in kernels)
     assert not [k for k in kernels if k["stack"] or k["spill_stores"] or k["spill_loads"]]
+
+
+def test_a_library_for_more_gpus_does_where_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same sources and compilers; the one for the fewest GPUs. Nothing is compiled here."""
+
+    def keep(made: Path, kept: Path, made_of: dict[str, Any], digest: str) -> None:
+        kept.mkdir(parents=True)
+        (kept / LIBRARY).write_text(" ".join(made_of["architectures"]))
+        (kept / TIMES).write_text("{}")
+        (kept / FACTS).write_text(json.dumps({**made_of, "abi": ABI_VERSION, "sha256": sha256(kept / LIBRARY)}))
+
+    made_of = {"cuda": "13.0.0", "cxx": "g++", "cutlass": None}
+    monkeypatch.setattr(build_module, "_settings", lambda *_: (made_of, []))
+    monkeypatch.setattr(build_module, "_compile", lambda *_: 1)
+    monkeypatch.setattr(build_module, "_keep", keep)
+
+    def of(*gpus: str, wider: bool = True) -> tuple[int, str]:
+        found = build(Wanted.of("x86_64", gpus), tmp_path / "out", wider=wider, cache=tmp_path / "cache")
+        return found.compiled, found.path.read_text()
+
+    assert of("80", "86", "89", "90a") == (1, "80 86 89 90a") and of("80", "89") == (0, "80 86 89 90a")
+    assert of("80", "89", wider=False) == (1, "80 89") and of("89") == (0, "80 89")
+    assert of("80", "100a") == (1, "80 100a")
+    made_of["cuda"] = "13.1.0"
+    assert of("80") == (1, "80")
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty or relative XDG_CACHE_HOME is none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_home() == tmp_path / "vditc" / "plugins"
+    for said in ("", "cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", said)
+        assert cache_home() == Path.home() / ".cache" / "vditc" / "plugins"
 
 
 def test_nothing_is_compiled_twice(small: Built, sources: Path, cache: Path, tmp_path: Path) -> None:
@@ -232,10 +280,14 @@ def check_whole(built: Built, architectures: tuple[str, ...]) -> None:
     assert built.facts["bytes"] <= MEGABYTES * 1e6
 
 
-def test_hand_written_kernels_of_every_gpu(tmp_path: Path) -> None:
-    """Six minutes of a core, once for every state of the sources; the README's test takes what this one built, or the other way round."""
+@pytest.mark.parametrize("architectures", [("80", "90a", "120a"), pytest.param(ARCHITECTURES["x86_64"], marks=pytest.mark.slow)], ids=len)
+def test_hand_written_kernels(architectures: tuple[str, ...], tmp_path: Path) -> None:
+    """Two minutes of a core for three generations, six for every GPU, once for every state of the sources.
+
+    The README's test takes the three that this one built, or the other way round.
+    """
     toolkit()
-    wanted = Wanted.of("x86_64", cutlass=False)
+    wanted = Wanted.of("x86_64", list(architectures), cutlass=False)
     check_whole(build(wanted, tmp_path), wanted.architectures)
 
 

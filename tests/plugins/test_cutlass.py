@@ -41,6 +41,23 @@ def test_eight_columns_equal_one_after_another(tmp_path: Path) -> None:
     assert run(tmp_path / "test") == "1728 problems\n"
 
 
+def test_sizes_that_its_grids_have(tmp_path: Path) -> None:
+    """Which problems a library with CUTLASS leaves to it, up to the greatest there are."""
+    flags = [f"-DVDITC_CUTLASS_SM{sm}" for sm in (80, 90, 100)]
+    run(
+        "g++",
+        *FLAGS,
+        *flags,
+        "-Werror",
+        HERE / "cutlass_sizes.cpp",
+        SOURCES / "qlinear" / "problem.cpp",
+        SOURCES / "native" / "status.cpp",
+        "-o",
+        tmp_path / "test",
+    )
+    assert run(tmp_path / "test") == "24 problems\n"
+
+
 @pytest.fixture
 def nvcc() -> Path:
     """Skips without a toolkit or CUTLASS."""

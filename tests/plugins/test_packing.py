@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vditc.plugins.packing import BITS, BLOCK, code_range, pack, pack_pairs, pack_tokens, packed_bytes, unpack, unpack_tokens
+from vditc.plugins.packing import BITS, BLOCK, code_range, pack, pack_tokens, packed_bytes, unpack, unpack_tokens
+from vditc.plugins.packing_pairs import pack_pairs
 
 KINDS = (*((bits, False) for bits in BITS), (4, True))
 
@@ -29,11 +30,16 @@ def test_unpacking_gives_the_codes_back(seed: int, n: int, k: int, kind: tuple[i
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40))
-def test_pairs_of_onnx_are_packed_as_their_codes_are(seed: int, rows: int, columns: int) -> None:
-    codes = random_codes(seed, BLOCK * rows, BLOCK * columns, 4)
-    across = np.ascontiguousarray(codes.T).view(np.uint8)  # [K, N]
-    np.testing.assert_array_equal(pack_pairs((across[:, 0::2] & 15 | across[:, 1::2] << 4).astype(np.uint8)), pack(codes, 4))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.sampled_from([4, 3]))
+def test_pairs_of_onnx_are_packed_as_their_codes_are(seed: int, rows: int, columns: int, bits: int) -> None:
+    codes = random_codes(seed, BLOCK * rows, BLOCK * columns, bits)
+    np.testing.assert_array_equal(pack_pairs(pairs_of(codes), bits), pack(codes, bits))
+
+
+def pairs_of(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """[N, K] -> as ONNX has them."""
+    across = np.ascontiguousarray(codes.T).view(np.uint8)
+    return (across[:, 0::2] & 15 | across[:, 1::2] << 4).astype(np.uint8)
 
 
 def test_panels_of_every_height() -> None:
@@ -50,7 +56,18 @@ def test_panels_of_every_height() -> None:
 
 def test_pairs_that_cannot_be_packed_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"codes \[32, 48\]; wanted multiples of 32"):
-        pack_pairs(np.zeros((32, 24), np.uint8))
+        pack_pairs(np.zeros((32, 24), np.uint8), 4)
+    with pytest.raises(ValueError, match="8 bits of codes two a byte; wanted 4 or 3"):
+        pack_pairs(np.zeros((32, 16), np.uint8), 8)
+
+
+@pytest.mark.parametrize("code", [-5, 4, 7, -8])
+@pytest.mark.parametrize("at", [(0, 0), (1, 16), (31, 47), (63, 95)])
+def test_pairs_that_do_not_fit_in_three_bits_are_an_error(code: int, at: tuple[int, int]) -> None:
+    codes = random_codes(0, 64, 96, 3)
+    codes[at] = code
+    with pytest.raises(ValueError, match="codes of more than 3 bits; 3 bits hold -4 to 3"):
+        pack_pairs(pairs_of(codes), 3)
 
 
 @settings(max_examples=30, deadline=None)

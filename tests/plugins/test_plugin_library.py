@@ -355,3 +355,29 @@ def test_tensors_that_do_not_fit_quantize_token_are_refused(
     with pytest.raises(HostError) as caught:
         host.of(op).configure([described(a.shape, a.dtype) for a in given.values()])
     assert f"layer layer: {said}" in str(caught.value)
+
+
+def test_views_that_begin_anywhere(host: Host) -> None:
+    """What is read one number at a time may lie at any of them; of what is read in vectors those that are not aligned are refused."""
+    rng = np.random.default_rng(9)
+    tokens = {k: rng.standard_normal((3, k)).astype(np.float16) for k in (64, 77)}
+    given, gain = np.full(1, 0.02, np.float32), rng.standard_normal((1, 77)).astype(np.float32)
+    cases: list[tuple[QuantizeToken, list[Array], dict[int, int]]] = [
+        (QuantizeToken(scaled="given"), [tokens[64], given], {1: 4}),
+        (QuantizeToken(gain=True), [tokens[77], gain], {0: 2, 1: 12}),
+    ]
+    for op, inputs, moved in cases:
+        codes = quantize_token(op, *inputs)["codes"]
+        assert np.array_equal(host.of(op).run(inputs, moved=moved)[0], codes)
+    with pytest.raises(HostError, match=r"(?s)run 4: .*QuantizeToken.*x lies at 0x\w+2; wanted an address that is a multiple of 16"):
+        host.of(QuantizeToken()).run([tokens[64]], moved={0: 2})
+    layer = LAYERS["w3 rank bias gated"]
+    inputs = inputs_of(layer, rng)
+    scales = {layer.inputs.index(name): 4 for name in ("scale", "left")}
+    close(layer, host.of(layer).run(inputs, moved=scales)[0], qlinear(layer, *inputs))
+    for name in set(layer.inputs) - {"scale", "left"}:
+        with pytest.raises(
+            HostError,
+            match=rf"(?s)run 4: .*QLinear.*{'bias' if name == 'b' else name} = 0x\w+8; wanted an address that is a multiple of 16",
+        ):
+            host.of(layer).run(inputs, moved={layer.inputs.index(name): 8})

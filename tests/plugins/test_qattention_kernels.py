@@ -15,7 +15,7 @@ from vditc.plugins.interface import QAttentionProblem, QAttentionTensors
 from vditc.plugins.library import KernelError, Library
 from vditc.plugins.qattention.kernels import problem_of, products, qattention
 from vditc.plugins.qattention.op import QAttention
-from vditc.plugins.qattention.reference import CODES_OFF, SCALE_OFF, heads_first, key_codes, sums
+from vditc.plugins.qattention.reference import CODES_OFF, SCALE_OFF, heads_first, key_codes, sums, sums_off
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,22 @@ def test_many_keys_that_weigh_little(library: Library) -> None:
     found = qattention(library, op, q, k, v).astype(np.float64)
     np.testing.assert_allclose(found, 2.0**-14, rtol=1e-2)
     check(op, [q, k, v], found.astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_sums_over_many_keys(library: Library, dtype: str) -> None:
+    """Equal weights of many values, and then of an eighth as many eight times as large and negative: their sum is 0, near which no rounding
+    of the result hides what was cut off. A key whose value is 0 has the greatest weight, so that the others' have all bits there are."""
+    keys = 1 + 9 * 1024
+    op = QAttention(scale=float(np.float32(np.log(2))), smooth_k=False)
+    q, k = (np.zeros((1, 1, n, 64), TYPES[dtype]) for n in (1, keys))
+    q[..., 0], k[0, 0, 0, 0] = 1, 0.3
+    few = np.random.default_rng(7).uniform(1, 2, (1, 1, 1024, 64)).astype(TYPES[dtype]).astype(np.float64)
+    v = np.concatenate([np.zeros((1, 1, 1, 64)), *[few] * 8, -8 * few], axis=2).astype(TYPES[dtype])
+    off = np.abs(qattention(library, op, q, k, v).astype(np.float64)).max() / np.abs(v.astype(np.float64)).max()
+    assert off <= sums_off(keys)
+    if dtype == "fp16":  # products of bfloat16 are short: hardly anything is cut off
+        assert off > 8 * sums_off(0)
 
 
 def test_smoothing_is_what_keeps_keys_with_an_offset_apart(library: Library) -> None:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import token_cases
 import tolerances
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from token_cases import ODD, ODD_OPERATORS, TYPES, Case, cases, inputs, odd_case, tokens
 
 from vditc.hadamard import rotate
 from vditc.plugins.catalogue import attach_functions, operator_of
-from vditc.plugins.packing import BLOCK, unpack_tokens
-from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
+from vditc.plugins.quantize_token.op import QuantizeToken
 from vditc.plugins.quantize_token.reference import exact, quantize_token
 
 Array = npt.NDArray[Any]
-TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def model(op: QuantizeToken, inputs: list[Array]) -> ir.Model:
@@ -58,86 +57,20 @@ def run(op: QuantizeToken, inputs: list[Array]) -> dict[str, Array]:
     return found | ({"sum": found["sum"].astype(inputs[0].dtype)} if op.gated else {})
 
 
-def check(op: QuantizeToken, inputs: list[Array]) -> None:
-    """Equal to the oracle, as exactly as it must be."""
-    found, wanted = run(op, inputs), quantize_token(op, *inputs)
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-    if op.packed:
-        found["codes"], wanted["codes"] = unpack_tokens(found["codes"]), unpack_tokens(wanted["codes"])
-    if op.gated:  # one IEEE operation after another
-        assert np.array_equal(found["sum"], wanted["sum"])
-    if exact(op):
-        for name in {"codes", "scale", "total"} & wanted.keys():
-            assert np.array_equal(found[name], wanted[name]), name
-    else:
-        off = np.abs(found["codes"].astype(int) - wanted["codes"])
-        assert off.max(initial=0) <= 1
-        assert off.sum() <= max(tolerances.CODES_OFF * off.size, 3)  # a few where there are few
-        if "scale" in wanted:
-            assert np.all(np.abs(found["scale"] - wanted["scale"]) <= tolerances.SCALE_OFF * wanted["scale"])
-    scale = np.asarray(found.get("scale", dict(zip(op.inputs, inputs, strict=True)).get("given")), np.float64)
-    codes = found["codes"].astype(np.float64)
-    if op.total:  # of the very codes that came out
-        assert np.array_equal(found["total"], codes.sum(-1, keepdims=True).astype(np.float32) * scale.astype(np.float32))
-    for r in range(op.shares):
-        weighed = codes * inputs[-1][r]
-        most = scale * np.abs(weighed).sum(-1, keepdims=True)
-        assert np.all(np.abs(found[f"share{r}"] - scale * weighed.sum(-1, keepdims=True)) <= tolerances.SCALE_OFF * most)
-
-
-@st.composite
-def case(draw: st.DrawFn, plain: bool = False) -> tuple[QuantizeToken, list[Array]]:
-    """An operator and inputs; some tokens are zeros, so that their scale is the least. `plain`: without sums."""
-    flags = {name: draw(st.booleans()) for name in ("gain", "shift", "center", "balance", "total", "gated")}
-    norm = "none" if plain else draw(st.sampled_from(["none", "layer", "rms"]))
-    if norm != "none":
-        flags |= {"weight": draw(st.booleans()), "bias": draw(st.booleans())}
-    scaled = draw(st.sampled_from(["token", "given"]))
-    bits = draw(st.sampled_from([8, 6, 4, 3]))
-    options: dict[str, Any] = {
-        "bits": bits,
-        "packed": bits <= 4 and draw(st.booleans()),
-        "norm": norm,
-        "epsilon": 1e-5 if norm != "none" else 0.0,
-        "activation": "none" if plain or norm != "none" else draw(st.sampled_from(["none", "none", "gelu", "gelu_tanh"])),
-        "scaled": scaled,
-        "clip": scaled == "token" and draw(st.booleans()),
-        "rotation": 0 if plain else draw(st.sampled_from([0, 0, 256])),
-        "shares": draw(st.integers(0, MAX_SHARES)),
-    }
-    op = QuantizeToken(**(options | flags))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    # Of few channels a norm or GELU may leave nothing but the rounding of what cancelled.
-    k = 256 * draw(st.integers(1, 3)) if op.rotation else draw(st.integers(1 if exact(op) else 16, 70))
-    k = -(-k // BLOCK) * BLOCK if op.packed else k
-    leading = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-    return op, arrays(op, random, leading, k, TYPES[draw(st.sampled_from(list(TYPES)))])
-
-
-def arrays(op: QuantizeToken, random: np.random.Generator, leading: tuple[int, ...], k: int, dtype: np.dtype[Any]) -> list[Array]:
-    """Random inputs for x [*leading, k]."""
-    x = random.standard_normal((*leading, k)).astype(np.float32)
-    x[random.random(leading) < 0.2] = 0
-    spread = (*leading[:1], *(1 for _ in leading[1:]), k)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("gain", "shift", "gate"), spread) | {"residual": (*leading, k)}
-    shapes |= {"clip": (1,), "given": (), "alpha": (op.shares, k)}
-    made = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in op.inputs}
-    made |= {name: made[name].astype(dtype) for name in ("gate", "residual") if name in made}
-    made |= {"x": x.astype(dtype), "clip": np.asarray([0.7], np.float32), "given": np.asarray(0.03, np.float32)}
-    return [made[name] for name in op.inputs]
+def check(op: QuantizeToken, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The body's outputs, which are the oracle's as exactly as they must be."""
+    return token_cases.check(op, inputs, run(op, [inputs[name] for name in op.inputs]))
 
 
 @settings(max_examples=120, deadline=None)
-@given(case())
-def test_body_is_the_oracle(made: tuple[QuantizeToken, list[Array]]) -> None:
+@given(cases())
+def test_body_is_the_oracle(made: Case) -> None:
     check(*made)
 
 
 @settings(max_examples=40, deadline=None)
-@given(case(plain=True))
-def test_codes_are_exact_without_sums(made: tuple[QuantizeToken, list[Array]]) -> None:
+@given(cases(plain=True))
+def test_codes_are_exact_without_sums(made: Case) -> None:
     assert exact(made[0])
     check(*made)
 
@@ -149,7 +82,7 @@ def test_ties_go_to_even_and_codes_end_at_the_range(bits: int) -> None:
     one = np.ones(1, np.float32)
     out = quantize_token(QuantizeToken(bits=bits, scaled="given"), x, one)
     assert out["codes"].tolist() == [[0, 2, 0, -2, 2, high, -high - 1]]
-    check(QuantizeToken(bits=bits, scaled="given"), [x, one])
+    check(QuantizeToken(bits=bits, scaled="given"), {"x": x, "given": one})
 
 
 def test_two_codes_a_byte_by_hand() -> None:
@@ -179,14 +112,21 @@ def test_the_oracle_rotates_as_the_calibration_does() -> None:
 def test_a_wide_token() -> None:
     """Where float32 sums of a norm are long: no more codes are off than may be."""
     op = QuantizeToken(norm="layer", epsilon=1e-6, gain=True, shift=True, total=True)
-    check(op, arrays(op, np.random.default_rng(1), (2, 40), 5120, TYPES["fp16"]))
+    random = np.random.default_rng(1)
+    check(op, inputs(random, op, tokens(random, (2, 40), 5120, TYPES["fp16"]), {"gain": (2, 1, 5120), "shift": (2, 1, 5120)}))
+
+
+@pytest.mark.parametrize("odd", list(ODD))
+@pytest.mark.parametrize("op", ODD_OPERATORS, ids=lambda op: op.overload)
+def test_what_is_no_number_stays_in_its_token(op: QuantizeToken, odd: str) -> None:
+    check(op, odd_case(op, ODD[odd], 256, TYPES["fp16"]))
 
 
 @settings(max_examples=40, deadline=None)
-@given(case())
-def test_node_says_what_it_is(made: tuple[QuantizeToken, list[Array]]) -> None:
+@given(cases())
+def test_node_says_what_it_is(made: Case) -> None:
     op, inputs = made
-    proto = ir.from_proto(ir.to_proto(model(op, inputs)))
+    proto = ir.from_proto(ir.to_proto(model(op, list(inputs.values()))))
     read = operator_of(next(n for n in proto.graph if n.op_type == "QuantizeToken"))
     assert isinstance(read, QuantizeToken)
     assert dataclasses.replace(read, epsilon=op.epsilon) == op

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tolerances
+import token_cases
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from token_cases import ODD, ODD_OPERATORS, TYPES, Case, cases, inputs, odd_case
 
 from vditc.plugins.emulated import emulated_library
 from vditc.plugins.interface import QuantizeTokenProblem
 from vditc.plugins.library import KernelError, Library, Rows
 from vditc.plugins.packing import code_range, unpack_tokens
 from vditc.plugins.quantize_token import kernels
-from vditc.plugins.quantize_token.op import MAX_SHARES, QuantizeToken
-from vditc.plugins.quantize_token.reference import exact, quantize_token
+from vditc.plugins.quantize_token.op import QuantizeToken
+from vditc.plugins.quantize_token.reference import exact
 
 Array = npt.NDArray[Any]
 WIDTHS = (1024, 1152, 1536, 1920, 2048, 2304, 2560, 3072, 4096, 5120, 6144, 8960, 10240, 12288, 13824, 14336, 16384, 24576, 32768)
@@ -32,105 +33,19 @@ def library() -> Library:
 
 
 def check(library: Library, op: QuantizeToken, given: dict[str, Array]) -> dict[str, Array]:
-    """Equal to the oracle, as exactly as it must be. The outputs, with codes unpacked."""
-    found, wanted = kernels.run(library, op, given), quantize_token(op, *(given[name] for name in op.inputs))
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-    if op.packed:
-        found["codes"], wanted["codes"] = unpack_tokens(found["codes"]), unpack_tokens(wanted["codes"])
-    if op.gated:
-        assert found["sum"].tobytes() == wanted["sum"].tobytes()
-    if exact(op):
-        for name in {"codes", "scale", "total"} & wanted.keys():
-            assert np.array_equal(found[name], wanted[name]), name
-    else:
-        off = np.abs(found["codes"].astype(int) - wanted["codes"])
-        assert off.max(initial=0) <= 1
-        assert off.sum() <= max(tolerances.CODES_OFF * off.size, 3)  # a few where there are few
-        if "scale" in wanted:
-            assert np.all(np.abs(found["scale"] - wanted["scale"]) <= tolerances.SCALE_OFF * wanted["scale"])
-    scale = np.asarray(found.get("scale", given.get("given")), np.float64)
-    codes = found["codes"].astype(np.float64)
-    if op.total:  # of the very codes that came out
-        assert np.array_equal(found["total"], codes.sum(-1, keepdims=True).astype(np.float32) * scale.astype(np.float32))
-    for r in range(op.shares):
-        weighed = codes * given["alpha"][r]
-        most = scale * np.abs(weighed).sum(-1, keepdims=True)
-        assert np.all(np.abs(found[f"share{r}"] - scale * weighed.sum(-1, keepdims=True)) <= tolerances.SCALE_OFF * most)
-    return found
-
-
-def tokens(random: np.random.Generator, leading: tuple[int, ...], k: int, dtype: np.dtype[Any]) -> Array:
-    """Random tokens; some are zeros, some of one number, some have an outlier nearly as great as fp16 goes."""
-    x = random.standard_normal((*leading, k)).astype(np.float32)
-    kind = random.random(leading)
-    x[kind < 0.15] = 0
-    x[(kind > 0.15) & (kind < 0.3)] = np.float32(random.standard_normal() * 10)
-    x[kind > 0.85, random.integers(k)] = 6e4
-    return x.astype(dtype)
-
-
-def inputs(random: np.random.Generator, op: QuantizeToken, x: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Random inputs beside x; `shapes` of those that are broadcast to it."""
-    k = x.shape[-1]
-    shapes = {"clip": (1,), "given": (), "alpha": (op.shares, k)} | shapes
-    made: dict[str, Array] = {name: random.standard_normal(shapes.get(name, (k,))).astype(np.float32) for name in op.inputs}
-    made |= {"x": x, "clip": np.asarray([0.7], np.float32), "given": np.asarray(0.03, np.float32)}
-    if op.gated:
-        made["gate"] = made["gate"].clip(-1, 1).astype(x.dtype)  # no fp16 overflows
-        made["residual"] = made["residual"].astype(x.dtype)
-    return {name: made[name] for name in op.inputs}
-
-
-@st.composite
-def cases(draw: st.DrawFn, plain: bool = False) -> tuple[QuantizeToken, dict[str, Array]]:
-    """An operator with any flags, and inputs for it. `plain`: without sums, so that everything is exact."""
-    flags = {name: draw(st.booleans()) for name in ("gated", "gain", "shift", "center", "balance", "total")}
-    norm = "none" if plain else draw(st.sampled_from(["none", "layer", "rms"]))
-    if norm != "none":
-        flags |= {"weight": draw(st.booleans()), "bias": draw(st.booleans())}
-    scaled = draw(st.sampled_from(["token", "token", "given"]))
-    bits = draw(st.sampled_from([8, 6, 4, 3]))
-    options: dict[str, Any] = {
-        "bits": bits,
-        "packed": bits <= 4 and draw(st.booleans()),
-        "norm": norm,
-        "epsilon": 1e-5 if norm != "none" else 0.0,
-        "activation": "none" if plain or norm != "none" else draw(st.sampled_from(["none", "none", "gelu", "gelu_tanh"])),
-        "scaled": scaled,
-        "clip": scaled == "token" and draw(st.booleans()),
-        "rotation": 0 if plain else draw(st.sampled_from([0, 0, 256])),
-        "shares": draw(st.integers(0, MAX_SHARES)),
-    }
-    op = QuantizeToken(**(options | flags))
-    if op.rotation:
-        k = 256 * draw(st.integers(1, 13))
-    elif op.packed:
-        k = 32 * draw(st.integers(1, 100))
-    else:  # of few channels a norm or GELU may leave nothing but the rounding of what cancelled
-        k = draw(st.one_of(st.integers(1 if exact(op) else 16, 70), st.integers(2, 400).map(lambda n: 8 * n), st.integers(2000, 2200)))
-    leading = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-    shapes = {}
-    for name in kernels.BROADCAST:
-        if name in op.inputs:
-            first = draw(st.integers(0, len(leading)))
-            last = draw(st.integers(first, len(leading)))
-            shapes[name] = (*(size if first <= i < last else 1 for i, size in enumerate(leading)), k)
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    x = tokens(random, leading, k, kernels.DTYPES[draw(st.sampled_from(list(kernels.DTYPES)))])
-    return op, inputs(random, op, x, shapes)
+    """The kernel's outputs with codes unpacked, which are the oracle's as exactly as they must be."""
+    return token_cases.check(op, given, kernels.run(library, op, given))
 
 
 @settings(max_examples=250, deadline=None)
-@given(cases())
-def test_kernel_is_the_oracle(library: Library, case: tuple[QuantizeToken, dict[str, Array]]) -> None:
+@given(cases(wide=True))
+def test_kernel_is_the_oracle(library: Library, case: Case) -> None:
     check(library, *case)
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(plain=True))
-def test_codes_are_exact_without_sums(library: Library, case: tuple[QuantizeToken, dict[str, Array]]) -> None:
+@given(cases(plain=True, wide=True))
+def test_codes_are_exact_without_sums(library: Library, case: Case) -> None:
     assert exact(case[0])
     check(library, *case)
 
@@ -203,19 +118,25 @@ def test_ties_go_to_even_and_codes_end_at_the_range(library: Library, bits: int)
     assert out["codes"].tolist() == [[0, 2, 0, -2, 2, high, low, 0]]
 
 
-@pytest.mark.parametrize("k", [64, 3072, 77])
-@pytest.mark.parametrize("options", [{}, {"norm": "layer", "epsilon": 1e-6}, {"norm": "rms", "epsilon": 1e-6}, {"activation": "gelu"}])
-def test_what_is_no_number_stays_in_its_token(library: Library, k: int, options: dict[str, Any]) -> None:
-    random = np.random.default_rng(0)
-    op = QuantizeToken(**options)
-    x = random.standard_normal((6, k)).astype(np.float16)
-    good = check(library, op, {"x": x})
-    x[2, k // 2] = np.nan
-    out = kernels.run(library, op, {"x": x})
-    others = [0, 1, 3, 4, 5]
-    assert np.isnan(out["scale"][2])
-    assert np.array_equal(out["codes"][others], good["codes"][others])
-    assert np.array_equal(out["scale"][others], good["scale"][others])
+@pytest.mark.parametrize("odd", list(ODD))
+@pytest.mark.parametrize("op", ODD_OPERATORS, ids=lambda op: op.overload)
+def test_what_is_no_number_stays_in_its_token(library: Library, op: QuantizeToken, odd: str) -> None:
+    unit = op.rotation or (32 if op.packed else 1)
+    for k, dtype in itertools.product([k for k in (64, 77, 256, 3072) if k % unit == 0], TYPES.values()):
+        given = odd_case(op, ODD[odd], k, dtype)
+        out = check(library, op, given)
+        good = kernels.run(library, op, given | {"x": np.delete(given["x"], 2, axis=0)})
+        codes = unpack_tokens(good["codes"]) if op.packed else good["codes"]
+        assert np.array_equal(np.delete(out["codes"], 2, axis=0), codes)
+        if op.scaled == "token":
+            assert np.isnan(out["scale"][2]) and not out["codes"][2].any()
+            assert np.array_equal(np.delete(out["scale"], 2, axis=0), good["scale"])
+
+
+@pytest.mark.parametrize("given", [np.nan, np.inf, 0.0, -1.0])
+def test_a_given_scale_that_is_none_makes_no_codes(library: Library, given: float) -> None:
+    x = np.asarray([[1.0, -1.0, np.nan, np.inf, 0.0, 3e38, -np.inf, 1e-40]], np.float32)
+    assert not check(library, QuantizeToken(scaled="given"), {"x": x, "given": np.asarray(given, np.float32)})["codes"].any()
 
 
 def test_a_mean_that_float32_cannot_hold(library: Library) -> None:
@@ -292,8 +213,30 @@ def test_tensors_that_are_not_there_or_misaligned(library: Library, name: str) -
     said = name.replace("share", "share[") + "]" if name.startswith("share") else name
     said = said.replace("[", r"\[").replace("]", r"\]")
     refused(library, made, tensors, f"{said} is null", **{name: 0})
-    refused(library, made, tensors, f"{said} lies at 0x.*multiple of 16", **{name: tensors[name].ctypes.data + 8})
+    unit = 4 if name in ("clip", "scale", "total", "share0", "share1") else 16  # one number of a row, or vectors
+    refused(library, made, tensors, f"{said} lies at 0x.*multiple of {unit} ", **{name: tensors[name].ctypes.data + unit // 2})
     kernels.launch(library, made, {name: tensor.ctypes.data for name, tensor in tensors.items()})  # as it is, it is fine
+
+
+@pytest.mark.parametrize("k", [64, 77])
+def test_tensors_at_the_addresses_of_their_elements(library: Library, k: int) -> None:
+    """Rows that are no vectors are read one by one, wherever they begin; so is what has one number of a row, or of all."""
+    op = QuantizeToken(gated=True, gain=True, balance=True, clip=True, total=True, shares=1)
+    random = np.random.default_rng(k)
+    given = inputs(random, op, random.standard_normal((3, k)).astype(np.float16), {"gain": (3, k)})
+    wanted = kernels.run(library, op, given)
+    single = {"clip", "scale", "total", "share0"}
+    placed: dict[str, Array] = {}
+    for name, array in (given | wanted).items():
+        moved = array.itemsize if k % 8 or name in single else 0
+        room = kernels.empty((array.nbytes + 16,), np.dtype(np.uint8))
+        placed[name] = room[moved : moved + array.nbytes].view(array.dtype).reshape(array.shape)
+        placed[name][...] = given.get(name, 0)
+    rows = {name: kernels.rows_of(given[name].shape, (3, k)) for name in kernels.BROADCAST if name in given}
+    made = kernels.problem(op, m=3, k=k, dtype="fp16", rows=rows)
+    kernels.launch(library, made, {name: array.ctypes.data for name, array in placed.items()})
+    for name, array in wanted.items():
+        assert np.array_equal(placed[name], array), name
 
 
 def test_structs_that_are_not_there(library: Library) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import tolerances
 import torch
+from safetensors.torch import load_file, save_file
 
 from vditc.calibration import LayerCalibration
 from vditc.correction import Correction, FrameOrder
@@ -132,8 +133,8 @@ def test_two_codes_a_byte() -> None:
 def test_it_is_a_module_like_any_other(tmp_path: Any) -> None:
     """Its tensors are a state dict, and torch.compile takes it whole."""
     layer, other = (QuantizedLinear(PARTS[part]) for part in ("zero points", "zero points"))
-    torch.save(layer.state_dict(), tmp_path / "layer.pt")
-    other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+    save_file(layer.state_dict(), tmp_path / "layer.safetensors")
+    other.load_state_dict(load_file(tmp_path / "layer.safetensors"))
     x = torch.from_numpy(random(4, K)).bfloat16()
     assert torch.equal(torch.compile(other, fullgraph=True, backend="aot_eager")(x), layer(x))
     assert "in_features=256, out_features=48, W4A8" in repr(layer)

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from vditc.runtimes.engine_program import EngineProgram, Kernel
-from vditc.runtimes.fusion import fusion, quantized_inputs, summary
+from vditc.runtimes.fusion import fusion, summary
+from vditc.runtimes.quantized_inputs import quantized_inputs
 
 QUANTIZE = """
             {0}a = Abs({0})

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from vditc.errors import PrecisionError
 from vditc.runtimes.engine_program import EngineProgram, Gemm, Kernel
-from vditc.runtimes.precision import Expectation, QuantizedLayer, assert_landed, expected_precision
+from vditc.runtimes.graph_precision import expected_precision
+from vditc.runtimes.precision import Expectation, QuantizedLayer, assert_landed
 
 QKV = tuple(f"attn1.to_{c}/MatMul" for c in "qkv")
 W8A8 = Gemm(QKV, "int8", "int8", "float", "int8", True)

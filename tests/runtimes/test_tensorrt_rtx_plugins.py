@@ -32,8 +32,8 @@ from vditc.progress import SILENT
 from vditc.recipe import Recipe
 from vditc.runtimes.backend import EngineFacts
 from vditc.runtimes.graph_inputs import graph_sizes, input_specs
+from vditc.runtimes.graph_precision import expected_precision
 from vditc.runtimes.plan_text import read_plan
-from vditc.runtimes.precision import expected_precision
 from vditc.runtimes.tensorrt_rtx import TensorRTRTX
 from vditc.runtimes.trt_builder import BuildRequest
 from vditc.runtimes.trt_process import run_build, shapes
@@ -123,10 +123,13 @@ def test_a_function_that_was_inlined_is_an_error(plugin_folder: Path, tmp_path: 
         compute_capabilities=["SM89"],
         plugin_nodes={"node": ("QuantizeToken", "1", "vditc")},
     )
-    with pytest.raises(VditcError, match=r"found 0 plugins in the network; not there: node; wanted 1, one for each"):
+    with pytest.raises(VditcError, match=r"found 0 of them in the network; not there: node; wanted 1 plugins, one for each"):
         run_build(asked, tmp_path / "work")
     assert not (tmp_path / "model.plan").exists()
-    run_build(dataclasses.replace(asked, plugins=str(plugin_folder / "x86_64" / LIBRARY)), tmp_path / "work")
+    asked = dataclasses.replace(asked, plugins=str(plugin_folder / "x86_64" / LIBRARY))
+    run_build(asked, tmp_path / "work")
+    with pytest.raises(VditcError, match=r"not there: node \(vditc\.QuantizeToken version 1 instead\); wanted 1 plugins"):
+        run_build(dataclasses.replace(asked, plugin_nodes={"node": ("QLinear", "1", "vditc")}), tmp_path / "work")
 
 
 def test_a_library_that_is_none_or_of_another_version_is_an_error(lowered: Path, plugin_folder: Path, tmp_path: Path) -> None:

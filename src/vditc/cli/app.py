@@ -27,7 +27,22 @@ app = typer.Typer(
 console = Console()
 complain = Console(stderr=True)
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that typer makes of Ctrl-C
-COMMANDS = ("compile", "stages", "passes", "dataset", "sensitivity", "use", "inspect", "lists", "plugins", "demo")
+# Module of this package -> its commands: only the module of the command that is asked for is loaded.
+MODULES: dict[str, tuple[str, ...]] = {
+    "compile": ("compile",),
+    "stages": ("calibrate", "export", "build"),
+    "worker": ("worker",),
+    "passes": ("lower", "passes"),
+    "dataset": ("dataset",),
+    "sensitivity": ("sensitivity",),
+    "use": ("run", "verify", "eval"),
+    "bench": ("bench",),
+    "inspect": ("inspect",),
+    "lists": ("recipes", "targets", "models"),
+    "plugins": ("plugins",),
+    "device": ("package", "collect"),
+    "demo": ("demo",),
+}
 
 SPEED_OF = 3600.0  # seconds behind the time left: a step of a large model may take minutes, and two are needed
 SHARED = ("calibrate", "dataset")  # commands that torchrun may start
@@ -44,6 +59,7 @@ EXTRAS = {  # package -> the extra of vditc that installs it
     "PIL": "report",
     "sklearn": "report",
     "skimage": "report",
+    "distributed": "cluster",
 }
 
 
@@ -80,13 +96,19 @@ def _check_ranks() -> None:
         )
 
 
+@app.callback()
+def no_command() -> None:
+    """Makes a group of the commands, one or many as are loaded."""
+
+
 def main() -> None:
     """Run a command; VditcError, and trouble with a file, become one line on stderr and an exit code.
 
     Ended from outside (SIGTERM) a command cleans up as after Ctrl-C.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    for name in COMMANDS:
+    asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    for name in [module for module, commands in MODULES.items() if asked in commands] or MODULES:
         importlib.import_module(f"vditc.cli.{name}")
     try:
         _check_ranks()

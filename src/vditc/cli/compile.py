@@ -11,10 +11,13 @@ from vditc.cli.app import RichProgress, app, console
 from vditc.cli.options import (
     ConditioningOption,
     DeviceOption,
+    EngineOption,
     ForceOption,
+    Guidance2Option,
     GuidanceOption,
     JsonOption,
     KeepTimePathOption,
+    Lora2Option,
     LoraOption,
     ModelArg,
     OutOption,
@@ -23,6 +26,7 @@ from vditc.cli.options import (
     PromptsOption,
     RecipeOption,
     ResumeOption,
+    SizeOption,
     StepsOption,
     read_prompts,
 )
@@ -39,6 +43,7 @@ def compile_command(
     profile: ProfileOption = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    size: SizeOption = "",
     prompts: PromptsOption = None,
     conditioning: ConditioningOption = None,
     part: PartOption = None,
@@ -50,15 +55,35 @@ def compile_command(
         str,
         typer.Option(help="layers of few bits by the plugin library: auto (where it is there), on (build it if it is not) or off (Q/DQ)"),
     ] = "auto",
+    engine: EngineOption = None,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="layers that a target does not compute as calibrated: codes to weights alone to floating point"),
+    ] = False,
+    parts: Annotated[
+        str,
+        typer.Option(
+            help="of the pipeline that go into the bundle: all (text encoder and VAE decoder, where vditc knows them) or transformer"
+        ),
+    ] = "all",
+    text_encoder_dtype: Annotated[
+        str, typer.Option(help="matrices of the text encoder: model (the checkpoint's type), w8 or fp8 (8 bits, a scale for every channel)")
+    ] = "model",
+    vae_tiles: Annotated[bool, typer.Option("--vae-tiles", help="decode in the VAE's spatial tiles: less memory, other numbers")] = False,
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
     force: ForceOption = False,
+    recipe_2: Annotated[str | None, typer.Option("--recipe-2", help="of the second of two experts [default: that of the first]")] = None,
+    guidance_2: Guidance2Option = None,
+    lora_2: Lora2Option = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Calibrate, export, lower, build and verify MODEL_DIR; write a bundle."""
+    """Calibrate, export, lower, build and verify MODEL_DIR; write a bundle. A model of two experts is compiled whole, unless --part."""
     chosen, targets = Recipe.load(recipe), tuple(Target.load(t) for t in target)
 
-    from vditc.pipeline.compile import Job, compile_bundle
+    from vditc.pipeline.compile import compile_bundle
+    from vditc.pipeline.job import Job
+    from vditc.pipeline.parts import PartChoice
     from vditc.pipeline.report_data import report_bundles
 
     job = Job(
@@ -69,6 +94,8 @@ def compile_command(
         profile=profile,
         steps=steps,
         guidance_scale=guidance,
+        size=size,
+        exported=PartChoice(parts=parts, text_encoder=text_encoder_dtype, tiled=vae_tiles),
         prompts=read_prompts(prompts),
         conditioning=conditioning,
         part=part,
@@ -77,9 +104,14 @@ def compile_command(
         gate=gate,
         keep_time_path=keep_time_path,
         plugins=plugins,
+        engine=tuple(engine or ()),
+        fallback=fallback,
         device=device,
         resume=resume,
         force=force,
+        recipe_2=None if recipe_2 is None else Recipe.load(recipe_2),
+        guidance_scale_2=guidance_2,
+        loras_2=tuple(lora_2 or ()),
     )
     bundle = compile_bundle(job, RichProgress())
     report_bundles([bundle], bundle.path / "report" / "index.html")

@@ -30,7 +30,8 @@ def demo_command(
     root = fresh(out, force, folder=True)
 
     from vditc.clips import side_by_side, write_pixels
-    from vditc.pipeline.compile import Job, compile_bundle
+    from vditc.pipeline.compile import compile_bundle
+    from vditc.pipeline.job import Job
     from vditc.pipeline.report_data import clips_of, report_bundles
 
     bundles = []

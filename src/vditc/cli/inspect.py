@@ -10,37 +10,48 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from vditc.bundle import Bundle
+from vditc.build_memory import gigabytes
+from vditc.build_options import BuildOptions
+from vditc.bundle import MANIFEST, Bundle, rung_text
 from vditc.cli.app import app, console
-from vditc.cli.inspect_calibration import calibration_facts, show_calibration
-from vditc.cli.inspect_model import is_model, model_facts, show_model
 from vditc.cli.options import JsonOption
 from vditc.errors import InputError
-from vditc.memory import gigabytes
 
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE | MODEL_DIR | CALIBRATION.safetensors | MODEL.onnx | MODEL.plan")],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE | PACKAGE | MODEL_DIR | CALIBRATION.safetensors | MODEL.onnx | MODEL.plan")],
     hashes: Annotated[bool, typer.Option("--sha256/--no-sha256", help="check the hash of every file of a bundle")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in it, what precision landed, and which plugins it needs; of a model its sizes and what engines need in memory."""
-    if is_model(path):
-        model = model_facts(path)
-        if as_json:
-            print(json.dumps(model))
-        else:
-            show_model(path, model)
-        return
+    if path.is_dir() and not (path / MANIFEST).exists():  # no bundle, which is shown without what these load
+        from vditc.cli.device import is_package, package_facts, show_package
+        from vditc.cli.inspect_model import is_model, model_facts, show_model
+
+        if is_model(path):
+            model = model_facts(path)
+            if as_json:
+                print(json.dumps(model))
+            else:
+                show_model(path, model)
+            return
+        if path.is_dir() and is_package(path):
+            known = package_facts(path)
+            if as_json:
+                print(json.dumps(known))
+            else:
+                show_package(path, known)
+            return
     if path.is_dir():
         bundle = Bundle.open(path, hashes=hashes)
         if as_json:
             print(bundle.manifest.to_text(), end="")
         else:
-            _show_bundle(bundle)
+            for one in (bundle, *bundle.experts.values()):
+                _show_bundle(one)
         return
-    readers = {".onnx": _graph, ".plan": _plan, ".safetensors": calibration_facts}
+    readers = {".onnx": _graph, ".plan": _plan, ".safetensors": _calibration}
     if path.suffix not in readers or not path.is_file():
         wanted = "a bundle, a model directory, a calibration, a .onnx or a .plan file"
         raise InputError(found=str(path), wanted=wanted, where="vditc inspect", fix="check the path")
@@ -48,9 +59,17 @@ def inspect_command(
     if as_json:
         print(json.dumps(facts))
     elif path.suffix == ".safetensors":
+        from vditc.cli.inspect_calibration import show_calibration
+
         show_calibration(path, facts)
     else:
         console.print_json(json.dumps(facts))
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    from vditc.cli.inspect_calibration import calibration_facts
+
+    return calibration_facts(path)
 
 
 def _graph(path: Path) -> dict[str, Any]:
@@ -80,6 +99,7 @@ def _show_bundle(bundle: Bundle) -> None:
         "recipe": f"{m.recipe['name']} ({m.recipe['method']}): {m.recipe['description']}",
         "bits per weight": f"{m.mean_bits:.2f} on average; {len(m.layers)} layers quantized, {len(m.kept)} kept",
         "sampling": f"{s['steps']} steps, guidance {s['guidance_scale']}, latent {' x '.join(map(str, s['latent_shape']))}",
+        **_expert(bundle),
         "profile": ", ".join(f"{a} {lo}:{best}:{hi}" for a, (lo, best, hi) in m.profile.items()),
         "model.onnx": f"{model / mb:.2f} MB, {model / (4 * m.model['weights']):.3f} of the float32 weights",
         "bundle": f"{sum(sizes.values()) / mb:.2f} MB in {len(sizes)} files",
@@ -107,7 +127,16 @@ def _show_bundle(bundle: Bundle) -> None:
             if "library" in said
             else f"no plugins: {said.get('reason', 'unknown')}"
         )
-        console.print(f"{name} {needs}", markup=False, highlight=False, soft_wrap=True)
+        lines = [needs]
+        if target.get("build"):
+            lines.append(f"is built with {BuildOptions.from_json(target['build'])}")
+        if "device" in target:
+            from vditc.cli.device import device_words
+
+            lines.append(f"built by {target['backend']} {target['engine'].get('version')} on {device_words(target['device'])}")
+        lines += [rung_text(rung) for rung in target.get("fallback", ())]
+        for line in lines:
+            console.print(f"{name} {line}", markup=False, highlight=False, soft_wrap=True)
 
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
     groups: dict[tuple[str, str, str, float], list[str]] = {}
@@ -118,6 +147,16 @@ def _show_bundle(bundle: Bundle) -> None:
     for name, layer in m.kept.items():
         layers.add_row(name, layer["role"], "float", layer["reason"], "16")
     console.print(layers)
+
+
+def _expert(bundle: Bundle) -> dict[str, str]:
+    """What the bundle, one of two experts, walks."""
+    m = bundle.manifest
+    part, first, steps = m.model["part"], m.sampling["schedule"].get("first", 0), m.sampling["steps"]
+    if first:
+        return {"expert": f"{part}, steps {first} to {first + steps - 1}"}
+    then = [f"steps 0 to {e['first_step'] - 1}, then {name}" for name, e in m.experts.items()]
+    return {"expert": f"{part}, {'; '.join(then)}"} if then else {}
 
 
 def _quality(quality: Any) -> str:

@@ -49,7 +49,7 @@ def show_calibration(path: Path, facts: dict[str, Any]) -> None:
         return
     scheme = next(iter(facts["attention"].values()))["scheme"]
     columns = ("error", "worst step", "tokens", "max |q|", "max |k|", "smoothed", "max |v|")
-    title = f"attention, {escape(scheme)}: recorded, not lowered"
+    title = f"attention, {escape(scheme)}: measured"
     table = Table(Column("module", no_wrap=True), *columns, title=title, title_justify="left")
     for name, found in facts["attention"].items():
         step, worst = max(found["errors"], key=lambda pair: float(pair[1]))

@@ -8,9 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from vditc.build_memory import gigabytes
 from vditc.cli.app import console
 from vditc.errors import InputError
-from vditc.memory import gigabytes, model_memory
+from vditc.memory import model_memory
 from vditc.profile import Profile
 from vditc.recipe import Recipe
 from vditc.target import Target

@@ -13,7 +13,7 @@ from vditc.errors import InputError
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="model in diffusers format")]
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle that `vditc compile` wrote")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="built-in recipe or a .toml file")]
-PartOption = Annotated[str | None, typer.Option("--part", help="expert of a model with two: transformer or transformer_2")]
+PartOption = Annotated[str | None, typer.Option("--part", help="one expert of a model with two: transformer or transformer_2")]
 TargetOption = Annotated[str, typer.Option("--target", help="built-in target or a .toml file")]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="what to write")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="sampling steps [default: the model's]")]
@@ -21,10 +21,21 @@ KeepTimePathOption = Annotated[
     bool, typer.Option("--keep-time-path", help="leave the timestep an input, instead of tables for the steps of one schedule")
 ]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="classifier-free guidance scale [default: the model's]")]
+Guidance2Option = Annotated[
+    float | None, typer.Option("--guidance-2", help="of the second of two experts [default: the model's, else that of the first]")
+]
+Lora2Option = Annotated[
+    list[str] | None, typer.Option("--lora-2", metavar="FILE[:SCALE]", help="LoRA to fuse with the second of two experts")
+]
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="text file, one prompt a line")]
 ConditioningOption = Annotated[Path | None, typer.Option("--conditioning", help="saved conditionings (safetensors)")]
 LoraOption = Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse; repeat for several")]
+SizeOption = Annotated[str, typer.Option("--size", help="of the clip: 480p81, or 49x480x720 frames and pixels [default: the model's]")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="sizes to serve: 480p81,batch=1:2:2 or frames=1f:41f:81f,height=480px")]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option("--engine", metavar="[TARGET:]OPTIONS", help="how engines are built: level=5,workspace=8GiB,refit (docs/engines.md)"),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N]")]
 MemoryOption = Annotated[float | None, typer.Option("--memory", help="GiB that weights may take [default: half of what is free]")]
 ForceOption = Annotated[bool, typer.Option("--force", help="replace what is there")]

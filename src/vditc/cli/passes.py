@@ -34,7 +34,10 @@ def lower_command(
     attention: Annotated[
         str, typer.Option(help="bf16: attention alone in bfloat16 in a graph of float16, which counts no more than 65,504 keys")
     ] = "",
-    plugins: Annotated[bool, typer.Option("--plugins", help="hand layers with weights of few bits to the plugin library")] = False,
+    plugins: Annotated[
+        bool,
+        typer.Option("--plugins", help="hand layers of few bits, and attention where the recipe says so, to the plugin library"),
+    ] = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass that changed it")] = None,
     force: ForceOption = False,
 ) -> None:
@@ -51,10 +54,12 @@ def lower_command(
 
     from vditc.graph_passes.claims import CheckClaims
     from vditc.graph_passes.dump import DumpGraphs
-    from vditc.graph_passes.stage import chosen_passes, lower
+    from vditc.graph_passes.stage import asked_attention, chosen_passes, lower
     from vditc.graph_passes.text import PrintGraphs
 
-    known = ["all", *dict.fromkeys(one.name for one in chosen_passes(chosen, names, keep_time_path=keep_time_path, plugins=plugins))]
+    int8 = asked_attention(model) if plugins and names is None else None
+    run = chosen_passes(chosen, names, keep_time_path=keep_time_path, plugins=plugins, attention=int8)
+    known = ["all", *dict.fromkeys(one.name for one in run)]
     if print_after and print_after not in known:
         raise InputError(found=print_after, wanted=f"one of {', '.join(known)}", where="--print-after", fix="name a pass that is run")
     observers: list[Observer] = []
@@ -77,6 +82,7 @@ def lower_command(
         passes=names,
         keep_time_path=keep_time_path,
         plugins=plugins,
+        attention=int8,
         observers=observers,
     )
     if explain:

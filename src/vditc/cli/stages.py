@@ -9,10 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
+from vditc.build_options import BuildOptions, check_targets
 from vditc.cli.app import RichProgress, app, console, progress_of
+from vditc.cli.build_bundle import (
+    BuilderMemoryOption,
+    ClusterOption,
+    JobsOption,
+    RetryOption,
+    SendOption,
+    VerifyOption,
+    WaitOption,
+    build_bundle,
+    refuse_options,
+)
 from vditc.cli.options import (
     ConditioningOption,
     DeviceOption,
+    EngineOption,
     ForceOption,
     GuidanceOption,
     JsonOption,
@@ -25,7 +38,6 @@ from vditc.cli.options import (
     PromptsOption,
     RecipeOption,
     StepsOption,
-    TargetOption,
     fresh,
     memory_bytes,
     read_prompts,
@@ -84,7 +96,7 @@ def calibrate_command(
         found = result.attention[worst]
         say(
             f"attention of {len(result.attention)} modules as {found.scheme}: relative error of the output at most {found.error:.2%}, "
-            f"in {worst}; `vditc inspect {path}` has all. It is recorded, not lowered"
+            f"in {worst}; `vditc inspect {path}` has all"
         )
 
 
@@ -158,30 +170,76 @@ def export_command(
 
 @app.command("build")
 def build_command(
-    lowered: Annotated[Path, typer.Argument(metavar="LOWERED.onnx", help="what `vditc lower` wrote, or lowered/<target>.onnx of a bundle")],
-    target: TargetOption,
-    out: OutOption,
-    profile: ProfileOption,
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|LOWERED.onnx", help="a bundle, or one graph that `vditc lower` wrote")],
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="built-in target or a .toml file; of a bundle several, or `all` that it has")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="what to write; a bundle keeps its engines itself")] = None,
+    profile: ProfileOption = "",
     plugins: Annotated[
         Path | None,
         typer.Option("--plugins", metavar="LIB", help="plugin library, or folder with it [default: VDITC_PLUGINS, or the cache]"),
     ] = None,
+    engine: EngineOption = None,
+    jobs: JobsOption = None,
+    memory: BuilderMemoryOption = None,
+    cluster: ClusterOption = None,
+    send: SendOption = False,
+    wait: WaitOption = None,
+    retry_failed: RetryOption = False,
+    verify: VerifyOption = True,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the engine of a lowered graph into the folder OUT. Needs no PyTorch.
+    """Build the engine of a lowered graph into the folder OUT, or all engines of a bundle. Needs no PyTorch.
+
+    Of a bundle every part is built for every --target, those that it was not compiled for as well; the engines go into the bundle.
+    Repeated, the command goes on with what is not done; without --target it takes the targets of the time before (docs/datacenter.md).
 
     A graph with operators of the plugin library (`vditc lower --plugins`) needs the library; so does its engine when it runs.
     """
-    chosen, path = Target.load(target), fresh(out, force, folder=True)
+    many = {"--jobs": jobs, "--memory": memory, "--cluster": cluster, "--send": send, "--wait": wait, "--retry-failed": retry_failed}
+    if source.is_dir():
+        refuse_options({"-o": out, "--profile": profile, "--plugins": plugins}, f"{source}, a bundle", "has its own; leave it out")
+        build_bundle(
+            source,
+            tuple(target or ()),
+            engine=tuple(engine or ()),
+            jobs=jobs,
+            memory=memory,
+            cluster=cluster,
+            send=send,
+            wait=wait,
+            retry_failed=retry_failed,
+            verify=verify,
+            force=force,
+            as_json=as_json,
+        )
+        return
+    refuse_options(many, f"{source}, one graph", "is for bundles; leave it out")
+    if out is None or len(target or ()) != 1:
+        raise InputError(
+            found=f"{len(target or ())} targets and {'no' if out is None else 'an'} -o",
+            wanted="one --target and -o OUT",
+            where=f"vditc build {source}",
+            fix="say both; a bundle takes several targets, and needs no -o",
+        )
+    assert target is not None
+    lowered, chosen, path = source, Target.load(target[0]), fresh(out, force, folder=True)
+    check_targets(engine or (), [chosen.name])
+    options = BuildOptions.for_target(engine or (), chosen.name)
 
     from vditc.files import sha256
-    from vditc.pipeline.plugin_choice import find_library, plugin_operators
+    from vditc.pipeline.device_files import write_stand_alone
+    from vditc.pipeline.plugin_choice import plugin_operators
+    from vditc.pipeline.plugin_library import find_library
     from vditc.profile import Profile
     from vditc.runtimes.attention_keys import float16_keys
+    from vditc.runtimes.backend import TO_BUILD
     from vditc.runtimes.graph_inputs import graph_sizes, input_specs
     from vditc.runtimes.registry import backend
 
+    backend(chosen.backend).check(chosen, options)
     inputs = input_specs(lowered)
     ranges = Profile.parse(profile, Profile({}), graph_sizes(lowered))
     chosen.check_attention(float16_keys(lowered, ranges.largest), f"{lowered} at the largest sizes of --profile")
@@ -189,9 +247,20 @@ def build_command(
     operators = plugin_operators(lowered) if chosen.backend != "onnxruntime" else {}
     library = find_library(chosen, plugins) if operators or plugins is not None else None
     facts = backend(chosen.backend).build(
-        lowered=lowered, target=chosen, profile=ranges, inputs=inputs, out=path, work=work, progress=RichProgress(), plugins=library
+        lowered=lowered,
+        target=chosen,
+        profile=ranges,
+        inputs=inputs,
+        out=path,
+        work=work,
+        progress=RichProgress(),
+        plugins=library,
+        options=options,
     )
-    result: dict[str, Any] = facts.to_json()
+    if facts.status == TO_BUILD:
+        needed = library if operators else None
+        write_stand_alone(lowered=lowered, out=path, target=chosen, profile=ranges, inputs=inputs, library=needed, options=options)
+    result: dict[str, Any] = facts.to_json() | ({"options": options.to_json()} if options.asked else {})
     if library is not None and operators:
         result["plugin_library"] = {"path": str(library), "sha256": sha256(library)}
     if as_json:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from vditc.adapter import InputSpec
 from vditc.axis import CLIP
-from vditc.bundle import Bundle, Manifest, list_files, write_manifest
+from vditc.build_memory import check_build_memory
+from vditc.build_options import BuildOptions, check_targets
+from vditc.bundle import Bundle, FileEntry, Manifest, list_files, rung_text, write_manifest
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
@@ -22,21 +24,38 @@ from vditc.conditioning import Conditioning
 from vditc.errors import InputError, PrecisionError, VditcError
 from vditc.export.stage import export_model
 from vditc.files import data_digest, sha256, whole_file, write_text
+from vditc.graph_passes.core import Pass
+from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import Memory, attention_keys, model_memory
-from vditc.pipeline.opened import OpenedModel
-from vditc.pipeline.plugin_choice import PluginChoice, choose_plugins, library_in_bundle, plugin_operators, recorded
-from vditc.pipeline.quality import Trajectories, check_gate, compare, refuse, sample_clips
+from vditc.model_dir import PARTS, ModelDir
+from vditc.pipeline.comparable import portable_twin, runnable_twin
+from vditc.pipeline.device_files import Part, write_device_files
+from vditc.pipeline.experts import FULL_PRECISION, Walker, full_precision, own_steps, sample_experts
+from vditc.pipeline.fallback import Ladder
+from vditc.pipeline.job import Job
+from vditc.pipeline.manifest_facts import graph_inputs, input_range, timeless
+from vditc.pipeline.opened import TRANSFORMER, OpenedModel
+from vditc.pipeline.plugin_choice import (
+    PluginChoice,
+    attention_left,
+    check_mode,
+    choose_plugins,
+    library_in_bundle,
+    plugin_operators,
+    recorded,
+)
+from vditc.pipeline.quality import check_gate, refuse
+from vditc.pipeline.verify_clips import verify_clips
 from vditc.profile import Profile, Range
 from vditc.progress import SILENT, Progress
-from vditc.recipe import Recipe
 from vditc.runtimes.attention_keys import float16_keys
+from vditc.runtimes.backend import TO_BUILD
 from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
-from vditc.runtimes.reference import ReferenceModel, layer_errors
 from vditc.runtimes.registry import backend
-from vditc.safetensors_file import write_tensors
 from vditc.sampled_model import SampledModel
+from vditc.schedule import Schedule
 from vditc.target import Target
 from vditc.workspace import Workspace
 
@@ -46,31 +65,6 @@ LOWERED_TOLERANCE = 0.05
 # Seeds of the verified clips start here, far from those of the calibration prompts.
 VERIFY_SEED = 1_000
 CLIPS = "report/clips.safetensors"  # finished clips of the verification, float32 [clips, F, H, W], for the report
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that a bundle depends on, and how to go about it."""
-
-    model_dir: Path
-    recipe: Recipe
-    targets: tuple[Target, ...]
-    out: Path
-    profile: str = ""
-    steps: int | None = None
-    guidance_scale: float | None = None
-    prompts: tuple[str, ...] = ()
-    conditioning: Path | None = None
-    part: str | None = None  # of a model with two experts
-    loras: tuple[str, ...] = ()  # FILE or FILE:SCALE, fused in this order
-    clips: int = 8  # sampled with both models for the quality gate
-    gate: bool = True
-    keep_time_path: bool = False
-    plugins: str = "auto"  # or on, off: vditc.pipeline.plugin_choice
-    device: str = "cpu"
-    resume: bool = False
-    force: bool = False
-    references: Path | None = None  # where full-precision clips are kept between jobs on the same model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +78,56 @@ class Plan:
     calibrated: SampledModel
     verified: SampledModel
     plugins: Mapping[str, PluginChoice]  # target -> with or without
+    options: Mapping[str, BuildOptions]  # target -> how its engine is built; no part of the digest, but of the stage that builds
+    before: tuple[Plan, ...] = ()  # experts that walk the steps before its own
+
+    def walking(self, steps: range) -> Plan:
+        """For some of the steps alone. What a solver of several steps remembers would be lost between experts, so the table walks."""
+        own = (dataclasses.replace(s, scheduler=s.scheduler.part(steps), solver=None) for s in (self.calibrated, self.verified))
+        calibrated, verified = own
+        return dataclasses.replace(self, calibrated=calibrated, verified=verified)
+
+    @property
+    def folder(self) -> str:
+        """Of its bundle in that of the whole model."""
+        return self.model.source.part if self.before else ""
+
+    def int8_attention(self, target: Target) -> QuantizeAttention | None:
+        """The pass for attention that goes to the plugin library, where any does."""
+        return QuantizeAttention.asked(self.job.recipe.attention, self.profile.largest) if self.plugins[target.name].scores else None
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """Everything that the bundle's bytes depend on."""
+        job = self.job
+        return {
+            "model": self.model.source.digest,
+            "recipe": job.recipe.digest,
+            "targets": [dataclasses.asdict(t) for t in job.targets],
+            "profile": self.profile.to_json(),
+            "keep_time_path": job.keep_time_path,
+            "plugins": {name: choice.sha256 for name, choice in self.plugins.items()},
+            "sampling": dataclasses.asdict(self.model.sampling),
+            "parts": self.model.exported.digest,
+            "solver": self.model.solver.to_json(),
+            "clips": [s.conditioning.digest() for s in (self.calibrated, self.verified)],
+            "vditc": importlib.metadata.version("vditc"),
+            **{f"expert {plan.model.source.part}": plan.digest for plan in self.before},
+        }
 
     @property
     def digest(self) -> str:
-        """Of everything that the bundle's bytes depend on."""
-        job = self.job
-        return data_digest(
-            {
-                "model": self.model.source.digest,
-                "recipe": job.recipe.digest,
-                "targets": [dataclasses.asdict(t) for t in job.targets],
-                "profile": self.profile.to_json(),
-                "keep_time_path": job.keep_time_path,
-                "plugins": {name: choice.sha256 for name, choice in self.plugins.items()},
-                "sampling": dataclasses.asdict(self.model.sampling),
-                "clips": [s.conditioning.digest() for s in (self.calibrated, self.verified)],
-                "vditc": importlib.metadata.version("vditc"),
-            }
-        )
+        """Of `made_of`."""
+        return data_digest(self.made_of)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """`made_of` in words, part by part; what is long is its digest."""
+        made_of = {name: part if isinstance(part, str | bool) else data_digest(part) for name, part in self.made_of.items()}
+        words = {name: str(part)[:12] for name, part in made_of.items() if name != "plugins"}
+        names = ", ".join(target.name for target in self.job.targets)
+        words |= {"recipe": f"{self.job.recipe.name} ({words['recipe']})", "targets": f"{names} ({words['targets']})"}
+        return words | {f"plugins of {name}": choice.words for name, choice in self.plugins.items()}
 
 
 def prepare(job: Job, progress: Progress = SILENT) -> Plan:
@@ -111,13 +137,25 @@ def prepare(job: Job, progress: Progress = SILENT) -> Plan:
         raise InputError(found=f"targets {names}", wanted="at least one, each once", where="--target", fix="see `vditc targets`")
     if job.clips < 1:
         raise InputError(found=f"{job.clips} clips", wanted="at least 1", where="--clips", fix="raise it")
-    model = OpenedModel.open(job.model_dir, part=job.part, loras=job.loras, steps=job.steps, guidance_scale=job.guidance_scale)
+    model = OpenedModel.open(
+        job.model_dir,
+        part=job.part,
+        loras=job.loras,
+        steps=job.steps,
+        guidance_scale=job.guidance_scale,
+        size=job.size,
+        choice=job.exported,
+    )
     source, adapter = model.source, model.adapter
     method = method_for(job.recipe.method, job.recipe.settings, f"recipe {job.recipe.name}")
     schemes = {name: rule.scheme for name, rule in job.recipe.assign(adapter.layer_roles(source)).items()}
+    check_targets(job.engine, [t.name for t in job.targets])
+    options = {t.name: BuildOptions.for_target(job.engine, t.name) for t in job.targets}
+    without = check_mode(job.plugins) == "off"
     for target in job.targets:
-        target.check(job.recipe)
-        backend(target.backend).check(target)
+        if not job.fallback:
+            target.check(job.recipe, plugins=not without)  # once more when it is known where there is a library
+        backend(target.backend).check(target, options[target.name])
     given, sizes, specs = model.saved(job.conditioning), adapter.sizes(source), adapter.inputs(source)
     if given is not None:
         calibration_set = verify_set = given
@@ -136,8 +174,49 @@ def prepare(job: Job, progress: Progress = SILENT) -> Plan:
         for target in (t for t in job.targets if (t.attention or t.compute) == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
-    plugins = {t.name: choose_plugins(job.plugins, t, job.recipe, progress) for t in job.targets}
-    return Plan(job, model, profile, memory, model.sampled(calibration_set), model.sampled(verify_set), plugins)
+    for target in (t for t in job.targets if backend(t.backend).builds_here(t)):
+        limit = options[target.name].memory
+        check_build_memory(memory[target.name].builder, limit, f"building for {target.name}", progress)
+    plugins = choose_plugins(job.plugins, job.targets, job.recipe, progress, fallback=job.fallback)
+    verified = model.sampled(verify_set, solved=True)
+    return Plan(job, model, profile, memory, model.sampled(calibration_set), verified, plugins, options)
+
+
+def prepare_experts(job: Job, progress: Progress = SILENT) -> tuple[Plan, ...]:
+    """`prepare` for each expert of a model, in the order in which they walk, with its own steps; for one transformer, that alone."""
+    given = {"--recipe-2": job.recipe_2, "--guidance-2": job.guidance_scale_2, "--lora-2": job.loras_2 or None}
+    if job.part is not None or len(ModelDir.parts_in(job.model_dir)) == 1:
+        if told := [option for option, value in given.items() if value is not None]:
+            raise InputError(
+                found=f"{', '.join(told)} for one transformer",
+                wanted="a model of two experts, and no --part",
+                where=str(job.model_dir),
+                fix=f"leave {' and '.join(told)} out",
+            )
+        return (prepare(job, progress),)
+    first = prepare(dataclasses.replace(job, part=PARTS[0]), progress)
+    follows = job.guidance_scale_2 is None and first.model.sampling.guidance_scale_2 is None
+    second = prepare(
+        dataclasses.replace(
+            job,
+            part=PARTS[1],
+            exported=TRANSFORMER,  # the parts are the first one's
+            recipe=job.recipe_2 or job.recipe,
+            guidance_scale=job.guidance_scale if follows else job.guidance_scale_2,
+            loras=job.loras_2,
+        ),
+        progress,
+    )
+    if first.verified.specs != second.verified.specs:
+        raise InputError(
+            found="experts that take different inputs",
+            wanted="the same latents and encodings for both",
+            where=str(job.model_dir),
+            fix="compile each of them alone: --part transformer, --part transformer_2",
+        )
+    begin, rest = own_steps(first.model.source, first.verified.scheduler)
+    first, second = first.walking(begin), second.walking(rest)
+    return first, dataclasses.replace(second, before=(first,))
 
 
 def _default_profile(own: Profile, given: Conditioning | None, specs: tuple[InputSpec, ...]) -> Profile:
@@ -151,22 +230,66 @@ def compile_bundle(job: Job, progress: Progress) -> Bundle:
 
     InputError leaves nothing behind. Any other failure leaves `OUT.partial`, from which `resume` goes on.
     """
-    plan = prepare(job, progress)
-    space = Workspace.start(job.out, plan.digest, resume=job.resume, force=job.force)
+    plans = prepare_experts(job, progress)
+    space = Workspace.start(job.out, plans[-1].digest, plans[-1].about, resume=job.resume, force=job.force)
     try:
-        return _run(plan, space, progress)
+        return _run(plans, space, progress)
     except InputError:
         space.discard()
         raise
 
 
-def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
-    job, root, sampling = plan.job, space.path, plan.model.sampling
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """A transformer that is calibrated, exported, lowered and built."""
+
+    plan: Plan
+    space: Workspace
+    calibration: Calibration
+    graph: Mapping[str, Any]
+    targets: Mapping[str, Any]
+
+
+def _run(plans: Sequence[Plan], space: Workspace, progress: Progress) -> Bundle:
+    """One expert after the other, then the clips that all of them sample together."""
+    first, job = plans[0], plans[0].job
+    for note in first.model.exported.notes:
+        progress.note(note)
+    made = [_make(plan, space.within(plan.folder), progress) for plan in plans]
+    first.model.parts.copy_to(space.path / "components")
+    shape = first.verified.conditioning.latent_shape[1:]
+    exported = first.model.exported.compile(space, job.targets, first.profile, shape, progress)
+    components = [p.relative_to(space.path).as_posix() for p in sorted((space.path / "components").rglob("*")) if p.is_file()]
+    verified = space.stage("verify", lambda: _verify(made, space, progress), (CLIPS,))
+    quality, schedule = verified["quality"], first.model.walk(first.verified.conditioning.latent_shape[1:]).schedule
+    gates = []
+    for one, own in zip(made, quality, strict=True):
+        recipe = one.plan.job.recipe
+        gates.append(gate := {**check_gate(recipe.gate, own), "enforced": job.gate})
+        if job.gate:
+            refuse(gate, f"recipe {recipe.name}", f"choose another recipe, or --resume --no-gate to finish {job.out} all the same")
+    inner: dict[str, Manifest] = {}
+    for one, own, gate in zip(made[1:], quality[1:], gates[1:], strict=True):
+        inner[one.plan.folder] = _manifest(one, own, gate, one.plan.verified.scheduler, list_files(one.space.path))
+        write_manifest(one.space.path, inner[one.plan.folder])
+    files = list_files(space.path, inner)
+    manifest = _manifest(made[0], quality[0], gates[0], schedule, files, components, verified["step_cache"])
+    manifest = dataclasses.replace(manifest, components=exported)
+    if inner:
+        manifest = _with_experts(manifest, plans)
+    write_manifest(space.path, manifest)
+    write_text(space.path / "report" / "run.json", json.dumps({"stages": space.stages}, indent=1, sort_keys=True) + "\n")
+    space.finish()
+    return Bundle(job.out, manifest)
+
+
+def _make(plan: Plan, space: Workspace, progress: Progress) -> _Made:
+    job, root = plan.job, space.path
     source, adapter = plan.model.source, plan.model.adapter
 
     def run_calibrate() -> None:
         calibrate(
-            plan.calibrated,
+            _begun(plan, space, progress),
             recipe=job.recipe,
             out=root / "calibration.safetensors",
             work=space.scratch,
@@ -190,19 +313,28 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
         )
         return dataclasses.asdict(facts)
 
-    graph = _timeless(space.stage("export", run_export, ("model.onnx*", "model.refit.json")))
-    targets = {t.name: _target(plan, space, t, progress) for t in job.targets}
-    components = plan.model.parts.copy_to(root / "components")
+    graph = timeless(space.stage("export", run_export, ("model.onnx*", "model.refit.json")))
+    targets = {t.name: _target(plan, space, t, calibration, progress) for t in job.targets}
+    return _Made(plan, space, calibration, graph, targets)
 
-    quality = space.stage("verify", lambda: _verify(plan, space, calibration, progress), (CLIPS,))
-    gate = {**check_gate(job.recipe.gate, quality), "enforced": job.gate}
-    if job.gate:
-        refuse(gate, f"recipe {job.recipe.name}", f"choose another recipe, or --resume --no-gate to finish {job.out} all the same")
-    manifest = Manifest(
+
+def _manifest(
+    made: _Made,
+    quality: Mapping[str, Any],
+    gate: Mapping[str, Any],
+    schedule: Schedule,
+    files: Mapping[str, FileEntry],
+    components: Sequence[str] = (),
+    step_cache: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Of one transformer; `schedule` is what the bundle's clips walk."""
+    plan, calibration, root = made.plan, made.calibration, made.space.path
+    job, source, sampling = plan.job, plan.model.source, plan.model.sampling
+    return Manifest(
         vditc=importlib.metadata.version("vditc"),
         model={
             "class": source.model_class,
-            "adapter": adapter.name,
+            "adapter": plan.model.adapter.name,
             "part": source.part,
             "digest": source.digest,
             "loras": [lora.to_json() for lora in plan.model.loras],
@@ -218,42 +350,69 @@ def _run(plan: Plan, space: Workspace, progress: Progress) -> Bundle:
                 "weight": str(layer.scheme.weight),
                 "activation": str(layer.scheme.activation) if layer.scheme.activation else "float",
                 "bits": round(layer.stored_bits / layer.weight.count, 4),
-                "input": _input_range(calibration.statistics, name),
+                "input": input_range(calibration.statistics, name),
             }
             for name, layer in calibration.layers.items()
         },
         kept={name: {"role": k.role, "reason": k.reason} for name, k in calibration.kept.items()},
         mean_bits=round(calibration.mean_bits, 4),
         sampling={
-            "steps": sampling.steps,
+            "steps": len(schedule.timesteps),
             "guidance_scale": sampling.guidance_scale,
             "semantics": sampling.semantics,
             "extra_channels": sampling.extra_channels,
+            "fps": plan.model.exported.fps,
             "latent_shape": list(plan.verified.conditioning.latent_shape),
-            "schedule": plan.verified.scheduler.to_json(),
+            "schedule": schedule.to_json(),
+            "solver": plan.model.solver.to_json(),
+            **({} if step_cache is None else {"step_cache": step_cache}),
         },
-        inputs=_inputs(root / "model.onnx"),
+        inputs=graph_inputs(root / "model.onnx"),
         profile=plan.profile.to_json(),
-        graph=graph,
-        targets=targets,
+        graph=made.graph,
+        targets=made.targets,
         quality=quality,
         gate=gate,
         tools={name: importlib.metadata.version(name) for name in ("numpy", "torch", "diffusers", "onnx", "onnx-ir", "onnxruntime")},
-        files=list_files(root),
+        files=files,
     )
-    write_manifest(root, manifest)
-    write_text(root / "report" / "run.json", json.dumps({"stages": space.stages}, indent=1, sort_keys=True) + "\n")
-    space.finish()
-    return Bundle(job.out, manifest)
 
 
-def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) -> dict[str, Any]:
-    """Lower for one target and build; returns what the manifest says of it."""
+def _with_experts(manifest: Manifest, plans: Sequence[Plan]) -> Manifest:
+    """What the bundle of `transformer` says of the other expert."""
+    first, second = plans
+    told = first.job.guidance_scale_2 is not None or first.model.sampling.guidance_scale_2 is not None
+    scale = {"guidance_scale_2": second.model.sampling.guidance_scale} if told else {}
+    about = {"path": second.folder, "boundary": first.model.source.boundary_ratio, "first_step": second.verified.scheduler.first}
+    return dataclasses.replace(manifest, sampling={**manifest.sampling, **scale}, experts={second.folder: about})
+
+
+def _target(plan: Plan, space: Workspace, target: Target, calibration: Calibration, progress: Progress) -> dict[str, Any]:
+    """Lower for one target and build; returns what the manifest says of it. With a fallback, again and again until every layer landed."""
+    if not plan.job.fallback:
+        return _attempt(plan, space, target, (), progress)
+    ladder = Ladder.start(target, calibration, space.scratch / target.name / "fallback.json", plugins=plan.plugins[target.name].layers)
+    for step in ladder.recorded:
+        progress.note(f"{target.name}: {rung_text(step)}")
+    while True:
+        try:
+            made = _attempt(plan, space, target, ladder.passes(), progress)
+        except PrecisionError as error:
+            if not error.layers:
+                raise
+            for step in ladder.step(error.layers):
+                progress.note(f"{target.name}: {rung_text(step)}")
+            continue
+        return made | ({"fallback": ladder.recorded} if ladder.taken else {})
+
+
+def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass, ...], progress: Progress) -> dict[str, Any]:
+    """One lowering and one build, with `fallback` in front of the target's passes; PrecisionError names the layers that did not land."""
     job, root, lowered = plan.job, space.path, f"lowered/{target.name}.onnx"
-    choice = plan.plugins[target.name]
-    plugins = choice.library is not None
+    choice, options, rungs = plan.plugins[target.name], plan.options[target.name], [str(one) for one in fallback]
     if choice.lacking:
         progress.note(f"{target.name} without plugins: {choice.reason}")
+    attention = plan.int8_attention(target)
 
     def run_lower() -> dict[str, Any]:
         def lower_for(chosen: Target) -> LowerFacts:
@@ -262,16 +421,36 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
                 target=chosen,
                 out=root / lowered,
                 keep_time_path=job.keep_time_path,
-                plugins=plugins,
+                plugins=choice.layers,
+                attention=attention,
+                first=fallback,
                 progress=progress,
             )
 
         facts = lower_for(chosen := target)
+        if refused := [r for done in facts.passes[: len(fallback)] for r in done.refusals]:
+            raise PrecisionError(
+                found="; ".join(f"{r.node}: {r.reason}" for r in refused),
+                wanted="layers that can be computed without the codes of their inputs",
+                where=f"--fallback, target {target.name}",
+                fix="keep these layers in floating point in the recipe, or choose another target",
+            )
         # `prepare` has counted tokens; a model may give attention more than those.
         if (wider := target.for_keys(float16_keys(root / lowered, plan.profile.largest))) != target:
             facts = lower_for(chosen := wider)
         _check_keys(plan, chosen, root / lowered)
-        error = _lowered_error(plan, root / "model.onnx", _runnable(plan, root, lowered, chosen, space.scratch))
+        model, scratch = root / "model.onnx", space.scratch / target.name
+        runs = runnable_twin(
+            model,
+            root / lowered,
+            chosen,
+            scratch,
+            choice=choice,
+            keep_time_path=job.keep_time_path,
+            attention=attention,
+            fallback=fallback,
+        )
+        error = _lowered_error(plan, portable_twin(model, rungs, scratch), runs)
         if not error <= LOWERED_TOLERANCE:
             raise PrecisionError(
                 found=f"a relative error of {error:.3g} in one step",
@@ -280,13 +459,21 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
                 fix="run `vditc lower --verify` on model.onnx to see which pass changed the numbers",
             )
         passes = [dataclasses.asdict(p) for p in facts.passes]
-        attention = chosen.attention or chosen.compute
-        operators = plugin_operators(root / lowered)
-        return {"passes": passes, "nodes": facts.nodes_after, "error": round(error, 6), "attention": attention, "operators": operators}
+        return {
+            "passes": passes,
+            "nodes": facts.nodes_after,
+            "error": round(error, 6),
+            "attention": chosen.attention or chosen.compute,
+            "operators": plugin_operators(root / lowered),
+            "attention_left": attention_left(facts.passes),
+        }
 
-    facts = space.stage(f"lower {target.name}", run_lower, (lowered, f"{lowered}.data", "lowered/model.onnx.data"))
+    outputs = (lowered, f"{lowered}.data", "lowered/model.onnx.data")
+    facts = space.stage(f"lower {target.name}", run_lower, outputs, key=rungs or None)
     # What was asked for is no part of a stage: a job that is resumed may ask otherwise.
-    facts = facts | {"plugins": recorded(choice, target, facts["operators"])}
+    facts = facts | {"plugins": recorded(choice, target, facts["operators"], facts["attention_left"])}
+    if "attention" in facts["plugins"]:
+        progress.note(f"{target.name} computes attention in {facts['plugins']['attention']['computed']}")
     if facts["attention"] != target.compute and target.fp16_keys is not None:
         progress.note(f"{target.name} computes attention in {facts['attention']}: {target.fp16_keys.says}")
     maker, folder = backend(target.backend), root / "engines" / target.name
@@ -305,6 +492,7 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
 
     if plugins := "library" in facts["plugins"]:
         space.stage(f"plugins {target.name}", run_copy, (library_in_bundle(target),))
+    library = root / library_in_bundle(target) if plugins else None
 
     def run_build() -> dict[str, Any]:
         built = maker.build(
@@ -315,11 +503,24 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
             out=folder,
             work=space.scratch / target.name,
             progress=progress,
-            plugins=root / library_in_bundle(target) if plugins else None,
+            plugins=library,
+            options=options,
         )
+        if built.status == TO_BUILD:
+            part = Part("model", root / lowered, input_specs(root / lowered))
+            write_device_files(
+                root=root,
+                folder=folder,
+                parts=[part],
+                target=target,
+                profile=plan.profile,
+                library=library,
+                memory=plan.memory[target.name],
+                options=options,
+            )
         return built.to_json()
 
-    engine = space.stage(f"build {target.name}", run_build, (f"engines/{target.name}/*",))
+    engine = space.stage(f"build {target.name}", run_build, (f"engines/{target.name}/*",), key=[options.to_json(), rungs])
     return {
         "backend": target.backend,
         "built_in": target.name if target.built_in else None,
@@ -328,11 +529,12 @@ def _target(plan: Plan, space: Workspace, target: Target, progress: Progress) ->
         "compute": target.compute,
         "attention": facts["attention"],
         "lowered": lowered,
-        "inputs": _inputs(root / lowered),
+        "inputs": graph_inputs(root / lowered),
         "memory": plan.memory[target.name].to_json(),  # estimated, bytes at the profile's largest sizes
         "plugins": facts["plugins"],
-        "graph": _timeless({key: value for key, value in facts.items() if key != "plugins"}),
-        "engine": _timeless(engine),
+        "graph": timeless({key: value for key, value in facts.items() if key not in ("plugins", "attention_left")}),
+        "build": options.to_json(),
+        "engine": timeless(engine),
     }
 
 
@@ -344,44 +546,6 @@ def _check_keys(plan: Plan, target: Target, lowered: Path) -> None:
         raise PrecisionError(found=error.found, wanted=error.wanted, where=error.where, fix=error.fix) from error
 
 
-def _runnable(plan: Plan, root: Path, lowered: str, target: Target, scratch: Path) -> Path:
-    """The lowered graph, or the nearest that ONNX Runtime runs on a CPU.
-
-    It has no kernels for bfloat16, and no masks that hold for all queries in the operator Attention: then what the same passes make in
-    float32, or with attention in the type of the rest and in opset 21. It runs the bodies of plugin operators, which a target's graph may
-    not have.
-    """
-    plugins = plan.plugins[target.name].library is not None
-    if target.compute != "bf16" and target.attention is None and target.opset <= 21 and (target.functions or not plugins):
-        return root / lowered
-    wide = dataclasses.replace(
-        target,
-        compute="fp32" if target.compute == "bf16" else target.compute,
-        attention=None,
-        opset=21,
-        quirks=tuple(q for q in target.quirks if q.functions),
-    )
-    out, time_path = scratch / target.name / f"{wide.compute}.onnx", plan.job.keep_time_path
-    return lower(model=root / "model.onnx", target=wide, out=out, keep_time_path=time_path, plugins=plugins, progress=SILENT).files[0]
-
-
-def _inputs(model: Path) -> list[Mapping[str, Any]]:
-    return [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(model)]
-
-
-def _input_range(statistics: Mapping[str, Any], layer: str) -> dict[str, float] | None:
-    """Greatest input of a layer over the calibration's steps, and how far its channels are apart; None if it was not observed."""
-    seen = statistics.get("layers", {}).get(layer)
-    return None if seen is None else {"absmax": max(seen["absmax_per_step"]), "channel_spread": seen["channel_spread"]}
-
-
-def _timeless(facts: Any) -> Any:
-    """Facts without what differs from run to run: that goes to report/run.json."""
-    if isinstance(facts, dict):
-        return {k: _timeless(v) for k, v in facts.items() if k not in ("seconds", "peak_rss_bytes")}
-    return [_timeless(v) for v in facts] if isinstance(facts, list) else facts
-
-
 def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
     """Relative error of the velocity of the middle step, from noise, lowered against portable graph."""
     sampled = plan.verified
@@ -391,43 +555,37 @@ def _lowered_error(plan: Plan, portable: Path, lowered: Path) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
-def reference_trajectories(plan: Plan, folder: Path, progress: Progress) -> Trajectories:
-    """Clips of the full-precision model."""
-    return sample_clips(
-        lambda: ReferenceModel(plan.model.adapter, plan.model.source, None, device=plan.job.device),
-        plan.verified,
-        folder,
-        {"model": plan.model.source.digest, "precision": "full"},
-        progress,
-        "sample the full-precision model",
+def _begun(plan: Plan, space: Workspace, progress: Progress) -> SampledModel:
+    """What the calibration samples: clips that full-precision experts before this one have begun."""
+    if not plan.before:
+        return plan.calibrated
+    clips = plan.calibrated.conditioning
+    walkers = [full_precision(dataclasses.replace(one.calibrated, conditioning=clips), plan.job.device) for one in plan.before]
+    before = sample_experts(walkers, _references(plan.job, space), progress, FULL_PRECISION)
+    return dataclasses.replace(plan.calibrated, starts=before[-1].latents[:, -1])
+
+
+def _references(job: Job, space: Workspace) -> Path:
+    return job.references or space.within("").scratch / "references"
+
+
+def _verify(made: Sequence[_Made], space: Workspace, progress: Progress) -> dict[str, Any]:
+    """Quality numbers of the portable graphs in ONNX Runtime, for each one's manifest, and a step cache."""
+    first = made[0].plan
+    return verify_clips(
+        [_walker(one) for one in made],
+        [one.calibration for one in made],
+        first.model.parts,
+        first.model.sampling.semantics,
+        references=_references(first.job, space),
+        work=space.scratch / "clips",
+        out=space.path / CLIPS,
+        title=f"sample {first.job.recipe.name} in ONNX Runtime",
+        device=first.job.device,
+        progress=progress,
     )
 
 
-def _verify(plan: Plan, space: Workspace, calibration: Calibration, progress: Progress) -> dict[str, Any]:
-    """Quality numbers of the portable graph in ONNX Runtime, against the full-precision model."""
-    reference = reference_trajectories(plan, plan.job.references or space.scratch / "references", progress)
-    model = space.path / "model.onnx"
-    ours = sample_clips(
-        lambda: OnnxRuntimeModel(model),
-        plan.verified,
-        space.scratch / "clips",
-        {"calibration": space.stages["calibrate"]["files"], "graph": space.stages["export"]["files"]},
-        progress,
-        f"sample {plan.job.recipe.name} in ONNX Runtime",
-    )
-    quality = compare(reference, ours, plan.verified.conditioning, plan.model.parts, plan.model.sampling.semantics)
-    quality["layer_error"] = _layer_errors(plan, calibration, reference)
-    clips = {"full_precision": reference.clips(plan.model.parts), "quantized": ours.clips(plan.model.parts)}
-    write_tensors(space.path / CLIPS, clips)
-    return quality
-
-
-def _layer_errors(plan: Plan, calibration: Calibration, reference: Trajectories) -> dict[str, float]:
-    """Relative output error of each layer on the full-precision inputs of the first, middle and last step of clip 0."""
-    sampled = plan.verified
-    steps, feeds, clip = sampled.steps, [], sampled.clip(0)
-    for index in sorted({0, steps // 2, steps - 1}):
-        before = clip.start(sampled.scheduler) if index == 0 else reference.latents[:1, index - 1]
-        feeds.append((clip.feeds(sampled.scheduler, index, before, guided=False), index))
-    found = layer_errors(sampled.adapter, sampled.source, calibration, feeds, device=plan.job.device)
-    return {name: round(error, 6) for name, error in found.items()}
+def _walker(made: _Made) -> Walker:
+    key = {"calibration": made.space.written_by("calibrate"), "graph": made.space.written_by("export")}
+    return Walker(made.plan.verified, lambda: OnnxRuntimeModel(made.space.path / "model.onnx"), key)

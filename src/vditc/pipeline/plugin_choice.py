@@ -3,114 +3,149 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
 
+from vditc.attention import AttentionScheme
 from vditc.errors import InputError, VditcError
 from vditc.files import sha256
-from vditc.plugins.build import FACTS, LIBRARY, Wanted, build, library_path
+from vditc.graph_passes.core import PassFacts
+from vditc.graph_passes.quantize_attention import QuantizeAttention
+from vditc.numerics import Granularity, QType
+from vditc.pipeline.plugin_library import build_for, find_library
+from vditc.plugins.build import LIBRARY
 from vditc.plugins.catalogue import plugin_nodes
 from vditc.plugins.plugin_op import DOMAIN, VERSION
+from vditc.plugins.qattention.op import QAttention
 from vditc.progress import Progress
 from vditc.recipe import Recipe
+from vditc.scheme import QuantSpec, Scheme
 from vditc.target import Target
 
 Mode = Literal["auto", "on", "off"]
 MODES: tuple[Mode, ...] = ("auto", "on", "off")
-JETSON = ("87", "110")
 FEW_BITS = 4  # of weights beside integer activations, which the library takes
+_INT8 = Scheme(  # what the scores of quantized attention are products of
+    weight=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_CHANNEL),
+    activation=QuantSpec(qtype=QType.INT8, granularity=Granularity.PER_TOKEN, dynamic=True),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginChoice:
-    """`library`: None where layers stay Q/DQ. `reason` says why, in words. `lacking`: there are layers for a library that is not there."""
+    """`library`: None where all stays in ONNX's own operators. `reason` says why, in words.
+
+    `layers`, `scores`: whether linear layers, and attention, go to the library. `lacking`: there is work for a library that is not
+    there. `attention`: what becomes of a recipe's `[attention]`, in words; "" for a recipe without one.
+    """
 
     mode: Mode
     reason: str
     lacking: bool = False
     library: Path | None = None
     sha256: str | None = None
+    layers: bool = False
+    scores: bool = False
+    attention: str = ""
+
+    @property
+    def words(self) -> str:
+        """The mode and the library."""
+        return f"--plugins {self.mode} " + ("without a library" if self.sha256 is None else f"and the library of sha256 {self.sha256[:12]}")
 
 
-def choose_plugins(mode: str, target: Target, recipe: Recipe, progress: Progress) -> PluginChoice:
-    """What `--plugins` means for a target.
+def choose_plugins(
+    mode: str, targets: Sequence[Target], recipe: Recipe, progress: Progress, *, fallback: bool = False
+) -> dict[str, PluginChoice]:
+    """What `--plugins` means for each target.
 
-    auto: plugins where the recipe has layers for them and a library for the target's GPUs is there; nothing is compiled for it.
-    on: a library that is not there is built, and what stands in the way is an error. off: Q/DQ. InputError, or VditcError of the build.
+    auto: plugins where the recipe has work for them and a library for the target's GPUs is there; nothing is compiled for it.
+    on: a library that is not there is built, for the GPUs of all these targets, and what stands in the way is an error.
+    off: ONNX's own operators. InputError, also for a recipe that a target does not run without the library, unless there is a `fallback`
+    for its layers; VditcError of the build.
     """
-    if mode not in MODES:
-        raise InputError(found=mode, wanted=" or ".join(MODES), where="--plugins", fix="choose one of these")
-    chosen: Mode = "auto" if mode == "auto" else "on" if mode == "on" else "off"
-    if chosen == "off":
-        return PluginChoice(mode=chosen, reason="--plugins off")
-    if why_not := _unfit(target, recipe):
-        if chosen == "on" and target.backend != "onnxruntime":
-            raise InputError(found=why_not, wanted="layers for the plugin library", where="--plugins on", fix="leave --plugins out")
-        return PluginChoice(mode=chosen, reason=why_not)
-    try:
-        path = find_library(target)
-    except InputError as error:
-        if chosen == "auto":
-            fix = "weights stay in INT4 Q/DQ; vditc plugins build makes it"
-            reason = f"no plugin library for {target.platform} ({error.where}): {error.found}; {fix}"
-            return PluginChoice(mode=chosen, reason=reason, lacking=True)
-        progress.note(f"building the plugin library for {target.platform}: {error.found} at {error.where}")
-        machine, _, cuda = target.platform.partition("-cuda")
-        build(Wanted.of(machine, cuda=int(cuda or 13)), progress=progress)
-        path = find_library(target)
-    return PluginChoice(mode=chosen, reason="layers with weights of 4 or 3 bits beside codes", library=path, sha256=sha256(path))
+    asked = check_mode(mode)
+    found = {target.name: _wanted(asked, target, recipe) for target in targets}
+    if asked == "on":
+        build_for([t for t in targets if found[t.name].layers or found[t.name].scores], progress)
+    return {target.name: _with_library(found[target.name], target, recipe, fallback=fallback) for target in targets}
 
 
-def _unfit(target: Target, recipe: Recipe) -> str:
-    if target.backend == "onnxruntime":
-        return "ONNX Runtime runs the portable graph"
+def check_mode(mode: str) -> Mode:
+    """InputError for what is no mode."""
+    for known in MODES:
+        if mode == known:
+            return known
+    raise InputError(found=mode, wanted=" or ".join(MODES), where="--plugins", fix="choose one of these")
+
+
+def _wanted(mode: Mode, target: Target, recipe: Recipe) -> PluginChoice:
+    """What there is to do for a library, if one is there."""
     schemes = [rule.scheme for rule in recipe.rules if rule.scheme is not None]
-    if not any(
-        s.weight.qtype.integer and s.weight.qtype.bits <= FEW_BITS and s.activation is not None and s.activation.qtype.integer
-        for s in schemes
-    ):
-        return f"recipe {recipe.name} has no weights of {FEW_BITS} bits or fewer beside integer activations"
-    return ""
+    few, groups = any(s.codes and s.weight.qtype.bits <= FEW_BITS for s in schemes), any(s.needs_plugins for s in schemes)
+    no_scores = "" if recipe.attention is None else _no_scores(recipe.attention, target)
+    scores = recipe.attention is not None and not no_scores
+    if mode == "off":
+        return _floating(PluginChoice(mode=mode, reason="--plugins off"), recipe)
+    if target.backend == "onnxruntime":
+        return _floating(PluginChoice(mode=mode, reason="ONNX Runtime runs the portable graph"), recipe)
+    if not (few or groups or scores):
+        why = f"recipe {recipe.name} has no weights of {FEW_BITS} bits or fewer beside integer activations"
+        why += f", and of its attention the library takes nothing: {no_scores}" if no_scores else ""
+        if mode == "on":
+            raise InputError(found=why, wanted="layers for the plugin library", where="--plugins on", fix="leave --plugins out")
+        return PluginChoice(mode=mode, reason=why, attention=f"floating point: {no_scores}" if no_scores else "")
+    work = {"layers with weights of 4 or 3 bits beside codes": few, "layers in groups beside codes": groups}
+    work["attention with INT8 scores"] = scores
+    attention = f"INT8 scores{_unlike(recipe.attention)}" if recipe.attention is not None else ""
+    return PluginChoice(
+        mode=mode,
+        reason=", ".join(what for what, there in work.items() if there),
+        layers=few or groups,
+        scores=scores,
+        attention=f"floating point: {no_scores}" if no_scores else attention,
+    )
 
 
-def find_library(target: Target, said: Path | None = None) -> Path:
-    """The library for a target: the file `said`, in the folder `said`, or where `vditc plugins build` puts it (VDITC_PLUGINS, the cache).
-
-    InputError when there is none, or when it says beside itself that it has no code for one of the target's GPUs.
-    """
-    path = said if said is not None and not said.is_dir() else library_path(target.platform, said)
-    if not path.is_file():
-        raise InputError(found="no file", wanted=LIBRARY, where=str(path), fix="check the path, or build it: vditc plugins build")
-    facts = path.with_name(FACTS)
-    if facts.is_file():
+def _with_library(wanted: PluginChoice, target: Target, recipe: Recipe, *, fallback: bool) -> PluginChoice:
+    """The same with its library, or without one and why."""
+    if wanted.layers or wanted.scores:
         try:
-            has = [str(a) for a in json.loads(facts.read_text())["architectures"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                found=f"unreadable ({error!r})", wanted="what is said of the library", where=str(facts), fix="build it again"
-            ) from error
-        if lacking := [arch for arch in target.arch if not runs_on(arch, has)]:
-            raise InputError(
-                found=f"code for {', '.join(has)}",
-                wanted=f"code for {', '.join(lacking)} of target {target.name}",
-                where=str(path),
-                fix="build it with these: vditc plugins build --arch",
-            )
-    return path
+            path = find_library(target)
+            return dataclasses.replace(wanted, library=path, sha256=sha256(path))
+        except InputError as error:
+            if wanted.mode == "on":
+                raise
+            fix = "all stays in ONNX's own operators; vditc plugins build makes it"
+            reason = f"no plugin library for {target.platform} ({error.where}): {error.found}; {fix}"
+            wanted = _floating(PluginChoice(mode=wanted.mode, reason=reason, lacking=True), recipe)
+    if not fallback:
+        target.check(recipe)
+    return wanted
 
 
-def runs_on(arch: str, has: list[str]) -> bool:
-    """Machine code of x.y runs on x.z, z not less than y, but not from a desktop's GPU on Jetson's; with an a on x.y alone.
+def _floating(choice: PluginChoice, recipe: Recipe) -> PluginChoice:
+    """The same, with attention in floating point for the same reason."""
+    return choice if recipe.attention is None else dataclasses.replace(choice, attention=f"floating point: {choice.reason}")
 
-    CUDA C++ Programming Guide, Binary Compatibility.
-    """
-    number = arch.removeprefix("sm_")
-    family = [] if number in JETSON else [one.removesuffix("f") for one in has if not one.endswith("a")]
-    return number in has or f"{number}a" in has or any(one[:-1] == number[:-1] and one[-1] <= number[-1] for one in family)
+
+def _no_scores(asked: AttentionScheme, target: Target) -> str:
+    """Why the library has nothing of what a recipe asks of attention; "" if it has."""
+    if QuantizeAttention.asked(asked, {}) is None:
+        return f"it has INT8 scores, the recipe asks for {asked}"
+    refused = target.refusal(_INT8)
+    return "" if refused is None else f"target {target.name} runs no INT8 products: {refused}"
+
+
+def _unlike(asked: AttentionScheme) -> str:
+    """In what the operator is finer than what the recipe asks for."""
+    said = [] if asked.block_size == 1 else [f"a scale for every token instead of every {asked.block_size}"]
+    said += [] if asked.pv is None else [f"weights times v in 16 bits, since no operator has {asked.pv.value} for them"]
+    return "".join(f"; {one}" for one in said)
 
 
 def plugin_operators(lowered: Path) -> dict[str, int]:
@@ -123,22 +158,32 @@ def library_in_bundle(target: Target) -> str:
     return f"plugins/{target.platform}/{LIBRARY}"
 
 
-def recorded(choice: PluginChoice, target: Target, operators: dict[str, int]) -> dict[str, Any]:
+def attention_left(passes: Iterable[PassFacts]) -> dict[str, int]:
+    """Why `quantize-attention` left attentions in floating point -> how many."""
+    return dict(sorted(Counter(r.reason for p in passes if p.name.startswith(QuantizeAttention.name) for r in p.refusals).items()))
+
+
+def recorded(choice: PluginChoice, target: Target, operators: Mapping[str, int], left: Mapping[str, int]) -> dict[str, Any]:
     """What the manifest says: the library (a file of the bundle) and its operators, or the reason why there is none.
 
-    VditcError when plugins were asked for (on) and lowering handed no layer over.
+    `left`: reason -> attentions that stay in floating point. VditcError when plugins were asked for (on) and lowering handed nothing over.
     """
     said: dict[str, Any] = {"mode": choice.mode, "reason": choice.reason}
+    if choice.attention:
+        scores = operators.get(f"{DOMAIN}.{QAttention.op_type}", 0)
+        computed = choice.attention if scores or not choice.scores else "floating point: the library takes no attention of this model"
+        said["attention"] = {"computed": computed, "int8_scores": scores, **({"left": dict(left)} if left else {})}
     if choice.library is None:
         return said
+    see = "see why with `vditc lower --plugins --explain`"
     if not operators and choice.mode == "auto":
-        return {**said, "reason": "no layer of this model went to the plugin library; see why with `vditc lower --plugins --explain`"}
+        return {**said, "reason": f"nothing of this model went to the plugin library; {see}"}
     if not operators:
         raise VditcError(
-            found="no operator of the plugin library in the lowered graph",
-            wanted="some: the recipe has layers for it",
+            found="no operator of the plugin library in the lowered graph" + "".join(f"; attention: {why}" for why in left),
+            wanted=f"some: the recipe has {choice.reason}",
             where=f"target {target.name}",
-            fix="see why with `vditc lower --plugins --explain`, or compile with --plugins off",
+            fix=f"{see}, or compile with --plugins off",
         )
     return {
         **said,

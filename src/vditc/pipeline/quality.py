@@ -14,13 +14,14 @@ from vditc import metrics
 from vditc.conditioning import Conditioning
 from vditc.digits import Caption
 from vditc.errors import QualityError
-from vditc.files import data_digest
+from vditc.files import array_digest, data_digest
 from vditc.pipeline.components import Components
 from vditc.progress import Progress
 from vditc.recipe import Gate
 from vditc.safetensors_file import read_header, write_tensors
 from vditc.sampled_model import SampledModel
 from vditc.sampling import Denoiser
+from vditc.step_cache import Changes, Skips, StepCache
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +31,8 @@ class Trajectories:
     """Latents of every clip after every step, float32 [clips, steps, C, F, H, W]."""
 
     latents: npt.NDArray[np.float32]
+    changes: npt.NDArray[np.float64]  # [clips, steps - 1, 1 + branches]: relative, of the latents shown and of each branch's prediction
+    skipped: float = 0.0  # share of the model's runs that a step cache left out
 
     def clips(self, parts: Components) -> npt.NDArray[np.float32]:
         """Finished clips: pixels [clips, F, H, W] in [-1, 1] where the codec is known, else latents [clips, C * F, H, W]."""
@@ -46,18 +49,25 @@ def sample_clips(
     key: dict[str, Any],
     progress: Progress,
     title: str,
+    cache: tuple[StepCache, float] | None = None,
 ) -> Trajectories:
     """Sample every clip, one at a time; finished clips are kept in `folder` under `key`, so that a killed run goes on.
 
-    `open_model` is called only when a clip is missing.
+    `open_model` is called only when a clip is missing. `cache`: leaves out steps, at a threshold.
     """
     model: Denoiser | None = None
-    conditioning, steps, clips = sampled.conditioning, sampled.steps, []
+    conditioning, steps, clips, changes, skipped = sampled.conditioning, sampled.steps, [], [], []
+    walked = {"solver": None if sampled.solver is None else dict(sampled.solver.about)}
+    if cache is not None:
+        walked |= {"cache": {**cache[0].to_json(), "threshold": cache[1]}}
     with progress.task(title, len(conditioning) * steps) as advance:
         for index in range(len(conditioning)):
+            starts = {} if sampled.starts is None else {"start": array_digest(sampled.starts[index])}
             clip_key = data_digest(
                 {
                     **key,
+                    **walked,
+                    **starts,
                     "clip": conditioning.digest(index),
                     "schedule": sampled.scheduler.to_json(),
                     "guidance": sampled.guidance_scale,
@@ -69,16 +79,21 @@ def sample_clips(
                 path: list[Array] = []
 
                 def keep(_: int, latents: Array, path: list[Array] = path) -> None:
-                    path.append(latents[0])
+                    path.append(latents[0].copy())
                     advance()
 
-                sampled.sample(model, index, keep)
-                write_tensors(file, {"latents": np.stack(path)})
+                watch, skips = Changes(), None if cache is None else Skips(*cache, steps)
+                sampled.sample(model, index, keep, cache=skips, on_prediction=watch, reuse=True)
+                left_out = 0.0 if skips is None else skips.skipped / skips.asked
+                write_tensors(file, {"latents": np.stack(path), "changes": watch.found, "skipped": np.array(left_out)})
             else:
                 for _ in range(steps):
                     advance()
-            clips.append(np.array(read_header(file)[0]["latents"].read()))
-    return Trajectories(np.stack(clips))
+            found = {name: np.array(entry.read()) for name, entry in read_header(file)[0].items()}
+            clips.append(found["latents"])
+            changes.append(found["changes"])
+            skipped.append(float(found["skipped"]))
+    return Trajectories(np.stack(clips), np.stack(changes), float(np.mean(skipped)))
 
 
 def compare(

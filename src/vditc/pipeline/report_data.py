@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vditc.bundle import Bundle
-from vditc.memory import gigabytes
+from vditc.build_memory import gigabytes
+from vditc.build_options import BuildOptions
+from vditc.bundle import Bundle, rung_text
 from vditc.metrics import ClipScores, Summary
 from vditc.pipeline.compile import CLIPS
 from vditc.report import BundleReport, Engine, GateLine, KeptLayer, Layer, ReportData, Variant, write_report
@@ -29,6 +31,10 @@ def report_bundles(bundles: Sequence[Bundle], out: Path) -> None:
         "model": f"{first.model['class']}, {first.model['weights'] / 1e6:.2f} M weights",
         "latent clip": " x ".join(map(str, s["latent_shape"])) + " (channels, frames, height, width)",
         "sampling": f"{s['steps']} Euler steps, guidance {s['guidance_scale']:g}",
+        **{
+            name: f"from step {e['first_step']} on, guidance {s.get('guidance_scale_2', s['guidance_scale']):g}"
+            for name, e in first.experts.items()
+        },
         "checked on": f"{quality.get('clips')} clips, sampled in ONNX Runtime from the same noise as the full-precision model's",
     }
     data = ReportData(
@@ -36,7 +42,7 @@ def report_bundles(bundles: Sequence[Bundle], out: Path) -> None:
         facts=facts,
         prompts=quality.get("prompts", []),
         full_precision=_variant(bundles[0], "full_precision"),
-        bundles=[_bundle(b) for b in bundles],
+        bundles=[report for b in bundles for report in (_bundle(b), *(_expert(b, name) for name in b.experts))],
     )
     write_report(out, data)
 
@@ -93,6 +99,12 @@ def _bundle(bundle: Bundle) -> BundleReport:
     )
 
 
+def _expert(bundle: Bundle, name: str) -> BundleReport:
+    """The second of two experts, without what was measured of both."""
+    report = _bundle(bundle.experts[name])
+    return dataclasses.replace(report, name=f"{bundle.manifest.recipe['name']}, {name}", sampled=None, gate=[], step_error=[])
+
+
 def _sizes(bundle: Bundle) -> dict[str, int]:
     m = bundle.manifest
     sizes = {"float32 weights": 4 * m.model["weights"], "checkpoint": m.model["checkpoint_bytes"]}
@@ -113,6 +125,10 @@ def _engine(target: Mapping[str, Any]) -> dict[str, str]:
     }
     if "memory" in target:
         facts["memory, estimated"] = _memory(target["memory"])
+    if target.get("build"):
+        facts["built with"] = str(BuildOptions.from_json(target["build"]))
+    if target.get("fallback"):
+        facts["not as calibrated"] = "; ".join(rung_text(rung) for rung in target["fallback"])
     if "version" in engine:
         facts["builder"] = engine["version"]
     if "compute_capabilities" in engine:

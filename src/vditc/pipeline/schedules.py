@@ -1,124 +1,147 @@
-"""Reads diffusers' schedulers into tables: whatever a scheduler does in one step, it does linearly, so that three numbers a step say it."""
+"""Which solver walks a model, and the table of one-step moves over the same noise levels and times that calibration walks."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vditc.bundle import Bundle
 from vditc.checkpoint import read_json
 from vditc.errors import InputError
-from vditc.schedule import Schedule
+from vditc.model_dir import ModelDir
+from vditc.runtimes.schedulers.options import plain
+from vditc.runtimes.schedulers.pipelines import Given
+from vditc.runtimes.schedulers.registry import CLASSES, scheduler_of, solver_config
+from vditc.runtimes.schedulers.walk import Walk
+from vditc.runtimes.step_table import StepTable
+from vditc.schedule import Schedule, Scheduler
 
-# Schedulers whose step depends on nothing but the latents and the prediction.
-ONE_STEP = (
-    "FlowMatchEulerDiscreteScheduler",
-    "DDIMScheduler",
-    "CogVideoXDDIMScheduler",
-    "EDMEulerScheduler",
-    "EulerDiscreteScheduler",
-)
-# Schedulers that remember earlier steps or add noise -> the one above that walks the same noise levels. Calibration and the comparison
-# with the full-precision model want the same trajectory twice, not the fastest.
-COUSINS = {
-    "CogVideoXDPMScheduler": "CogVideoXDDIMScheduler",
-    "DDPMScheduler": "DDIMScheduler",
-    "DEISMultistepScheduler": "DDIMScheduler",
-    "DPMSolverMultistepScheduler": "DDIMScheduler",
-    "DPMSolverSinglestepScheduler": "DDIMScheduler",
-    "EDMDPMSolverMultistepScheduler": "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler": "DDIMScheduler",
-    "PNDMScheduler": "DDIMScheduler",
-    "UniPCMultistepScheduler": "DDIMScheduler",
-}
-LINEAR = 1e-4  # relative: float32 arithmetic inside the scheduler
+Size = tuple[int, int, int]  # of a latent clip: frames, height, width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solver:
+    """A scheduler of diffusers that vditc has in numpy, with its options, and what its pipeline hands it."""
+
+    config: Mapping[str, Any]  # `_class_name` included
+    pipeline: str | None = None
+    patch: int = 1  # latents of a token
+    in_place_of: str | None = None  # the model's own scheduler, where that is another class
+    where: str = "scheduler_config.json"
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], where: str = "scheduler_config.json", solver: str | None = None, **more: Any) -> Solver:
+        """The scheduler that walks for a configuration, or `solver` over the same noise levels; InputError for one that cannot."""
+        chosen, own = solver_config(config, solver, where), str(config.get("_class_name"))
+        return cls(config=chosen, where=where, in_place_of=None if chosen["_class_name"] == own else own, **more)
+
+    @classmethod
+    def of_model(cls, source: ModelDir | Path) -> Solver:
+        """That of a model directory; from its path alone no clip size can be followed."""
+        folder = source if isinstance(source, Path) else source.path
+        file, index = folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"
+        pipeline = read_json(index).get("_class_name") if index.exists() else None
+        return cls.of_config(
+            read_json(file), str(file), pipeline=pipeline, patch=1 if isinstance(source, Path) else patch_of(source.config)
+        )
+
+    def walk(self, steps: int, size: Sequence[int] | None = None) -> Walk:
+        """In so many steps, for latents of `size` (frames, height, width)."""
+        whole = None if size is None else (int(size[0]), int(size[1]), int(size[2]))
+        return scheduler_of(self.config, steps, Given(self.pipeline, whole, self.patch), self.where)
+
+    def shifted(self, shift: float) -> Solver:
+        """The same with a fixed shift of its noise levels; InputError where it has none."""
+        known = CLASSES[self.config["_class_name"]][1]
+        name = "shift" if "shift" in known else "flow_shift" if self.config.get("use_flow_sigmas") else None
+        if name is None or not (math.isfinite(shift) and shift > 0):
+            raise InputError(
+                found=f"--shift {shift:g} of {self.config['_class_name']}",
+                wanted="a shift above 0, of a solver of flows",
+                where=self.where,
+                fix="leave out --shift" if name is None else "choose another shift",
+            )
+        return dataclasses.replace(self, config={**self.config, name: float(shift), "use_dynamic_shifting": False})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for `of_json`."""
+        about: dict[str, Any] = {
+            "class": self.config["_class_name"],
+            "config": plain(self.config),
+            "pipeline": self.pipeline,
+            "patch": self.patch,
+        }
+        return about | ({"in_place_of": self.in_place_of} if self.in_place_of else {})
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any], where: str) -> Solver:
+        """Read what `to_json` wrote; InputError for a class that this vditc does not have."""
+        config = {"_class_name": data["class"], **data["config"]}
+        found = cls.of_config(config, where, pipeline=data.get("pipeline"), patch=data.get("patch", 1))
+        return dataclasses.replace(found, in_place_of=data.get("in_place_of"))
+
+
+def patch_of(config: Mapping[str, Any]) -> int:
+    """Latents that one token of a transformer covers, from its config.json."""
+    patch = config.get("patch_size") or 1
+    return math.prod(patch) if isinstance(patch, list | tuple) else int(patch) ** 2 * int(config.get("patch_size_t") or 1)
 
 
 def load_schedule(model_dir: Path, steps: int) -> Schedule:
-    """The schedule of a model directory for a number of steps.
-
-    InputError for a scheduler that is unknown, is not linear (clipped or thresholded samples), or wants to know the clip's size.
-    """
-    file = model_dir / "scheduler" / "scheduler_config.json"
-    return schedule_of(read_json(file), steps, str(file))
+    """The table of a model directory for a number of steps; InputError for a scheduler that vditc does not have, or no such walk."""
+    return Solver.of_model(model_dir).walk(steps).schedule
 
 
-def schedule_of(config: dict[str, Any], steps: int, where: str = "scheduler_config.json") -> Schedule:
+def schedule_of(config: Mapping[str, Any], steps: int, where: str = "scheduler_config.json") -> Schedule:
     """The same of a configuration, `_class_name` included."""
-    if steps < 1:
-        raise InputError(found=f"{steps} steps", wanted="at least 1", where="sampling", fix="raise the number of steps")
-    import torch
+    return Solver.of_config(config, where).walk(steps).schedule
 
-    scheduler = _scheduler(config, where)
-    scheduler.set_timesteps(steps)
-    if not torch.isfinite(scheduler.timesteps).all():
-        raise InputError(
-            found=f"{type(scheduler).__name__} with no times for {steps} steps", wanted="more steps", where=where, fix="raise --steps"
-        )
-    state, prediction = (torch.tensor(values, dtype=torch.float32) for values in ((1.0, 0.0, 2.0), (0.0, 1.0, 3.0)))
-    rows = []
-    for index, timestep in enumerate(scheduler.timesteps):
-        seen = scheduler.scale_model_input(state, timestep) if hasattr(scheduler, "scale_model_input") else state
-        after = scheduler.step(prediction, timestep, state, return_dict=False)[0]
-        kept, added, both = (float(x) for x in after)
-        if abs(both - 2 * kept - 3 * added) > LINEAR * (abs(2 * kept) + abs(3 * added)):
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    """What a user may ask of the walk of a bundle; None leaves it as it was compiled."""
+
+    solver: str | None = None  # class of diffusers
+    steps: int | None = None
+    shift: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """The options that were given."""
+        return " ".join(f"--{f.name} {v}" for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None)
+
+
+AS_COMPILED = WalkOptions()
+
+
+def bundle_schedule(bundle: Bundle) -> Schedule:
+    """The table that the bundle was calibrated with; its step tables fit no other times."""
+    return Schedule.from_json(bundle.manifest.sampling["schedule"])
+
+
+def bundle_scheduler(bundle: Bundle, backend: str | None, size: Sequence[int], options: WalkOptions = AS_COMPILED) -> Scheduler:
+    """What walks a bundle's model on clips of `size` (frames, height, width): its solver, or a table in bundles without one.
+
+    `backend`: a target, or None for the portable graph. InputError for times that tables of its graph were not made for.
+    """
+    about, where = bundle.manifest.sampling.get("solver"), f"bundle {bundle.path}"
+    if about is None:
+        if options.asked:
             raise InputError(
-                found=f"{type(scheduler).__name__} whose step is not linear",
-                wanted="clip_sample = false, thresholding = false",
-                where=where,
-                fix="correct the scheduler's configuration",
+                found=f"{options.asked} for a bundle without a solver", wanted="none of these", where=where, fix="compile the model again"
             )
-        rows.append((float(timestep), float(seen[0]), kept, added, *_levels(scheduler, index)))
-    table = np.array(rows, np.float32).T
-    return Schedule(
-        scheduler=type(scheduler).__name__,
-        timesteps=table[0],
-        seen=table[1],
-        kept=table[2],
-        added=table[3],
-        signal=table[4],
-        noise=table[5],
-        start=float(scheduler.init_noise_sigma) if hasattr(scheduler, "init_noise_sigma") else 1.0,
-    )
-
-
-def _levels(scheduler: Any, index: int) -> tuple[float, float]:
-    """Signal and noise in the latents at a step: a flow mixes, a variance-preserving schedule has sqrt(a), sqrt(1 - a), others add."""
-    if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
-        sigma = float(scheduler.sigmas[index])
-        return (sigma, 1 - sigma) if scheduler.config.invert_sigmas else (1 - sigma, sigma)
-    if type(scheduler).__name__ in ("DDIMScheduler", "CogVideoXDDIMScheduler"):
-        share = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
-        return share**0.5, (1 - share) ** 0.5
-    return 1.0, float(scheduler.sigmas[index])
-
-
-def _scheduler(config: dict[str, Any], where: str) -> Any:
-    """The diffusers scheduler that walks the configuration's noise levels step by step."""
-    import diffusers
-
-    name = config.get("_class_name")
-    flow = config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas")
-    if config.get("use_dynamic_shifting"):
-        raise InputError(
-            found="use_dynamic_shifting = true",
-            wanted="false: a schedule that does not depend on the clip's size",
-            where=where,
-            fix="write the shift of your clip's size into the configuration, and use_dynamic_shifting = false",
-        )
-    if flow and name != "FlowMatchEulerDiscreteScheduler":
-        # Wan's own configuration is one of UniPC, which says flow_shift where the Euler scheduler says shift.
-        shift = config.get("flow_shift", config.get("shift", 1.0))
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(config["num_train_timesteps"]), shift=float(shift))
-    if name in ONE_STEP:
-        return getattr(diffusers, name).from_config(config)
-    if name in COUSINS:
-        # What these do not say of themselves: their samples are neither clipped nor thresholded.
-        return getattr(diffusers, COUSINS[name]).from_config({**config, "clip_sample": False, "thresholding": False})
-    raise InputError(
-        found=f"scheduler {name}",
-        wanted=f"one of {', '.join(sorted([*ONE_STEP, *COUSINS]))}",
-        where=where,
-        fix="save the pipeline with one of these schedulers",
-    )
+        return bundle_schedule(bundle)
+    solver = Solver.of_json(about, where)
+    if options.solver is not None:
+        chosen = Solver.of_config(solver.config, where, options.solver, pipeline=solver.pipeline, patch=solver.patch)
+        solver = dataclasses.replace(chosen, in_place_of=solver.in_place_of)
+    if options.shift is not None:
+        solver = solver.shifted(options.shift)
+    walk = solver.walk(options.steps or bundle.manifest.sampling["steps"], size)
+    inputs = bundle.manifest.inputs if backend is None else bundle.manifest.targets[backend]["inputs"]
+    if any(spec["name"] == "step" for spec in inputs):
+        StepTable(tuple(bundle.manifest.sampling["schedule"]["timesteps"]), where).check_times(walk.timesteps.tolist())
+    return walk

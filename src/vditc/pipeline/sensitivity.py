@@ -6,7 +6,6 @@ and belong to the one layer. Blocks that ran before the layer give what they gav
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ import torch
 from vditc.adapter import ModelAdapter
 from vditc.calibration import Calibration
 from vditc.errors import VditcError
-from vditc.files import data_digest
+from vditc.files import array_digest, data_digest
 from vditc.model_dir import ModelDir
 from vditc.progress import Progress
 from vditc.runtimes.reference import QuantizedLinear, ReferenceModel, check_same_model, linear_of
@@ -90,7 +89,7 @@ def sensitivity(
         "model": source.digest,
         "candidates": {name: c.digest or c.recipe_digest for name, c in candidates.items()},
         "units": {unit: list(layers) for unit, layers in units.items()},
-        "feeds": [[[step, *(_digest(given[n]) for n in sorted(given))] for given, step in group] for group in feeds],
+        "feeds": [[[step, *(array_digest(given[n]) for n in sorted(given))] for given, step in group] for group in feeds],
         "device": torch_device(device).type,
     }
     notes = _Notes(work, data_digest(key), progress)
@@ -239,7 +238,3 @@ class _Notes:
         if self.file is not None:
             self.file.write(json.dumps([number, place, *pair, float(value)]) + "\n")
             self.file.flush()
-
-
-def _digest(array: Array) -> str:
-    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -1,0 +1,125 @@
+"""`vditc package | collect`: what a device builds its engines from, and its engines back in the bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vditc.bundle import Bundle
+from vditc.cli.app import app, console
+from vditc.cli.options import ForceOption, JsonOption, fresh
+from vditc.device.__main__ import boards
+from vditc.device.build import read_engine
+from vditc.device.facts import UNKNOWN
+from vditc.device.package import BUILT, DEVICE, DevicePackage
+
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `vditc compile` wrote")]
+
+
+@app.command("package")
+def package_command(
+    bundle: BundleArg,
+    target: Annotated[str, typer.Option("--target", help="a target of the bundle whose engines a device builds")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder, or file.tar [default: only say the sizes]")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a device needs to build one target's engines, and nothing else: sh build.sh there needs Python and TensorRT alone.
+
+    Every file is checked against the bundle's manifest.
+    """
+    if out is not None:
+        fresh(out, force, folder=out.suffix != ".tar")
+
+    from vditc.pipeline.device_package import package, plan_package
+
+    plan = plan_package(Bundle.open(bundle, hashes=False), target)
+    fits = {folder: boards(known) for folder, known in plan.packages.items()}
+    sizes = plan.sizes
+    if not as_json:
+        for name, size in sizes.items():
+            _say(f"{size:>17,}  {name}")
+        _say(f"{sum(sizes.values()):>17,}  bytes in {len(sizes)} files")
+        for folder, lines in fits.items():
+            _say("\n".join((f"memory to build and run {folder} (estimate):", *(f"  {line}" for line in lines))))
+    if out is not None:
+        sizes = package(plan, out, force=force)
+        written = out.stat().st_size if out.is_file() else sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        if not as_json:
+            _say(f"wrote {out}: {written:,} bytes")
+    if as_json:
+        print(
+            json.dumps({"out": str(out) if out else None, "target": target, "files": sizes, "bytes": sum(sizes.values()), "memory": fits})
+        )
+
+
+@app.command("collect")
+def collect_command(
+    built: Annotated[Path, typer.Argument(metavar="PACKAGE", help="the package as the device left it, or its engine folder")],
+    bundle: BundleArg,
+    as_json: JsonOption = False,
+) -> None:
+    """Take engines that a device built into the bundle, and record in the manifest what they are and how they were built."""
+    from vditc.pipeline.collect import collect
+
+    found = collect(built, bundle)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for folder, said in found.items():
+        plans = ", ".join(f"{name} {plan['bytes'] / 1e6:.2f} MB" for name, plan in said["plans"].items())
+        _say(f"{bundle / folder}: {plans}; built on {device_words(said['device'])}")
+
+
+def is_package(path: Path) -> bool:
+    """Whether a folder is a device package, or an engine folder of one or of a bundle."""
+    return (path / DEVICE).is_file() or (not (path / "manifest.json").exists() and any(path.glob(f"**/engines/**/{DEVICE}")))
+
+
+def package_facts(path: Path) -> dict[str, Any]:
+    """Folder of each engine -> what is to be built there, and what was."""
+    folders = [path] if (path / DEVICE).is_file() else sorted(p.parent for p in path.glob(f"**/engines/**/{DEVICE}"))
+    found = {}
+    for folder in folders:
+        known = DevicePackage.read(folder)
+        found[folder.relative_to(path).as_posix()] = {
+            "target": known.target,
+            "runtime": known.runtime,
+            "arch": list(known.arch),
+            "profile": known.profile,
+            "engines": [{"name": g.name, "weights": g.weights, "builder": g.builder, "blocks": list(g.blocks)} for g in known.graphs],
+            "activations": known.activations,
+            "library": known.library,
+            "bytes": sum(e.bytes for e in known.files.values()),
+            "memory": boards(known),
+            "built": read_engine(folder) if (folder / BUILT).is_file() else None,
+        }
+    return found
+
+
+def show_package(path: Path, facts: dict[str, Any]) -> None:
+    """The same for people."""
+    for folder, known in facts.items():
+        what = f"{known['target']} ({', '.join(known['arch'])}, {known['runtime']})"
+        _say(f"{path / folder}: for {what}, {known['bytes']:,} bytes to build from")
+        _say("\n".join(f"  {line}" for line in known["memory"]))
+        if (built := known["built"]) is None:
+            _say("  not built: sh build.sh on the device")
+            continue
+        for name, plan in built["plans"].items():
+            _say(f"  {name}: {plan['bytes'] / 1e6:.2f} MB, sha256 {plan['sha256'][:16]}")
+        _say(f"  built by TensorRT {built['engine'].get('version')} on {device_words(built['device'])}")
+
+
+def device_words(device: dict[str, Any]) -> str:
+    """ "NVIDIA Jetson AGX Orin Developer Kit, JetPack 6.2+b77, L4T 36.4.3, MAXN_SUPER (2), driver 540.4.0": what is known."""
+    named = {"board": "", "jetpack": "JetPack ", "l4t": "L4T ", "power_mode": "power mode ", "driver": "driver ", "cuda": "CUDA "}
+    known = [f"{words}{device[key]}" for key, words in named.items() if key in device and not str(device[key]).startswith(UNKNOWN)]
+    return ", ".join(known) or "a machine that is no Jetson"
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

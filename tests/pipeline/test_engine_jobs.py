@@ -1,0 +1,424 @@
+"""`vditc build BUNDLE`: what becomes of each job, and of the bundle when something goes wrong.
+
+The builder is the one of tests/fake_builder, in every process; one slow test has TensorRT-RTX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Run, vditc
+
+from vditc.bundle import MANIFEST, Bundle, list_files
+from vditc.bundle_update import WORK
+from vditc.device.package import DevicePackage
+from vditc.pipeline import local_builds
+from vditc.pipeline.cluster_worker import ability, own_resources, put_piece, wanted_resources
+from vditc.pipeline.compile import compile_bundle
+from vditc.pipeline.engine_task import EngineRequest
+from vditc.pipeline.job import Job
+from vditc.pipeline.local_builds import LocalBuilds, Order
+from vditc.progress import SILENT
+from vditc.recipe import Gate, Recipe
+from vditc.target import Target
+
+TESTS = Path(__file__).resolve().parents[1]
+DOC = TESTS.parent / "docs/datacenter.md"
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the CPU and the H100, whose engine is built elsewhere."""
+    recipe, targets = dataclasses.replace(Recipe.load("w8a8"), gate=Gate()), (Target.load("cpu"), Target.load("h100"))
+    out = tmp_path_factory.mktemp("jobs") / "wan.bundle"
+    compile_bundle(Job(model_dir=tiny_dir, recipe=recipe, targets=targets, out=out, prompts=("a 7 moving left",), clips=1), SILENT)
+    return out
+
+
+@pytest.fixture(scope="module")
+def lowered(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with lowered graphs for two targets more, and no engines of them: their builder is killed."""
+    bundle, fake = compiled.with_name("lowered.bundle"), tmp_path_factory.mktemp("fake")
+    shutil.copytree(compiled, bundle)
+    (fake / "die").write_text("rtx-ada rtx-blackwell")
+    with pytest.MonkeyPatch.context() as patch:
+        with_fake_builder(patch, fake)
+        run = vditc("build", str(bundle), "--target", "rtx-ada", "--target", "rtx-blackwell", "--no-verify", "--jobs", "2", "--json")
+    assert (run.code, [job["state"] for job in json.loads(run.stdout)["jobs"]]) == (1, ["failed", "failed"])
+    assert all("died of SIGKILL" in job["reason"] for job in json.loads(run.stdout)["jobs"])
+    assert not list((bundle / "engines").glob("rtx*"))
+    shutil.rmtree(bundle / WORK)
+    return bundle
+
+
+def with_fake_builder(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("FAKE_BUILDER", str(folder))
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS / "fake_builder"), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that tells the builder what to do."""
+    (tmp_path / "fake").mkdir()
+    with_fake_builder(monkeypatch, tmp_path / "fake")
+    return tmp_path / "fake"
+
+
+@pytest.fixture
+def bundle(lowered: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(lowered, tmp_path / "wan.bundle"))
+
+
+def calls(fake: Path) -> list[str]:
+    """Targets in the order in which their builds began."""
+    file = fake / "calls"
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def build(bundle: Path, *words: str) -> Run:
+    return vditc("build", str(bundle), *words)
+
+
+def jobs(run: Run) -> dict[str, Any]:
+    """Target -> job."""
+    return {job["target"]: job for job in json.loads(run.stdout)["jobs"]}
+
+
+def until(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_new_target_is_lowered_as_compile_does(compiled: Path, tmp_path: Path, fake: Path) -> None:
+    whole = Bundle.open(compiled).manifest
+    bundle = Path(shutil.copytree(compiled, tmp_path / "b"))
+    data = json.loads((bundle / MANIFEST).read_text())
+    del data["targets"]["h100"]
+    for name in [name for name in data["files"] if "h100" in name]:
+        del data["files"][name]
+        (bundle / name).unlink()
+    data["targets"]["cpu"]["memory"]["total"] = 1  # of another backend: nothing of it is taken over
+    (bundle / MANIFEST).write_text(json.dumps(data))
+    run = build(bundle, "--target", "h100", "--target", "cpu")
+    assert run.code == 0, run.stderr
+    assert re.search(r"h100 *│ done .*to build.*", run.stdout) and re.search(r"cpu *│ done *│ portable", run.stdout)
+    made = Bundle.open(bundle).manifest
+    unlike = ("engines/h100/device.json", "engines/h100/SHA256SUMS")  # nobody has estimated the activations for it
+    assert sorted(made.files) == sorted(whole.files)
+    assert {n: e for n, e in made.files.items() if n not in unlike} == {n: e for n, e in whole.files.items() if n not in unlike}
+    about, wanted = dict(made.targets["h100"]), dict(whole.targets["h100"])
+    assert 0 < about["graph"].pop("error") < 0.05 and wanted["graph"].pop("error")
+    del wanted["memory"]  # there was no target with an estimate for it
+    assert about == wanted
+
+
+def test_jobs_of_a_bundle(bundle: Path, fake: Path) -> None:
+    """One fails; the others are kept, and the same command goes on with what is left."""
+    (fake / "fail").write_text("rtx-blackwell")
+    run = build(bundle, "--target", "all", "--jobs", "2", "--json")
+    found = jobs(run)
+    assert run.code == 1 and sorted(calls(fake)) == ["rtx-ada", "rtx-blackwell"]
+    assert {t: (j["state"], j["status"]) for t, j in found.items()} == {
+        "cpu": ("done", "portable"),
+        "h100": ("done", "to build on the device"),
+        "rtx-ada": ("done", "built"),
+        "rtx-blackwell": ("failed", ""),
+    }
+    assert found["rtx-blackwell"]["reason"] == "rtx-blackwell: found no kernel; wanted one; none"
+    opened = Bundle.open(bundle)
+    assert opened.file("engines/rtx-ada/model.plan").read_text().startswith("rtx-ada ")
+    engine = opened.manifest.targets["rtx-ada"]["engine"]
+    assert engine["status"] == "built" and "seconds" not in engine
+    assert opened.manifest.targets["rtx-blackwell"]["engine"]["status"] == "to build on the device"
+    assert "engines/h100/build.sh" in opened.manifest.files
+    DevicePackage.read(bundle / "engines/h100").check_files(bundle / "engines/h100")
+
+    (fake / "fail").unlink()
+    run = build(bundle)  # a failure is not tried again by itself
+    assert run.code == 1 and "no kernel" in run.stdout and sorted(calls(fake)) == ["rtx-ada", "rtx-blackwell"]
+    run = build(bundle, "--retry-failed", "--json")
+    assert run.code == 0 and jobs(run)["rtx-blackwell"]["state"] == "done"
+    assert sorted(calls(fake)) == ["rtx-ada", "rtx-blackwell", "rtx-blackwell"]
+    assert "engines/rtx-blackwell/model.plan" in Bundle.open(bundle).manifest.files
+    assert not list((bundle / WORK).glob("rtx*")) and not list(bundle.glob(f"{WORK}-*"))
+
+    assert build(bundle, "--target", "rtx-ada", "--force").code == 0  # anew
+    assert build(bundle, "--target", "rtx-ada", "--engine", "refit").code == 0  # as well
+    assert build(bundle, "--target", "rtx-ada", "--engine", "refit").code == 0  # is done
+    assert calls(fake)[3:] == ["rtx-ada", "rtx-ada"]
+    opened = Bundle.open(bundle)
+    assert opened.manifest.targets["rtx-ada"]["build"] == {"refit": True}
+    assert opened.file("engines/rtx-ada/model.plan").read_text().endswith(" refit\n")
+
+
+def test_a_killed_command_goes_on(bundle: Path, fake: Path) -> None:
+    (fake / "hang").write_text("rtx-blackwell")
+    words = [sys.executable, "-m", "vditc", "build", str(bundle), "--target", "rtx-ada", "--target", "rtx-blackwell"]
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: "rtx-blackwell" in calls(fake))
+    run = build(bundle)
+    assert run.code == 1 and f"found process {child.pid}, which is building engines of this bundle" in run.stderr
+    child.kill()
+    child.wait()
+    builder = int((fake / "calls").read_text().split()[-2])
+    until(lambda: gone(builder))  # with the command
+    (fake / "hang").unlink()
+    assert Bundle.open(bundle).manifest.targets["rtx-ada"]["engine"]["status"] == "built"
+    run = build(bundle, "--json")
+    assert run.code == 0 and calls(fake) == ["rtx-ada", "rtx-blackwell", "rtx-blackwell"]
+    assert {job["state"] for job in jobs(run).values()} == {"done"}
+    assert not list(bundle.glob(f"{WORK}-*")) and Bundle.open(bundle)
+
+
+def gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] == "Z"
+    except OSError:
+        return True
+
+
+def test_changed_inputs(bundle: Path, fake: Path) -> None:
+    graph = bundle / "lowered/rtx-ada.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    run = build(bundle, "--target", "rtx-ada", "--json")
+    assert run.code == 1 and calls(fake) == []
+    assert re.search(r"rtx-ada.onnx: found sha256 .*; wanted \d+ bytes, sha256", jobs(run)["rtx-ada"]["reason"])
+    graph.write_bytes(whole[:-1])
+    run = build(bundle, "--retry-failed")
+    assert run.code == 2 and "rtx-ada.onnx of" in run.stderr
+
+
+def test_the_bundle_has_changed(bundle: Path, fake: Path) -> None:
+    assert build(bundle, "--target", "cpu").code == 0
+    data = json.loads((bundle / MANIFEST).read_text())
+    data["profile"]["frames"] = [1, 1, 1]
+    (bundle / MANIFEST).write_text(json.dumps(data))
+    run = build(bundle)
+    assert run.code == 2 and "changed since its list of jobs was made (transformer's profile" in run.stderr
+    assert build(bundle, "--target", "cpu", "--force").code == 0
+
+
+def test_a_full_disk(bundle: Path, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("vditc.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+        run = build(bundle, "--target", "rtx-ada", "--json")
+    assert run.code == 1 and "0 bytes free" in jobs(run)["rtx-ada"]["reason"]
+    assert (bundle / MANIFEST).read_bytes() == before and Bundle.open(bundle)
+    assert build(bundle, "--retry-failed").code == 0
+    assert "engines/rtx-ada/model.plan" in Bundle.open(bundle).manifest.files
+
+
+@pytest.mark.slow
+def test_two_experts(bundle: Path, fake: Path) -> None:
+    """Every part is built; the outer manifest lists what the inner one does."""
+    inner = Path(shutil.copytree(bundle, bundle / "transformer_2"))
+    data = json.loads((bundle / MANIFEST).read_text())
+    data["files"] = {name: dataclasses.asdict(entry) for name, entry in list_files(bundle).items()}
+    data["experts"] = {"transformer_2": {"path": "transformer_2", "boundary": 0.9, "first_step": 1}}
+    (bundle / MANIFEST).write_text(json.dumps(data))
+    assert build(bundle, "--target", "rtx-ada", "--jobs", "2").code == 0
+    assert sorted((fake / "calls").read_text().split()[1::4]) == ["transformer_2", "wan.bundle"]
+    outer = Bundle.open(bundle).manifest
+    for root, manifest in ((bundle, outer), (inner, Bundle.open(inner).manifest)):
+        assert manifest.targets["rtx-ada"]["engine"]["status"] == "built"
+        assert (root / "engines/rtx-ada/model.plan").exists()
+    assert "transformer_2/engines/rtx-ada/model.plan" in outer.files
+
+
+class Child:
+    """A process that ends when it is told to. Its number is that of no process, whatever is done with it."""
+
+    number = 2**30
+
+    def __init__(self) -> None:
+        Child.number += 1
+        self.pid, self.ended = Child.number, False
+
+    def poll(self) -> int | None:
+        return 0 if self.ended else None
+
+
+def test_builds_wait_for_memory(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    children: dict[str, Child] = {}
+    stopped: list[Any] = []
+
+    def start(asked: EngineRequest, work: Path) -> Child:
+        return children.setdefault(asked.out, Child())
+
+    monkeypatch.setattr(local_builds, "start", start)
+    monkeypatch.setattr(local_builds, "finished", lambda child, work: {"files": {}})
+    monkeypatch.setattr(local_builds, "stop", stopped.append)
+
+    def end() -> None:  # a test that fails leaves none running
+        for child in children.values():
+            child.ended = True
+
+    request.addfinalizer(end)
+    said: list[str] = []
+    events = LocalBuilds(3, None, said.append, free=lambda: 10_000_000_000).run(
+        [order(n, gb) for n, gb in zip("abcd", (6, 5, 3, 12), strict=True)]
+    )
+    assert [next(events).order.name for _ in "ab"] == ["a", "c"]  # b does not fit beside a, c does
+    children["a"].ended = True
+    assert [(e.order.name, e.result is None) for e in (next(events), next(events))] == [("a", False), ("b", True)]
+    children["b"].ended = children["c"].ended = True
+    assert {next(events).order.name for _ in "bc"} == {"b", "c"}
+    last = next(events)  # fits nowhere
+    assert last.order.name == "d" and last.result is not None and "found 10.00 GB of memory; wanted about 12.00 GB" in last.result["error"]
+    assert list(events) == [] and not stopped
+    assert said[0] == "b waits for memory: it takes about 5.00 GB, 4.00 GB are free"
+
+    children.clear()
+    events = LocalBuilds(2, 100, said.append).run([order("x", 0), order("y", 0)])
+    next(events), next(events)
+    events.close()  # the command is ended
+    assert stopped == list(children.values())
+
+
+def order(name: str, gigabytes: float) -> Order:
+    request = EngineRequest(
+        root="/", target="", target_digest="", attention="", lowered="", library=None, profile={}, options="", inputs={}, out=name
+    )
+    return Order(name, request, Target.load("rtx-ada"), int(gigabytes * 1e9))
+
+
+def test_bad_input(bundle: Path, fake: Path, tmp_path: Path) -> None:
+    graph = bundle / "lowered/rtx-ada.onnx"
+    for words, said in (
+        ((str(bundle),), "found no target; wanted --target"),
+        ((str(bundle), "--target", "nothing"), "target 'nothing'"),
+        ((str(bundle), "--target", "rtx-ada", "--target", "rtx-ada"), "each once"),
+        ((str(bundle), "--target", "rtx-ada", "-o", "x"), "found -o x; wanted no -o"),
+        ((str(bundle), "--target", "rtx-ada", "--send"), "--send"),
+        ((str(bundle), "--target", "rtx-ada", "--engine", "memory=1GiB"), "wanted --memory GIB"),
+        ((str(bundle), "--target", "rtx-ada", "--engine", "h100:refit"), "options of target 'h100'"),
+        ((str(bundle), "--target", "rtx-ada", "--cluster", "local:0"), "local:N"),
+        ((str(bundle), "--target", "rtx-ada", "--cluster", "local:1", "--jobs", "2"), "--jobs 2"),
+        ((str(graph), "--target", "rtx-ada", "-o", "x", "--jobs", "2"), "--jobs 2"),
+        ((str(graph), "--target", "rtx-ada"), "no -o"),
+        ((str(graph), "--target", "rtx-ada", "--target", "cpu", "-o", "x"), "2 targets"),
+        ((str(tmp_path), "--target", "rtx-ada"), "no readable manifest"),
+    ):
+        run = vditc("build", *words)
+        assert run.code == 2 and said in run.stderr, (words, run.stderr)
+    assert not (tmp_path / WORK).exists() and calls(fake) == []
+
+
+def test_a_target_that_does_not_run_the_recipe(bundle: Path, fake: Path, tmp_path: Path) -> None:
+    """Refused before any work, as by `compile`."""
+    text = (Path(sys.modules["vditc"].__file__ or "").parent / "targets/cpu.toml").read_text()
+    head = text[: text.index("[[products]]")].replace('name = "cpu"', 'name = "few"')
+    (tmp_path / "few.toml").write_text(head + '[[products]]\nweight = ["fp8_e4m3"]\n')
+    run = build(bundle, "--target", "rtx-ada", "--target", str(tmp_path / "few.toml"))
+    assert run.code == 2 and "rule 1 of recipe w8a8" in run.stderr and calls(fake) == []
+
+
+def test_what_a_worker_says_it_can_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100, ada = Target.load("h100"), Target.load("rtx-ada")
+    assert ability(h100) == ability(Target.load("h100-bf16")) != ability(Target.load("a100"))
+    assert wanted_resources(h100, 5) == {ability(h100): 1, "memory": 5, "gpu": 1}
+    assert wanted_resources(ada, 5) == {ability(ada): 1, "memory": 5}
+    where = "vditc.pipeline.cluster_worker"
+    monkeypatch.setattr(f"{where}.compute_capability", lambda: "sm_90")
+    monkeypatch.setattr(f"{where}.importlib.util.find_spec", lambda name: name if name == "tensorrt" else None)
+    versions = {"tensorrt": "10.13.2.6"}
+    monkeypatch.setattr(f"{where}.importlib.metadata.version", versions.__getitem__)
+    found = own_resources(memory=7)
+    assert found["memory"] == 7 and found["gpu"] == 1 and ability(h100) in found
+    assert not {ability(Target.load("a100")), ability(ada)} & set(found)
+    versions["tensorrt"] = "9.3"
+    assert set(own_resources(memory=7)) == {"memory", "gpu"}
+    with pytest.raises(ValueError, match=r"\.\./x"):
+        put_piece("/tmp/vditc-1", "../x", 0, b"")
+    with pytest.raises(ValueError, match=r"/etc"):
+        put_piece("/etc", "x", 0, b"")
+
+
+@pytest.mark.slow
+def test_a_lost_worker(bundle: Path, fake: Path) -> None:
+    """Files are sent to two workers; one is killed while it builds, and the job is done anew. What fails by an error is not."""
+    pytest.importorskip("distributed", reason="no distributed: pip install 'vditc[cluster]'")
+    pytest.importorskip("tensorrt_rtx")
+    (fake / "hang").write_text("rtx-ada")
+    (fake / "fail").write_text("rtx-blackwell")
+    words = [sys.executable, "-m", "vditc", "build", str(bundle), "--cluster", "local:2", "--send", "--wait", "1", "--json"]
+    words += [word for target in ("rtx-ada", "rtx-blackwell", "h100") for word in ("--target", target)]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: "rtx-ada" in calls(fake) and "process" in running(bundle))
+    os.kill(int(re.findall(r"process (\d+)", running(bundle))[0]), signal.SIGKILL)
+    until(lambda: calls(fake).count("rtx-ada") == 2)
+    (fake / "hang").unlink()
+    out, err = child.communicate(timeout=120)
+    found = {job["target"]: job for job in json.loads(out)["jobs"]}
+    assert child.returncode == 1 and found["rtx-ada"]["state"] == "done", err
+    assert calls(fake).count("rtx-blackwell") == 1 and "no kernel" in found["rtx-blackwell"]["reason"]
+    assert re.search(r"found \d workers, none that can build it .*wanted tensorrt:sm_90.* for 1 s", found["h100"]["reason"])
+    plan = Bundle.open(bundle).file("engines/rtx-ada/model.plan")
+    assert plan.read_text().startswith("rtx-ada ")
+    assert not {line.split()[1] for line in (fake / "calls").read_text().splitlines()} & {"wan.bundle"}  # they were sent
+
+
+def running(bundle: Path) -> str:
+    """Where the job of rtx-ada runs."""
+    listed = json.loads((bundle / WORK / "jobs.json").read_text())["jobs"]
+    return str(next(job["where"] for job in listed if job["target"] == "rtx-ada"))
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    distributed = pytest.importorskip("distributed", reason="no distributed: pip install 'vditc[cluster]'")
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.slow
+def test_the_guide_runs(lowered: Path, tmp_path: Path, fake: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/datacenter.md, its commands as they stand: on this machine, and on a cluster of one worker."""
+    pytest.importorskip("tensorrt_rtx")
+    shutil.copytree(lowered, tmp_path / "wan.bundle")
+    monkeypatch.chdir(tmp_path)
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", DOC.read_text(), re.DOTALL)).replace("tcp://scheduler:8786", scheduler)
+    commands = [words for line in blocks.splitlines() if (words := shlex.split(line, comments=True))]
+    assert len(commands) >= 6
+    workers = []
+    try:
+        for words in commands:
+            if words[:2] == ["vditc", "worker"] and len(words) > 2:
+                workers.append(subprocess.Popen([sys.executable, "-m", *words]))
+            elif words[0] == "vditc":
+                run = vditc(*words[1:])
+                assert run.code == 0 or "h100" in run.stdout, f"{words}\n{run.stdout}\n{run.stderr}"  # which has no GPU here
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+    assert workers and {"rtx-ada", "rtx-blackwell"} <= set(calls(fake))
+    assert "engines/rtx-ada/model.plan" in Bundle.open(tmp_path / "wan.bundle").manifest.files
+
+
+@pytest.mark.slow
+def test_with_tensorrt_rtx(lowered: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    bundle = Path(shutil.copytree(lowered, tmp_path / "wan.bundle"))
+    run = build(bundle, "--target", "rtx-ada", "--json")
+    assert run.code == 0, run.stderr
+    engine = Bundle.open(bundle).manifest.targets["rtx-ada"]["engine"]
+    assert engine["plan_bytes"] == (bundle / "engines/rtx-ada/model.plan").stat().st_size > 100_000
+    assert any(kind.startswith("int8") for kind in engine["gemms"])
