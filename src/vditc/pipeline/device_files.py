@@ -26,6 +26,8 @@ from vditc.profile import Profile
 from vditc.runtimes.graph_precision import expected_precision, weight_bytes
 from vditc.runtimes.trt_options import check_embedded
 from vditc.runtimes.trt_process import shapes
+from vditc.segments import NAME as SEGMENTS
+from vditc.segments import Segments
 from vditc.target import Target
 from vditc.version_range import VersionRange
 
@@ -51,12 +53,16 @@ tensorrt{versions}
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A lowered graph that becomes one engine: the whole model, or a segment with the blocks that it holds."""
+    """A lowered graph that becomes one engine: the whole model, or a segment with the blocks that it holds.
+
+    `profile`: of a segment's own inputs; None for the model's.
+    """
 
     name: str
     lowered: Path
     inputs: tuple[InputSpec, ...]
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[str, ...] = ()
+    profile: Profile | None = None
 
 
 def write_device_files(
@@ -70,14 +76,15 @@ def write_device_files(
     memory: Memory | None = None,
     options: BuildOptions = DEFAULTS,
     out: Path | None = None,
+    segments: Segments | None = None,
 ) -> DevicePackage:
     """Write into `folder`, which lies in `root` as the graphs and the plugin library do; what is there is replaced.
 
     `out`: where the files are written instead, by somebody who moves them to `folder`.
-    `memory`: an estimate for all parts; without it nobody knows the activations. InputError for operators of the plugin library
-    without it. The same input gives the same bytes.
+    `memory`: an estimate for all parts; without it nobody knows the activations. `segments`: how several parts run as one.
+    InputError for operators of the plugin library without it. The same input gives the same bytes.
     """
-    graphs = tuple(_graph(root, part, profile, plugins=library is not None) for part in parts)
+    graphs = tuple(_graph(root, part, part.profile or profile, plugins=library is not None) for part in parts)
     plugins = any(graph.expectation.plugins for graph in graphs)
     check_embedded(options, library if plugins else None, parts[0].lowered)
     if options.strip_weights and len(parts) > 1:
@@ -91,6 +98,7 @@ def write_device_files(
         ARCHIVE: archive(),
         "requirements.txt": _REQUIREMENTS.format(versions=specifier(target.versions)).encode(),
         **({SOURCES: plugin_sources()} if plugins else {}),
+        **({SEGMENTS: segments.to_text().encode()} if segments is not None else {}),
         SCRIPT: _SCRIPT.format(
             description=target.description, arch=" ".join(target.arch), runtime=target.runtime, device=DEVICE, archive=ARCHIVE, sums=SUMS
         ).encode(),

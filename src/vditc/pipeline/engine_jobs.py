@@ -18,7 +18,7 @@ from vditc.errors import InputError, VditcError
 from vditc.files import data_digest
 from vditc.memory import builder_memory
 from vditc.pipeline.bundle_parts import Part, parts_of, update
-from vditc.pipeline.engine_task import EngineRequest, check_files, target_digest
+from vditc.pipeline.engine_task import GRAPHS, EngineRequest, check_files, target_digest
 from vditc.pipeline.local_builds import Builds, Event, Order
 from vditc.pipeline.new_target import NewTarget
 from vditc.plugins.build import LIBRARY
@@ -204,8 +204,13 @@ class _Run:
         part = next(p for p in self.parts if str(p.root.resolve()) == request.root)
         out, folder = part.root / request.out, f"engines/{order.target.name}"
         check_files(out, result["files"], "repeat the command with --retry-failed; if it happens again, check disk and network")
-        staged = {f"{folder}/{name}": out / name for name in result["files"]}
-        dropped = {name for name in part.manifest.files if name.startswith(f"{folder}/")} - set(staged)
+        lowered = Path(order.request.lowered)
+        staged = {
+            (lowered.parent / Path(name).name).as_posix() if name.startswith(f"{GRAPHS}/") else f"{folder}/{name}": out / name
+            for name in result["files"]
+        }
+        earlier = (f"{folder}/", f"{lowered.with_suffix('')}.segment_")
+        dropped = {name for name in part.manifest.files if name.startswith(earlier)} - set(staged)
         engine = {key: value for key, value in result["facts"].items() if key not in _RUN}
         options = BuildOptions.parse(request.options).to_json()
         about = {**part.manifest.targets[order.target.name], "engine": engine, "build": options}
