@@ -14,7 +14,6 @@ shapes, computes them again. The segments are graphs beside the lowered one, and
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,13 +22,13 @@ import onnx
 import onnx_ir as ir
 
 from vditc.adapter import InputSpec
-from vditc.errors import InputError, VditcError
+from vditc.errors import VditcError
 from vditc.files import whole_file
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.sized_shapes import sized_shapes
 from vditc.profile import Profile, Range
+from vditc.segments import block_of
 
-_BLOCK = re.compile(r"([A-Za-z_]\w*\.\d+)(?=[./])")
 _PRODUCTS = ("MatMul", "Gemm", "QLinear")
 _WIDE = 16  # bits of an element
 _WHOLE = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
@@ -70,12 +69,12 @@ def cut_segments(
     """Write `lowered`.segment_NN.onnx beside it; `inputs` are those of the lowered graph.
 
     `count` segments of weights as equal as blocks allow; None: as few as keep `memory` (bytes that building them takes) within `budget`, as
-    far as whole blocks can. InputError for more segments than blocks, VditcError for a tensor between them of unknown type or size.
+    far as whole blocks can. VditcError for more segments than blocks, and for a tensor between them of unknown type or size.
     """
     work = _Cutter(lowered, tuple(inputs), profile)
     loads = work.loads()
     if count is not None and count > len(loads):
-        raise InputError(
+        raise VditcError(
             found=f"segments={count}",
             wanted=f"at most {len(loads)}, as the model has blocks" if loads else "a model of blocks",
             where=str(lowered),
@@ -150,7 +149,7 @@ class _Cutter:
     def _stages(self) -> tuple[list[str], list[int]]:
         """Blocks in the order in which they run, and for every node the number of its block; the head is of the first."""
         nodes, depth, deepest = self.model.graph.node, list[int](), dict[str, int]()
-        own = [found[1] if (found := _BLOCK.match(node.name)) else None for node in nodes]
+        own = [block_of(node.name) for node in nodes]
         for node, block in zip(nodes, own, strict=True):
             depth.append(1 + max((depth[self.made_by[n]] for n in node.input if n in self.made_by), default=0))
             if block is not None:
@@ -175,18 +174,16 @@ class _Cutter:
         """Segments of so many blocks each."""
         ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
         home = [next(k for k, end in enumerate(ends) if stage < end) for stage in self.stage]
-        held, crossing = list[set[int]](), list[list[str]]()
-        for k in range(len(lengths)):
-            nodes, outside = self._closure(k, home)
-            held.append(nodes)
-            crossing.append(outside)
-        dims, axes = self._sizes({name for names in crossing for name in names if name not in self.inputs})
-        results = [value.name for value in self.model.graph.output]
-        later = [{n for names in crossing[k + 1 :] for n in names} for k in range(len(lengths))]
+        results, made = [value.name for value in self.model.graph.output], self.model.graph.node
+        held, crossing, handed = dict[int, set[int]](), dict[int, list[str]](), dict[int, list[str]]()
+        for k in reversed(range(len(lengths))):
+            later = {name for names in crossing.values() for name in names}
+            own = [n for i, node in enumerate(made) if home[i] == k for n in node.output]
+            handed[k] = [n for n in results if n in own] + [n for n in own if n in later and n not in results]
+            held[k], crossing[k] = self._needed(handed[k], k, home)
+        dims, axes = self._sizes({name for names in crossing.values() for name in names if name not in self.inputs})
         segments = []
         for k, length in enumerate(lengths):
-            own = [n for i, node in enumerate(self.model.graph.node) if home[i] == k and i in held[k] for n in node.output]
-            outputs = [n for n in results if n in own] + [n for n in own if n in later[k] and n not in results]
             specs = [self.inputs.get(n) or InputSpec(n, str(self.types[n].numpy()), dims[n]) for n in crossing[k]]
             named = {d for spec in specs for d in spec.dims if isinstance(d, str)}
             segments.append(
@@ -195,27 +192,27 @@ class _Cutter:
                     graph=self.lowered.with_name(f"{self.lowered.stem}.segment_{k:02}.onnx"),
                     blocks=tuple(self.blocks[ends[k] - length : ends[k]]),
                     inputs=tuple(specs),
-                    outputs=tuple(outputs),
+                    outputs=tuple(handed[k]),
                     profile=Profile({axis: r for axis, r in {**self.profile.axes, **axes}.items() if axis in named}),
                 )
             )
             self._save(segments[-1], sorted(held[k]), dims)
         return tuple(segments)
 
-    def _closure(self, k: int, home: list[int]) -> tuple[set[int], list[str]]:
-        """Nodes of a segment with those that it repeats, and the tensors that it reads from outside: the model's inputs first."""
-        nodes, outside = {i for i, where in enumerate(home) if where == k}, dict[str, None]()
-        open_ = sorted(nodes)
-        for i in open_:
-            for name in self.model.graph.node[i].input:
-                if not name or name in self.constants or (maker := self.made_by.get(name)) in nodes:
-                    continue
-                if maker is None or not self.again[maker]:
-                    outside[name] = None
-                else:
-                    nodes.add(maker)
-                    open_.append(maker)
-        return nodes, sorted(outside, key=lambda name: (name not in self.inputs, self.made_by.get(name, 0)))
+    def _needed(self, outputs: list[str], k: int, home: list[int]) -> tuple[set[int], list[str]]:
+        """Nodes that a segment runs, its own and repeated ones, and the tensors that it reads from outside: the model's inputs first."""
+        nodes, outside, left = set[int](), set[str](), list(outputs)
+        while left:
+            name = left.pop()
+            if not name or name in self.constants:
+                continue
+            maker = self.made_by.get(name)
+            if maker is None or (home[maker] != k and not self.again[maker]):
+                outside.add(name)
+            elif maker not in nodes:
+                nodes.add(maker)
+                left += self.model.graph.node[maker].input
+        return nodes, sorted(outside, key=lambda name: (name not in self.inputs, self.made_by.get(name, 0), name))
 
     def _sizes(self, names: set[str]) -> tuple[dict[str, tuple[int | str, ...]], dict[str, Range]]:
         """Dims of tensors between segments, and the ranges of the axes that the profile has no name for.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from typing import Self  # a device may have Python 3.10
 
 NAME, SCHEMA = "segments.json", 1
+_BLOCK = re.compile(r"([A-Za-z_]\w*\.\d+)(?=[./])")
+
+
+def block_of(name: str) -> str | None:
+    """The block that a layer or a node belongs to by its name: "blocks.7.attn1.to_q/MatMul" -> "blocks.7"; None for none."""
+    found = _BLOCK.match(name)
+    return found[1] if found else None
+
+
+def check_count(asked: int | str | None, layers: Iterable[str], where: str) -> None:
+    """InputError for more segments than the model with these layers has blocks."""
+    blocks = {block_of(name) for name in layers} - {None}
+    if isinstance(asked, int) and asked > max(1, len(blocks)):
+        raise InputError(
+            found=f"segments={asked}", wanted=f"at most {len(blocks)}, as many as the model has blocks", where=where, fix="cut into fewer"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

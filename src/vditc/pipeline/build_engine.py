@@ -10,7 +10,7 @@ from pathlib import Path
 from vditc.build_memory import available_memory
 from vditc.build_options import AUTO, BuildOptions
 from vditc.errors import InputError
-from vditc.files import data_digest, sha256, write_text
+from vditc.files import data_digest, room_for, sha256, whole_file, write_text
 from vditc.graph_passes.cut_segments import Segment, cut_segments
 from vditc.memory import Memory, builder_memory
 from vditc.pipeline.device_files import Part, data_files, write_device_files
@@ -48,11 +48,11 @@ def build_engine(
     Where a device builds the target's engines, what it needs for that is written instead; `memory` is an estimate that it is told.
     `out`: where the files are written instead of `folder`, by somebody who moves them there. With the option `segments` the graphs that
     a device builds lie beside `lowered`; of a build that was killed the segments that are done stay in `work`, and are not built again.
-    Errors as `Backend.build`; InputError for more segments than blocks.
+    Errors as `Backend.build`; VditcError for more segments than blocks.
     """
     maker, inputs, place = backend(target.backend), input_specs(lowered), out or folder
     maker.check(target, options)
-    segments = segments_of(lowered, target, profile, options)
+    segments = segments_of(lowered, profile, options)
     chain = Segments({s.name: s.blocks for s in segments}, graph_outputs(lowered)) if segments else None
     if chain is not None and maker.builds_here(target):
         progress.note(f"{target.name}: {len(segments)} segments of {', '.join(str(len(s.blocks)) for s in segments)} blocks")
@@ -86,27 +86,59 @@ def build_engine(
     return facts
 
 
-def segments_of(lowered: Path, target: Target, profile: Profile, options: BuildOptions) -> tuple[Segment, ...]:
-    """The segments that the options ask for, written beside `lowered`; () for one engine of everything.
+def build_alone(
+    *,
+    lowered: Path,
+    out: Path,
+    target: Target,
+    profile: Profile,
+    work: Path,
+    progress: Progress,
+    library: Path | None,
+    options: BuildOptions,
+) -> EngineFacts:
+    """A graph that is in no bundle: `build_engine` into `out`, which holds copies of everything where a device builds.
 
-    InputError for more of them than blocks, and for as many as the memory asks for where nobody knows the memory.
+    VditcError when the disk is full.
     """
+    backend(target.backend).check(target, options)
+    if target.backend == "onnxruntime" or backend(target.backend).builds_here(target):
+        root, kept = lowered.parent, library
+    else:
+        root, kept = out, None if library is None else out / "plugins" / target.platform / library.name
+        copies = {path: out / "lowered" / path.name for path in (lowered, *data_files(lowered))}
+        with room_for(out, sum(path.stat().st_size for path in copies)):
+            for source, to in [*copies.items(), *([(library, kept)] if library is not None and kept is not None else [])]:
+                with whole_file(to) as temporary:
+                    shutil.copyfile(source, temporary)
+        lowered = copies[lowered]
+    return build_engine(
+        root=root,
+        folder=out,
+        lowered=lowered,
+        target=target,
+        profile=profile,
+        work=work,
+        progress=progress,
+        library=kept,
+        options=options,
+    )
+
+
+def segments_of(lowered: Path, profile: Profile, options: BuildOptions) -> tuple[Segment, ...]:
+    """The segments that the options ask for, written beside `lowered`; () for one engine of everything. VditcError as `cut_segments`."""
     if options.segments in (None, 1):
         return ()
     count, budget = None if options.segments == AUTO else int(options.segments or 1), options.memory
     if count is None and budget is None:
-        if not backend(target.backend).builds_here(target):
-            raise InputError(
-                found="segments=auto for a machine that is not here",
-                wanted="the memory that a build may take there",
-                where=f"target {target.name}",
-                fix="say it (--engine memory=SIZE), or how many segments there are to be",
-            )
         budget = available_memory()
     found = cut_segments(
         lowered, input_specs(lowered), profile, count, memory=lambda load: builder_memory(load.products, load.weights), budget=budget
     )
-    return found if len(found) > 1 else ()
+    if len(found) == 1:
+        found[0].graph.unlink()
+        return ()
+    return found
 
 
 def _build_segments(

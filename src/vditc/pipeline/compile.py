@@ -54,6 +54,7 @@ from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.registry import backend
 from vditc.sampled_model import SampledModel
 from vditc.schedule import Schedule
+from vditc.segments import check_count
 from vditc.target import Target
 from vditc.workspace import Workspace
 
@@ -172,9 +173,10 @@ def prepare(job: Job, progress: Progress = SILENT) -> Plan:
         for target in (t for t in job.targets if (t.attention or t.compute) == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
-    for target in (t for t in job.targets if backend(t.backend).builds_here(t)):
+    for target in job.targets:
         said = options[target.name]
-        if said.segments is None:  # the greatest of several segments is known when the graph is cut
+        check_count(said.segments, adapter.layer_roles(source), f"target {target.name}")
+        if said.segments is None and backend(target.backend).builds_here(target):  # the greatest segment is known when the graph is cut
             check_build_memory(memory[target.name].builder, said.memory, f"building for {target.name}", progress)
     plugins = choose_plugins(job.plugins, job.targets, job.recipe, progress, fallback=job.fallback)
     verified = model.sampled(verify_set, solved=True)

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import io
 import os
-import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from vditc.build_options import DEFAULTS, BuildOptions
 from vditc.bundle import FileEntry
 from vditc.device.package import ARCHIVE, DEVICE, SCRIPT, SOURCES, SUMS, DeviceGraph, DevicePackage
 from vditc.errors import InputError
-from vditc.files import data_digest, room_for, sha256, whole_file, write_text
+from vditc.files import data_digest, sha256, whole_file, write_text
 from vditc.memory import Memory, builder_memory
 from vditc.pipeline.device_archive import archive
 from vditc.plugins import build as plugin_build
@@ -140,27 +139,6 @@ def write_device_files(
     write_text(device, package.to_text())
     write_text(device.with_name(SUMS), sums(package, folder.relative_to(root).as_posix(), sha256(device)))
     return package
-
-
-def write_stand_alone(
-    *,
-    lowered: Path,
-    out: Path,
-    target: Target,
-    profile: Profile,
-    inputs: tuple[InputSpec, ...],
-    library: Path | None = None,
-    options: BuildOptions = DEFAULTS,
-) -> DevicePackage:
-    """A package of one lowered graph in the folder `out`, with copies of everything; VditcError when the disk is full."""
-    copies = {path: out / "lowered" / path.name for path in (lowered, *data_files(lowered))}
-    kept = None if library is None else out / "plugins" / target.platform / library.name
-    with room_for(out, sum(path.stat().st_size for path in copies)):
-        for source, to in [*copies.items(), *([(library, kept)] if library is not None and kept is not None else [])]:
-            with whole_file(to) as temporary:
-                shutil.copyfile(source, temporary)
-        parts = [Part("model", copies[lowered], inputs)]
-        return write_device_files(root=out, folder=out, parts=parts, target=target, profile=profile, library=kept, options=options)
 
 
 def data_files(lowered: Path) -> list[Path]:
