@@ -50,7 +50,7 @@ class Times:
             return np.ctypeslib.as_array((ctypes.c_uint8 * (n * 4)).from_address(address)).view(np.float32)
 
         def run() -> None:
-            assert not self.stub.late & {scratch, *at.values()}, "memory that is not there"
+            assert not self.stub.gone.keys() & {scratch, *at.values()}, "freed memory"
             rows = view(scratch, count * factor).reshape(factor, count)
             rows[:] = sum(view(at[name], count) for name in of)
             view(at[to], count)[:] = rows.sum(0)
