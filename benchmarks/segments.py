@@ -43,7 +43,7 @@ CASES = {
 
 def write_lowered(case: str, work: str) -> None:
     """The lowered graph; the graph that it comes from goes."""
-    from graph_passes import write_graph
+    from graph_passes import write_graph  # noqa: TID251 # benchmarks/graph_passes.py
     from vditc.graph_passes.stage import lower
     from vditc.progress import SILENT
     from vditc.target import Target
