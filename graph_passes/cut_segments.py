@@ -27,7 +27,7 @@ from vditc.files import whole_file
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.sized_shapes import sized_shapes
 from vditc.profile import Profile, Range
-from vditc.segments import block_of
+from vditc.segments import block_of_name
 
 _PRODUCTS = ("MatMul", "Gemm", "QLinear")
 _WIDE = 16  # bits of an element
@@ -160,7 +160,7 @@ class _Cutter:
     def _stages(self) -> tuple[list[str], list[int]]:
         """Blocks in the order in which they run, and for every node the number of its block; the head is of the first."""
         nodes, depth, deepest = self.model.graph.node, list[int](), dict[str, int]()
-        own = [block_of(node.name) for node in nodes]
+        own = [block_of_name(node.name) for node in nodes]
         for node, block in zip(nodes, own, strict=True):
             depth.append(1 + max((depth[self.made_by[n]] for n in node.input if n in self.made_by), default=0))
             if block is not None:

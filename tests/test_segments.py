@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vditc.errors import InputError
-from vditc.segments import NAME, Segments, block_of, check_count
+from vditc.segments import NAME, Segments, block_of_name, check_count
 
 CHAIN = Segments({"segment_00": ("blocks.0", "blocks.1"), "segment_01": ("blocks.2",)}, ("velocity", "sound"))
 
@@ -43,7 +43,7 @@ def test_blocks_by_name() -> None:
         "text.refiner.blocks.0.ff/MatMul",
         "Shape_2",
     )
-    assert [block_of(name) for name in names] == ["blocks.7", "single_transformer_blocks.12", None, None, None]
+    assert [block_of_name(name) for name in names] == ["blocks.7", "single_transformer_blocks.12", None, None, None]
 
 
 def test_more_segments_than_blocks() -> None:
