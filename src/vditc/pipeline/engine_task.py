@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vditc.build_options import BuildOptions
-from vditc.errors import InputError, VditcError
+from vditc.errors import InputError, PrecisionError, VditcError
 from vditc.files import data_digest, sha256, write_text
 from vditc.target import Target
 
@@ -30,11 +30,12 @@ Files = Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """What to build. Names are relative to `root`, the folder of one part's bundle, or a copy of what is needed of it.
+    """What to build. Names are relative to `root`, the folder of a bundle or of a component in it, or a copy of what is needed of it.
 
-    `target`: built-in, or the path of its file, and `attention` its type of attention where that is another; `target_digest`: of what
-    both say, so that a worker with other targets is noticed. `options`: of `vditc.build_options`. `inputs`: files that are read.
-    `out`: a new folder, as deep in `root` as the engine's own and of its name, since a script in it names other files of the bundle.
+    `target`: built-in, or the path of its file, in another of its types with `compute`, and `attention` its type of attention where that
+    is another; `target_digest`: of what these say, so that a worker with other targets is noticed. `options`: of `vditc.build_options`.
+    `inputs`: files that are read. `out`: a new folder, which stands for ROOT/engines: as deep in `root`, and with the same folders in it,
+    since a script names other files of the bundle. `memory`: the estimate of what the engine needs (`vditc.memory`), for a device.
     """
 
     root: str
@@ -47,6 +48,8 @@ class EngineRequest:
     options: str
     inputs: Files
     out: str
+    compute: str | None = None
+    memory: Mapping[str, int] | None = None
     vditc: str = dataclasses.field(default_factory=lambda: importlib.metadata.version("vditc"))
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class EngineRequest:
     def load_target(self) -> Target:
         """InputError where the name stands for something else here."""
         target = Target.load(self.target)
+        target = target.computing(self.compute) if self.compute not in (None, target.compute) else target
         target = target.attending(self.attention) if self.attention != target.compute else target
         if target_digest(target) != self.target_digest:
             raise InputError(
@@ -98,6 +102,7 @@ def check_files(root: Path, files: Files, fix: str) -> None:
 
 def build(request: EngineRequest) -> dict[str, Any]:
     """Build the engine; returns its facts, and the files that it consists of. VditcError as the backend, or for a changed input."""
+    from vditc.memory import Memory
     from vditc.pipeline.device_files import Part, write_device_files
     from vditc.profile import Profile
     from vditc.progress import SILENT
@@ -111,7 +116,8 @@ def build(request: EngineRequest) -> dict[str, Any]:
     out = root / request.out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    if (cache := root / "engines" / out.name / TIMING_CACHE).exists():
+    engine = root.joinpath("engines", *Path(request.out).parts[1:])  # its place in the bundle
+    if (cache := engine / TIMING_CACHE).exists():
         shutil.copyfile(cache, out / TIMING_CACHE)  # what kernels took in an earlier build
     lowered, profile = root / request.lowered, Profile.from_json(request.profile)
     inputs, options = input_specs(lowered), BuildOptions.parse(request.options)
@@ -130,11 +136,12 @@ def build(request: EngineRequest) -> dict[str, Any]:
     if facts.status == TO_BUILD:
         write_device_files(
             root=root,
-            folder=root / "engines" / out.name,
+            folder=engine,
             parts=[Part("model", lowered, inputs)],
             target=target,
             profile=profile,
             library=library,
+            memory=None if request.memory is None else Memory.from_json(request.memory),
             options=options,
             out=out,
         )
@@ -152,7 +159,7 @@ def start(request: EngineRequest, work: Path) -> subprocess.Popen[bytes]:
 
 
 def finished(child: subprocess.Popen[bytes], work: Path) -> dict[str, Any]:
-    """The result of a process that has ended: `build`'s, or {"error": in words}."""
+    """The result of a process that has ended: `build`'s, or {"error": in words}, with {"layers": layer -> why} that did not land."""
     if (path := work / "result.json").is_file():
         result: dict[str, Any] = json.loads(path.read_text())
         return result
@@ -175,6 +182,8 @@ def main(request: str, result: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         found = build(EngineRequest.from_json(json.loads(Path(request).read_text())))
+    except PrecisionError as error:
+        found = {"error": str(error), "layers": dict(error.layers)}
     except VditcError as error:
         found = {"error": str(error)}
     except OSError as error:
