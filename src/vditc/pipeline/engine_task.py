@@ -176,18 +176,23 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
+def attempt(request: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Whatever goes wrong with the input or the build is a result; `where`: what to name for a file that nobody names."""
+    try:
+        return build(EngineRequest.from_json(request))
+    except PrecisionError as error:
+        return {"error": str(error), "layers": dict(error.layers)}
+    except VditcError as error:
+        return {"error": str(error)}
+    except OSError as error:
+        return {"error": f"{error.filename or where}: found {error.strerror}; wanted a file that can be used; check the disk"}
+
+
 def main(request: str, result: str) -> None:
-    """Whatever goes wrong with the input or the build is a result; a traceback is left to the log."""
+    """A traceback is left to the log."""
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    try:
-        found = build(EngineRequest.from_json(json.loads(Path(request).read_text())))
-    except PrecisionError as error:
-        found = {"error": str(error), "layers": dict(error.layers)}
-    except VditcError as error:
-        found = {"error": str(error)}
-    except OSError as error:
-        found = {"error": f"{error.filename or request}: found {error.strerror}; wanted a file that can be used; check the disk"}
+    found = attempt(json.loads(Path(request).read_text()), request)
     write_text(Path(result), json.dumps(found))
 
 
