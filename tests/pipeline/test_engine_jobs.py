@@ -242,6 +242,9 @@ def test_what_a_component_is_built_from_has_changed(bundle: Path, here: Callable
     data.write_bytes(data.read_bytes()[:-1] + b"!")
     failed = {part: job.reason for (part, _), job in here(bundle, "rtx-ada").items() if job.state == "failed"}
     assert sorted(failed) == ["vae/first1", "vae/next"] and all("found sha256 " in why for why in failed.values())
+    lowered = bundle / "components/text_encoder/model.rtx-ada.onnx"
+    lowered.write_bytes(b"!" * lowered.stat().st_size)  # no graph at all
+    assert "model.rtx-ada.onnx: found sha256 " in here(bundle, "rtx-ada", force=True)["text_encoder", "rtx-ada"].reason
 
 
 def test_layers_that_do_not_land_go_down_the_ladder(bundle: Path, fake: Path, here: Callable[..., Any]) -> None:
@@ -434,6 +437,13 @@ def test_a_target_that_does_not_run_the_recipe(bundle: Path, fake: Path, tmp_pat
     assert run.code == 0, run.stderr
     (step,) = Bundle.open(bundle).manifest.targets["few"]["fallback"]
     assert (len(step["layers"]), step["to"]) == (20, "fp32") and "it runs fp8_e4m3" in step["reason"]
+
+
+def test_a_worker_of_another_version() -> None:
+    """Of vditc, or with another target under the same name."""
+    data = order("x", 0).request.to_json()
+    assert attempt({**data, "vditc": "0.0.1"}, "x")["error"].endswith("wanted 0.0.1; install one version everywhere")
+    assert "rtx-ada: found another target of this name" in attempt({**data, "target": "rtx-ada", "attention": "fp16"}, "x")["error"]
 
 
 def test_what_a_worker_says_it_can_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from vditc.build_options import BuildOptions
 from vditc.bundle import Manifest
 from vditc.pipeline.bundle_parts import Part, update, with_component_engine, with_component_target
-from vditc.pipeline.device_files import data_files
 from vditc.pipeline.engine_part import EnginePart
 from vditc.pipeline.engine_task import EngineRequest, check_files, target_digest
 from vditc.pipeline.part_lowering import clip_profile, lower_part, lowered_name, part_memory, part_profile, part_target
@@ -43,8 +42,12 @@ class ComponentEngine(EnginePart):
 
     def portable(self) -> tuple[str, ...]:
         """See `EnginePart`."""
-        names = (f"{self.graph}.onnx", *(path.name for path in data_files(self.root / f"{self.graph}.onnx")))
-        return tuple(f"{self.folder}/{name}" for name in names)
+        return tuple(f"{self.folder}/{name}" for name in (f"{self.graph}.onnx", *self._data))
+
+    @property
+    def _data(self) -> tuple[str, ...]:
+        """Files of weights, which the graphs of a part share."""
+        return tuple(self.listed(tuple(f"{graph}.onnx.data" for graph in self._known["graphs"])))
 
     def about(self, target: str) -> Mapping[str, Any] | None:
         """See `EnginePart`. ONNX Runtime runs the portable graph, of which nothing is lowered."""
@@ -59,10 +62,8 @@ class ComponentEngine(EnginePart):
         """They speak of transformers."""
 
     def inputs(self, about: Mapping[str, Any]) -> dict[str, str]:
-        """The graph and the data files that it reads."""
-        if "lowered" not in about:
-            return {}
-        names = (about["lowered"], *(path.name for path in data_files(self.root / about["lowered"])))
+        """The graph and the data files that it may read."""
+        names = (about["lowered"], f"{about['lowered']}.data", *self._data) if "lowered" in about else ()
         return {name: entry["sha256"] for name, entry in self.listed(names).items()}
 
     def prepare(self, target: Target, progress: Progress, *, fallback: bool) -> None:
@@ -87,6 +88,7 @@ class ComponentEngine(EnginePart):
         """See `EnginePart`."""
         manifest, chosen, about = self.bundle.manifest, self._target(target), self.about(target.name)
         assert about is not None
+        check_files(self.root, self.listed((about["lowered"],)), "copy the bundle again, or compile it again")  # before it is read
         tiles = VideoPlan.load(self.root).tiles if self._known.get("tiled") else None
         clip = clip_profile(Profile.from_json(manifest.profile), manifest.sampling["latent_shape"][1:])
         return EngineRequest(

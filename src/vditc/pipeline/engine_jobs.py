@@ -13,6 +13,7 @@ from typing import Any
 
 from vditc.build_jobs import FILE, BuildJob, JobList
 from vditc.build_options import BuildOptions, check_targets
+from vditc.bundle import Bundle
 from vditc.bundle_update import WORK, updating
 from vditc.errors import InputError, VditcError
 from vditc.files import data_digest
@@ -218,6 +219,7 @@ def _depends_on(parts: Sequence[EnginePart]) -> dict[str, str]:
     found = {}
     for part in parts:
         for name in part.portable():
+            Bundle(part.bundle.root, part.bundle.manifest).file(name)  # whether it is listed
             found[f"{part.name}/{Path(name).name}"] = part.bundle.manifest.files[name].sha256
         found[f"{part.name}'s profile"] = data_digest(part.bundle.manifest.profile)
     return found
