@@ -1,4 +1,8 @@
-"""Commands of the guides, executed as they stand on models that are small enough; README.md, edge.md, datacenter.md and sampling.md (tests/pipeline/test_solvers.py) have tests of their own."""
+"""Commands of the guides, executed as they stand on models that are small enough.
+
+README.md, docs/edge.md, docs/datacenter.md (tests/pipeline/test_engine_jobs.py) and docs/sampling.md (tests/pipeline/test_solvers.py) have
+tests of their own.
+"""
 
 from __future__ import annotations
 

@@ -73,13 +73,10 @@ COMMANDS: dict[str, list[str]] = {
 LATER = {("build", "tampered graph"), ("build", "tampered part"), ("package", "tampered graph"), ("package", "tampered part")}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "damage"), [(c, d) for c in COMMANDS for d in DAMAGES if (c, d) not in LATER])
 def test_every_command_refuses_a_damaged_bundle(
     whole: Path, tmp_path: Path, command: str, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (command, damage) in LATER:
-        return
     monkeypatch.chdir(tmp_path)
     shutil.copytree(whole, "wan.bundle")
     DAMAGES[damage][0](Path("wan.bundle"))
