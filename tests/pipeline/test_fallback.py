@@ -118,7 +118,7 @@ def test_layers_that_do_not_land_are_lowered_again(job: Job, monkeypatch: pytest
         compile_bundle(streaming, SILENT)
     partial = job.out.with_name("b.partial")
     assert not job.out.exists() and (partial / "lowered/rtx-ada.onnx").is_file() and not list((partial / "engines").rglob("*.plan*"))
-    with pytest.raises(InputError, match="left by an interrupted run; .*--resume to go on with it"):
+    with pytest.raises(InputError, match=r"left by an interrupted run; .*--resume to go on with it"):
         compile_bundle(streaming, SILENT)
     for stage in ("calibrate", "export_model"):
         monkeypatch.delattr(job_module, stage)  # a build that was killed goes on with the build
