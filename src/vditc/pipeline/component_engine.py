@@ -105,7 +105,7 @@ class ComponentEngine(EnginePart):
             out=out,
         )
 
-    def memory(self, target: str) -> int:
+    def memory(self, target: str, options: BuildOptions) -> int:
         """What the manifest says; every graph of a part may read all of its weights."""
         return int(self._known["targets"][target].get("memory", {}).get("builder", 0))
 

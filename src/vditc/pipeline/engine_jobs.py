@@ -128,7 +128,7 @@ class _Run:
         """InputError for what the target does not do."""
         if self.asked.engine:
             options = BuildOptions.for_target(self.asked.engine, target.name)
-            if options.memory is not None:
+            if options.memory is not None and options.segments is None:
                 raise InputError(
                     found="--engine memory", wanted="--memory GIB", where="vditc build", fix="say it for all builders together"
                 )
@@ -177,7 +177,8 @@ class _Run:
 
     def _order(self, part: EnginePart, target: Target, job: BuildJob) -> Order:
         out = part.out(target.name, uuid.uuid4().hex[:8])
-        return Order(job.name, part.request(target, job.said, job.options, out), target, part.memory(target.name))
+        memory = part.memory(target.name, BuildOptions.parse(job.options))
+        return Order(job.name, part.request(target, job.said, job.options, out), target, memory)
 
     def _take(self, event: Event) -> bool:
         """Note what happened; whether a job has ended."""

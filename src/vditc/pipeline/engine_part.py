@@ -12,7 +12,7 @@ from vditc.build_options import BuildOptions
 from vditc.bundle import Manifest
 from vditc.bundle_update import WORK
 from vditc.pipeline.bundle_parts import Part, update
-from vditc.pipeline.engine_task import EngineRequest
+from vditc.pipeline.engine_task import GRAPHS, EngineRequest
 from vditc.progress import Progress
 from vditc.target import Target
 
@@ -74,7 +74,7 @@ class EnginePart(abc.ABC):
         """The build; `said`: target as it was named, `out` as in `EngineRequest`."""
 
     @abc.abstractmethod
-    def memory(self, target: str) -> int:
+    def memory(self, target: str, options: BuildOptions) -> int:
         """About how many bytes the builder takes."""
 
     @abc.abstractmethod
@@ -86,17 +86,24 @@ class EnginePart(abc.ABC):
         return False
 
     def collect(self, target: str, engine: Mapping[str, Any], options: str, out: Path, files: Mapping[str, Any]) -> None:
-        """The files of a finished engine, which lie in `out`, into the bundle."""
-        folder = f"{self.folder}/{self.engine_folder(target)}".removeprefix("/")
-        staged = {f"{folder}/{name}": out / name for name in files}
+        """The files of a finished engine, which lie in `out`, into the bundle; graphs of segments come beside the lowered one."""
+        folder, about = f"{self.folder}/{self.engine_folder(target)}".removeprefix("/"), self.about(target)
+        assert about is not None
+        beside = Path(self.folder, about["lowered"]).parent
+        staged = {
+            (beside / Path(name).name).as_posix() if name.startswith(f"{GRAPHS}/") else f"{folder}/{name}": out / name for name in files
+        }
         dropped = self.files_of(target) - set(staged)
         known = {key: value for key, value in engine.items() if key not in _RUN}
         update(self.parts, self.bundle, self.recorded(target, known, BuildOptions.parse(options)), staged, dropped)
 
     def files_of(self, target: str) -> set[str]:
-        """Files of its engine, as the manifest lists them."""
-        folder = f"{self.folder}/{self.engine_folder(target)}".removeprefix("/")
-        return {name for name in self.bundle.manifest.files if name.startswith(f"{folder}/")}
+        """Files of its engine, and graphs of its segments, as the manifest lists them."""
+        places = [f"{self.engine_folder(target)}/"]
+        if "lowered" in (about := self.about(target) or {}):
+            places.append(f"{about['lowered'].removesuffix('.onnx')}.segment_")
+        starts = tuple(f"{self.folder}/{place}".removeprefix("/") for place in places)
+        return {name for name in self.bundle.manifest.files if name.startswith(starts)}
 
     def out(self, target: str, token: str) -> str:
         """A hidden folder in `root` for a build, as deep as the engine's own and of its name."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vditc.build_options import BuildOptions
+from vditc.build_memory import available_memory
+from vditc.build_options import AUTO, BuildOptions
 from vditc.bundle import Manifest, rung_text
 from vditc.memory import builder_memory
 from vditc.pipeline.bundle_parts import with_target
@@ -53,7 +54,8 @@ class TransformerEngine(EnginePart):
     def options(self, target: str) -> BuildOptions:
         """See `EnginePart`."""
         said = self.bundle.manifest.targets.get(target, {}).get("build", {})
-        return BuildOptions.from_json({name: value for name, value in said.items() if name != "memory"})
+        # How much memory all builders have is said to each command; what it means to segments is where they are cut.
+        return BuildOptions.from_json({name: value for name, value in said.items() if name != "memory" or "segments" in said})
 
     def inputs(self, about: Mapping[str, Any]) -> dict[str, str]:
         """The graph, the data files that may belong to it, the plugin library."""
@@ -104,15 +106,18 @@ class TransformerEngine(EnginePart):
             memory=about.get("memory"),
         )
 
-    def memory(self, target: str) -> int:
-        """What the manifest says, or by the size of what the builder reads."""
+    def memory(self, target: str, options: BuildOptions) -> int:
+        """What the manifest says, or by the size of what the builder reads; of segments the greatest."""
         about = self.bundle.manifest.targets[target]
         if about["backend"] == "onnxruntime":
             return 0
-        if "memory" in about:
-            return int(about["memory"]["builder"])
         weights = sum(entry["bytes"] for name, entry in self.listed(tuple(self.inputs(about))).items() if Path(name).name != LIBRARY)
-        return builder_memory(len(self.bundle.manifest.layers), weights)
+        whole = int(about["memory"]["builder"]) if "memory" in about else builder_memory(len(self.bundle.manifest.layers), weights)
+        if options.segments is None:
+            return whole
+        if options.segments == AUTO:
+            return min(whole, options.memory or available_memory())
+        return builder_memory(0, 0) + whole // int(options.segments)
 
     def recorded(self, target: str, engine: Mapping[str, Any], options: BuildOptions) -> Manifest:
         """See `EnginePart`."""
