@@ -14,6 +14,7 @@ from vditc.build_memory import gigabytes
 from vditc.build_options import BuildOptions
 from vditc.bundle import MANIFEST, Bundle, rung_text
 from vditc.cli.app import app, console
+from vditc.cli.inspect_components import show_components
 from vditc.cli.options import JsonOption
 from vditc.errors import InputError
 
@@ -137,6 +138,8 @@ def _show_bundle(bundle: Bundle) -> None:
         lines += [rung_text(rung) for rung in target.get("fallback", ())]
         for line in lines:
             console.print(f"{name} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    show_components(m.components)
 
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
     groups: dict[tuple[str, str, str, float], list[str]] = {}
