@@ -49,6 +49,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def fps(self) -> int:
+        """Frames a second that the clips are meant to be shown at."""
+        return self.sampler.video.fps
+
     def frames(self, clip: int = 0) -> Pixels:
         """A clip as uint8 [frames, height, width, 3]."""
         return np.concatenate(list(self.stream(clip)))
