@@ -40,9 +40,7 @@ SIZES = Sizes(
     },
     {"small": (3, 16, 24)},
 )
-CACHE = StepCache(
-    coefficients={"prompted": (1.0, 0.0), "unprompted": (1.0, 0.0)}, errors={}, low=0.0, high=10.0, thresholds={"0.3": 100.0}
-)
+CACHE = StepCache(coefficients={"prompted": (1.0, 0.0), "unprompted": (1.0, 0.0)}, errors={}, low=0.0, high=10.0, thresholds={"0.3": 100.0})
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 TRANSFORMER = (
     HEAD
@@ -81,7 +79,7 @@ NEXT_CHUNK = f"{HEAD}model ({_LATENT} z, {_LATENT} last) => (float[1,3,f,h,w] vi
 
 
 def save_tiny_bundle(folder: Path, *, experts: bool = False, **sampling: Any) -> Bundle:
-    """For the portable graph and a target `cpu`; with `experts` a second one walks from step FIRST on. `sampling`: changes the manifest's."""
+    """For the portable graph and a target `cpu`; with `experts` a second one walks from step FIRST on. `sampling`: other facts of it."""
     root = folder / "tiny.bundle"
     _save_parts(root / "components")
     manifest = _manifest(root, seed=0, sampling=sampling)

@@ -112,8 +112,8 @@ class Sampler:
         `conditioning`: in place of prompts, a saved file or arrays (`vditc.conditioning`); its seeds and size hold unless given here.
         `noise`: standard normal, [clips, C, F, H, W], in place of the seeds'. `steps`, `solver`, `shift`, `guidance`, `guidance_2`,
         `embedded_guidance`, `passes` ("batched" or "two") and `step_cache` (a threshold, or "30%") are the options of `vditc run`.
-        `on_step`: told a `Step` after each; when it returns something false but None, the call ends with `CancelledError`. The sampler can be
-        called again after that, and after any other exception.
+        `on_step`: told a `Step` after each; when it returns something false but None, the call ends with `CancelledError`. The sampler
+        can be called again after that, and after any other exception.
 
         InputError, before any work, for what the model, the bundle or its engine does not take.
         """
