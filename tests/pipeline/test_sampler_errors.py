@@ -48,6 +48,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "guidance": ({"prompt": PROMPT, "guidance_2": 2.0}, "found --guidance-2; wanted a bundle of two experts"),
     "embedded": ({"prompt": PROMPT, "embedded_guidance": 6.0}, "found --embedded-guidance 6; wanted a model with an input"),
     "cache": ({"prompt": PROMPT, "step_cache": "lots"}, "found --step-cache lots"),
+    "steps": ({"prompt": PROMPT, "steps": 0}, "found 0 steps; wanted at least 1"),
     "cached steps": ({"prompt": PROMPT, "step_cache": 0.1, "steps": 3}, "found --step-cache on 3 steps of another schedule"),
 }
 
