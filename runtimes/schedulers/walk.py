@@ -187,7 +187,7 @@ class Walk:
         return self._out[0]
 
     def moves(self, index: int, latents: Array, out: Array) -> Callable[[slice, Array, Array], None]:
-        """What makes `out` of `latents` block by block: `move(at, prediction[at], scratch)`, for every block of `elementwise.in_blocks` once.
+        """What makes `out` of `latents` block by block: `move(at, prediction[at], scratch)`, for each block of `elementwise.in_blocks`.
 
         `out` is contiguous float32 and may be `latents`, but not the prediction. ValueError as above.
         """
