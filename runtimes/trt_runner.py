@@ -18,44 +18,76 @@ from vditc.runtimes.cuda_runtime import Cuda
 from vditc.runtimes.device_runs import DeviceRuns, Pending, Program, Shape
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.graph_inputs import step_table
+from vditc.runtimes.segmented_engine import SegmentedEngine
 from vditc.runtimes.step_table import StepTable
 from vditc.runtimes.trt_loader import load_engine
 from vditc.sampling import Array, Feeds
+from vditc.segments import Segments
 
-_NUMPY_TYPES = {"FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "INT64": np.int64, "INT32": np.int32}
-_LESS_MEMORY = "free some of it, build with --engine weight-streaming, or give a --profile with smaller clips"
+PLAN = "model.plan"  # of an engine that is one
+_NUMPY_TYPES = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "BOOL": np.bool_,
+}
 
 
 @contextmanager
 def open_engine(
-    module: str, plan: Path, model: Path, plugins: EnginePlugins | None = None, *, weight_budget: int | None = None
+    module: str, folder: Path, model: Path, plugins: EnginePlugins | None = None, *, weight_budget: int | None = None
 ) -> Iterator[EngineRunner]:
-    """Loads the engine `plan` with the package `module`; VditcError that says what is missing. `model`: the graph that it comes from.
+    """Loads the engine in `folder` with the package `module`, all its segments where it has some; VditcError that says what is missing.
 
-    `plugins`: of the plugin library, if it was built with that, whose machine code is then loaded before the engine. `weight_budget`: bytes
-    of the GPU for the weights of an engine that streams them; None: what it was built with.
+    `model`: the graph that it comes from. `plugins`: of the plugin library, if it was built with that, whose machine code is then loaded
+    before the engine. `weight_budget`: bytes of the GPU for the weights of an engine that streams them; None: what it was built with.
     """
 
-    def missing(found: str, wanted: str, fix: str) -> VditcError:
-        return VditcError(found=found, wanted=wanted, where=str(plan), fix=fix)
+    def missing(found: str, wanted: str, fix: str, where: Path = folder) -> VditcError:
+        return VditcError(found=found, wanted=wanted, where=str(where), fix=fix)
 
-    if not plan.is_file():
-        raise missing("no engine", "model.plan", f"build it on the device: sh {plan.with_name('build.sh')}")
+    segments = Segments.read(folder)
+    plans = [folder / PLAN] if segments is None else [folder / name for name in segments.plans]
+    for plan in plans:
+        if not plan.is_file():
+            raise missing("no engine", plan.name, f"build it on the device: sh {folder / 'build.sh'}", plan)
     if (arch := compute_capability()) is None:
         raise missing("no NVIDIA GPU or no driver", "a GPU to run an engine on", "run the portable model with the onnxruntime backend")
     if importlib.util.find_spec(module) is None:
         raise missing(f"{module} not installed", module, f"pip install vditc[{'rtx' if module == 'tensorrt_rtx' else 'gpu'}]")
     trt, cuda = importlib.import_module(module), Cuda.load()
-    context = load_engine(trt, plan, arch, plugins, weight_budget).create_execution_context()
-    if context is None:
-        raise missing("too little memory on the GPU for its activations", "a context of the engine", _LESS_MEMORY)
-    program = EngineProgram(trt, context.engine, context)
+    programs = [EngineProgram.load(trt, plan, arch, plugins, weight_budget, shared=segments is not None) for plan in plans]
+    program = programs[0] if segments is None else SegmentedEngine(cuda, programs, segments.outputs, str(folder))
     with DeviceRuns(cuda, program) as runs:
         yield EngineRunner(runs, program, step_table(model))
 
 
 class EngineProgram:
-    """A `vditc.runtimes.device_runs.Program`: an execution context, and the types of its tensors."""
+    """A `vditc.runtimes.device_runs.Program`: an execution context, and the types of its tensors.
+
+    With scratch memory of its own, or, as a `vditc.runtimes.segmented_engine.Segment`, with what it is given.
+    """
+
+    generation = 0
+
+    @classmethod
+    def load(
+        cls, trt: Any, plan: Path, arch: str, plugins: EnginePlugins | None, weight_budget: int | None, *, shared: bool
+    ) -> EngineProgram:
+        """An engine's file, on a GPU of `arch`. `shared`: scratch memory is given to it."""
+        engine = load_engine(trt, plan, arch, plugins, weight_budget)
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy) if shared else engine.create_execution_context()
+        if context is None:
+            raise VditcError(
+                found="too little memory on the GPU for its activations",
+                wanted="a context of the engine",
+                where=str(plan),
+                fix="free some of it, build with --engine weight-streaming, or give a --profile with smaller clips",
+            )
+        return cls(trt, context.engine, context)
 
     def __init__(self, trt: Any, engine: Any, context: Any) -> None:
         self.context = context
@@ -88,6 +120,17 @@ class EngineProgram:
                 where="engine",
                 fix="read what TensorRT wrote to the standard error stream",
             )
+
+    def release(self, stream: int) -> None:
+        """See `Program`: TensorRT gives its memory back with the context."""
+
+    def scratch_bytes(self) -> int:
+        """See `vditc.runtimes.segmented_engine.Segment`."""
+        return int(self.context.update_device_memory_size_for_shapes())
+
+    def take_scratch(self, address: int, nbytes: int) -> None:
+        """See `vditc.runtimes.segmented_engine.Segment`."""
+        self.context.set_device_memory(address, nbytes)
 
 
 class EngineRunner:
