@@ -178,6 +178,9 @@ def test_two_experts_walk_their_steps(pair: Bundle, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(denoisers, "open_expert", noted)
     steps: list[tuple[int, int]] = []
     with vditc.Sampler(pair) as opened_once:
+        opened_once(PROMPT, passes="two")
+        assert ran == [(part, s, 1) for part, own in (("transformer", FIRST), (SECOND, STEPS - FIRST)) for s in range(own) for _ in (0, 1)]
+        ran.clear()
         opened_once([PROMPT, NEGATIVE], guidance_2=1.0, on_step=lambda s: steps.append((s.clip, s.index)))
     first = [("transformer", step, 2) for step in range(FIRST)]
     assert ran == first * 2 + [(SECOND, step, 1) for step in range(STEPS - FIRST)] * 2

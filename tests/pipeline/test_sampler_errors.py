@@ -64,12 +64,14 @@ def test_bad_calls(bundle: Bundle, case: str, monkeypatch: pytest.MonkeyPatch) -
         opened_once(PROMPT)
 
 
-def test_sizes_that_an_engine_was_not_built_for(bundle: Bundle, pair: Bundle) -> None:
+def test_sizes_that_an_engine_was_not_built_for(bundle: Bundle, pair: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     for own in (bundle, pair):
+        seen = Opened(monkeypatch)
         with vditc.Sampler(own, backend="cpu") as opened_once:
-            assert opened_once(PROMPT, size=(3, None, None)).latents.shape == (1, 4, 2, 4, 6)
             with pytest.raises(InputError, match="found frames of 7 frames; wanted 3 to 5 frames, which the engine serves"):
                 opened_once(PROMPT, size=(7, None, None))
+            assert "text_encoder/model" not in seen.names  # nothing is encoded for it
+            assert opened_once(PROMPT, size=(3, None, None)).latents.shape == (1, 4, 2, 4, 6)
             given = opened_once.encode(PROMPT)
             with pytest.raises(InputError, match="found frames of 7 frames; wanted 3 to 5 frames"):
                 opened_once(conditioning=dataclasses.replace(given, latent_shape=(4, 4, 4, 6)))
@@ -149,7 +151,10 @@ def test_latents_that_nobody_decodes(bundle: Bundle, tmp_path: Path) -> None:
         decoder.plan = dataclasses.replace(decoder.plan, chunk=2)
         found = opened_once(PROMPT)
         with pytest.raises(InputError, match="found a clip whose first chunk has 3 latent frames; wanted one of 1"):
-            found.frames()
+            opened_once.decode(found.latents)
+        with pytest.raises(InputError, match="found a clip whose first chunk has 3 latent frames"):
+            found.save(tmp_path / "x.mp4")
+        assert not list(tmp_path.glob("x.*"))
     no_parts = shutil.copytree(bundle.path, tmp_path / "x.bundle")
     shutil.rmtree(no_parts / "components")
     with vditc.Sampler(Bundle(no_parts, bundle.manifest)) as opened_once:
