@@ -189,7 +189,8 @@ class Walk:
     def moves(self, index: int, latents: Array, out: Array) -> Callable[[slice, Array, Array], None]:
         """What makes `out` of `latents` block by block: `move(at, prediction[at], scratch)`, for each block of `elementwise.in_blocks`.
 
-        `out` is contiguous float32 and may be `latents`, but not the prediction. ValueError as above.
+        `out` is contiguous float32 and may be `latents`, but not the prediction, which may lie in scratch: it is read once. ValueError as
+        above.
         """
         row, shape = self.rows[index], latents.shape
         if index == 0 or (self._depth < 2 and not self._corrects):

@@ -45,7 +45,7 @@ def combine(out: Array, total: Weighted, scratch: Array) -> None:
 
 
 def in_blocks(size: int, task: Callable[[slice, Array], None]) -> None:
-    """Call `task(slice, scratch [2 * BLOCK or more])` for all of `size` numbers, on all cores where there are two blocks for each."""
+    """Call `task(slice, scratch [BLOCK or more])` for all of `size` numbers, on all cores where there are two blocks for each."""
     workers = min(cores(), size // (2 * BLOCK))
 
     def run(first: int) -> None:
@@ -83,7 +83,7 @@ def guide(out: Array, with_text: Array, without: Array, scale: float) -> Array:
 def _scratch() -> Array:
     """This thread's, kept: fresh memory would be given out page by page."""
     if not hasattr(_local, "scratch"):
-        _local.scratch = np.empty(2 * BLOCK, np.float32)
+        _local.scratch = np.empty(BLOCK, np.float32)
     found: Array = _local.scratch
     return found
 

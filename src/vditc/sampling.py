@@ -102,7 +102,6 @@ class Feeder:
             latents = self._latents
             for part in [] if self.written else np.split(latents, count):
                 part[:, :channels] = seen
-            self.written = False
         found = {clips.specs[0].name: latents}
         for spec in clips.specs[1:]:
             if spec.fill == "timestep":
@@ -217,7 +216,7 @@ def _in_one_pass(
     def block(at: slice, scratch: Array) -> None:
         predicted = told[0][at]
         if len(told) > 1:
-            predicted = guide_block(scratch[len(scratch) // 2 :][: len(predicted)], predicted, told[1][at], scale)
+            predicted = guide_block(scratch[: len(predicted)], predicted, told[1][at], scale)
         move(at, predicted, scratch)
         for place in places[1:]:
             place[at] = flat[at]
