@@ -89,5 +89,6 @@ class LocalBuilds:
 def _too_large(order: Order, room: int) -> str:
     return (
         f"found {gigabytes(room)} of memory; wanted about {gigabytes(order.memory)}, which the builder needs; "
-        "end other programs, say with --memory that it may take more, or choose a recipe of fewer bits or a larger machine"
+        "end other programs, say with --memory that it may take more, cut the engine (--segments auto), or choose a recipe of fewer bits "
+        "or a larger machine"
     )
