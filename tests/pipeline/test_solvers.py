@@ -21,9 +21,11 @@ from vditc.bundle import Bundle
 from vditc.calibration import Calibration
 from vditc.errors import InputError
 from vditc.pipeline.compile import compile_bundle
+from vditc.pipeline.denoisers import guidance_passes
 from vditc.pipeline.job import Job
 from vditc.pipeline.schedules import Solver, WalkOptions, bundle_scheduler
-from vditc.pipeline.use import RunOptions, evaluate_bundle, guidance_passes, sample_bundle, step_cache, with_embedded_guidance
+from vditc.pipeline.use import evaluate_bundle, sample_bundle
+from vditc.pipeline.walk_plan import RunOptions, step_cache, with_embedded_guidance
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel

@@ -18,7 +18,7 @@ from vditc.bundle import Bundle
 from vditc.errors import InputError, VditcError
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir
-from vditc.pipeline.use import PORTABLE
+from vditc.pipeline.denoisers import PORTABLE
 from vditc.progress import Progress
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.graph_inputs import graph_sizes

@@ -65,7 +65,7 @@ def _opened(request: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[De
         adapter = adapter_for(source)
         return ReferenceModel(adapter, source, None, device=request["device"]), adapter.inputs(source)
     from vditc.bundle import Bundle
-    from vditc.pipeline.use import open_denoiser
+    from vditc.pipeline.denoisers import open_denoiser
     from vditc.runtimes.graph_inputs import model_inputs
 
     bundle = Bundle.open(Path(request["bundle"]), hashes=False)  # the parent has checked them
