@@ -15,9 +15,11 @@ import numpy as np
 from vditc.errors import InputError, VditcError
 from vditc.runtimes.backend import EnginePlugins
 from vditc.runtimes.cuda_runtime import Cuda
-from vditc.runtimes.device_runs import DeviceRuns, Pending, Program, Shape
+from vditc.runtimes.device_runs import DeviceRuns, Pending, Shape
+from vditc.runtimes.engine_times import Measured, profiled
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.graph_inputs import step_table
+from vditc.runtimes.layer_times import fused_modules
 from vditc.runtimes.step_table import StepTable
 from vditc.runtimes.trt_loader import load_engine
 from vditc.sampling import Array, Feeds
@@ -46,24 +48,49 @@ def open_engine(
     if importlib.util.find_spec(module) is None:
         raise missing(f"{module} not installed", module, f"pip install vditc[{'rtx' if module == 'tensorrt_rtx' else 'gpu'}]")
     trt, cuda = importlib.import_module(module), Cuda.load()
-    context = load_engine(trt, plan, arch, plugins, weight_budget).create_execution_context()
-    if context is None:
-        raise missing("too little memory on the GPU for its activations", "a context of the engine", _LESS_MEMORY)
-    program = EngineProgram(trt, context.engine, context)
+    program = EngineProgram(trt, load_engine(trt, plan, arch, plugins, weight_budget), str(plan))
     with DeviceRuns(cuda, program) as runs:
         yield EngineRunner(runs, program, step_table(model))
 
 
 class EngineProgram:
-    """A `vditc.runtimes.device_runs.Program`: an execution context, and the types of its tensors."""
+    """A `vditc.runtimes.device_runs.Program`: an execution context, and the types of its tensors.
 
-    def __init__(self, trt: Any, engine: Any, context: Any) -> None:
-        self.context = context
+    VditcError when the GPU has too little memory for a context.
+    """
+
+    def __init__(self, trt: Any, engine: Any, where: str = "engine") -> None:
+        self.trt, self.engine, self.where = trt, engine, where
+        self._renew()
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         types = {name: _numpy_type(name, engine.get_tensor_dtype(name).name) for name in names}
         inputs = {name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self.inputs = {name: kind for name, kind in types.items() if name in inputs}
         self.outputs = {name: kind for name, kind in types.items() if name not in inputs}  # the prediction for the latents first
+
+    def _renew(self) -> None:
+        self.context = None  # gives its memory back first: for two there may be too little
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise VditcError(
+                found="too little memory on the GPU for its activations",
+                wanted="a context of the engine",
+                where=self.where,
+                fix=_LESS_MEMORY,
+            )
+
+    @property
+    def context_bytes(self) -> int:
+        """What the context holds of the GPU: activations and scratch at the largest sizes of the profile."""
+        return int(self.engine.device_memory_size_v2)
+
+    def profile(self, run: Callable[[], None], runs: int) -> list[Measured]:
+        """See `vditc.runtimes.engine_times.profiled`; the context is a new one before and behind it."""
+        self._renew()
+        try:
+            return profiled(self.trt, self.engine, self.context, run, runs)
+        finally:
+            self._renew()
 
     def resize(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """See `Program`."""
@@ -93,7 +120,7 @@ class EngineProgram:
 class EngineRunner:
     """A Denoiser that may have two runs in flight: `begin` starts one, and what it returns waits for the prediction."""
 
-    def __init__(self, runs: DeviceRuns, program: Program, table: StepTable) -> None:
+    def __init__(self, runs: DeviceRuns, program: EngineProgram, table: StepTable) -> None:
         self.runs, self.program, self.table = runs, program, table
 
     def __call__(self, feeds: Feeds, step: int) -> Array:
@@ -111,6 +138,20 @@ class EngineRunner:
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Named inputs -> all outputs. InputError as above."""
         return self._started(feeds).result()
+
+    @property
+    def context_bytes(self) -> int:
+        """Of the GPU, beside weights and buffers."""
+        return self.program.context_bytes
+
+    def layer_seconds(self, feeds: Feeds, step: int, runs: int) -> dict[str, float]:
+        """Module -> seconds of a step, the mean of `runs`, by TensorRT's profiler, with which an engine runs slower than without."""
+
+        def once() -> None:
+            self(feeds, step)
+
+        with self.runs.unrecorded():
+            return fused_modules(self.program.profile(once, runs))
 
     def _started(self, feeds: Feeds) -> Pending:
         if missing := [name for name in self.program.inputs if name not in feeds]:

@@ -301,7 +301,7 @@ def test_runner_feeds_the_engine_by_name_and_type(release: str) -> None:
             "IExecutionContext.execute_async_v3": run,
         }
     )
-    program = EngineProgram(trt, Thing(trt, "ICudaEngine"), Thing(trt, "IExecutionContext"))
+    program = EngineProgram(trt, Thing(trt, "ICudaEngine"))
     with DeviceRuns(Cuda(cuda, "stub"), program) as runs:
         engine = EngineRunner(runs, program, StepTable((), "engine"))
         latents = np.arange(8, dtype=np.float32).reshape(2, 4)
