@@ -61,6 +61,7 @@ class EngineProgram:
 
     def __init__(self, trt: Any, engine: Any, where: str = "engine") -> None:
         self.trt, self.engine, self.where = trt, engine, where
+        self.context: Any
         self._renew()
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         types = {name: _numpy_type(name, engine.get_tensor_dtype(name).name) for name in names}
