@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vditc.errors import VditcError
@@ -11,27 +11,35 @@ from vditc.runtimes.trt_inspection import kernel_nodes
 Measured = tuple[tuple[str, ...], float]  # the ONNX nodes of a kernel, or its own name where they are not known; seconds of a run
 
 
-def profiled(trt: Any, engine: Any, context: Any, run: Callable[[], None], runs: int) -> list[Measured]:
-    """Kernels in the order in which they run, the mean of `runs`; `run` must have waited for the device when it returns.
+class KernelClock:
+    """Times the kernels of `context`, run by run; `measured` leaves out the first one.
 
     The profiler puts an event before and behind every kernel, so that nothing overlaps and the sum is more than a run takes without it.
-    `context` is of no use for anything else afterwards. A first run, which loads kernels, is left out. VditcError when no times come.
     """
-    clock = _clock(trt)
-    context.enqueue_emits_profile = False  # else every enqueue waits for the device by itself
-    context.profiler = clock
-    for number in range(runs + 1):
-        clock.reported.append([])
-        run()
-        if not context.report_to_profiler() or not clock.reported[-1]:
+
+    def __init__(self, trt: Any, engine: Any, context: Any) -> None:
+        self._trt, self._engine, self._context, self._clock = trt, engine, context, _clock(trt)
+        context.enqueue_emits_profile = False  # else every enqueue waits for the device by itself
+        context.profiler = self._clock
+
+    def begin(self) -> None:
+        """Of a run."""
+        self._clock.reported.append([])
+
+    def end(self, number: int) -> None:
+        """Of a run, the device has finished it; VditcError when no times come."""
+        if not self._context.report_to_profiler() or not self._clock.reported[-1]:
             raise VditcError(
                 found=f"no times of run {number}",
                 wanted="the time of every layer of the engine",
-                where=f"the profiler of {trt.__name__} {trt.__version__}",
+                where=f"the profiler of {self._trt.__name__} {self._trt.__version__}",
                 fix="bench with --layers 0, which leaves them out",
             )
-    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return mean_times(clock.reported[1:], kernel_nodes(told))
+
+    def measured(self) -> list[Measured]:
+        """Kernels in the order in which they run, the mean of all runs but the first."""
+        told = self._engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return mean_times(self._clock.reported[1:], kernel_nodes(told))
 
 
 def mean_times(runs: Sequence[Sequence[tuple[str, float]]], nodes: Mapping[str, Sequence[tuple[str, ...]]]) -> list[Measured]:

@@ -33,6 +33,7 @@ class CudaStub:
         self.capturing: dict[int, list[Callable[[], None]]] = {}
         self.error: int = 0  # of work on the device
         self.late = set[int]()  # device memory that is not there, or no longer
+        self.gone: dict[int, Any] = {}  # what work on the device has freed; its addresses do not come again
         self._next = 0x1000
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +87,7 @@ class CudaStub:
     def on_free_async(self, address: int, stream: int) -> None:
         room = self.memory.pop(address)
         self.late.add(address)
-        self.work(stream, lambda: self._poison(room))
+        self.work(stream, lambda: self._gone(address, room))
 
     def on_free_host(self, address: int) -> None:
         del self.memory[address]
@@ -163,6 +164,10 @@ class CudaStub:
         out._obj.value = ctypes.addressof(room)
         self.memory[ctypes.addressof(room)] = room
         return ctypes.addressof(room)
+
+    def _gone(self, address: int, room: Any) -> None:
+        self._poison(room)
+        self.gone[address] = room
 
     def _poison(self, room: Any) -> None:
         ctypes.memset(room, 0xDD, len(room))

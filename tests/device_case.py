@@ -80,7 +80,7 @@ def make_bundle(root: Path, device: Target | None = None, *, parts: int = 1, lib
         kept.parent.mkdir(parents=True)
         kept.write_bytes(library.read_bytes())
     segments = [
-        Part("model" if parts == 1 else f"segment_{i:02}", graph, input_specs(graph), () if parts == 1 else (i,))
+        Part("model" if parts == 1 else f"segment_{i:02}", graph, input_specs(graph), () if parts == 1 else (f"blocks.{i}",))
         for i, graph in enumerate(graphs)
     ]
     folder = root / "engines" / device.name

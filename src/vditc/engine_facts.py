@@ -20,13 +20,14 @@ RUN = "report/run.json"  # times of the stages of a compile; manifests hold none
 def engine_facts(bundle: Bundle, name: str) -> dict[str, Words]:
     """Label -> words, of the target `name`; what is not known of it is left out."""
     target = bundle.manifest.targets[name]
-    engine, graph = target["engine"], target["graph"]
-    version = f" {engine['version']}" if "version" in engine else ""
+    engine, graph = target["engine"], target.get("graph", {})
+    version = f" {engine['version']}" if "version" in engine else f" ({target['runtime']})" if "runtime" in target else ""
+    compute, attention = target.get("compute", ""), target.get("attention", "")
     facts: dict[str, Words] = {
         "status": engine["status"],
-        "backend": f"{target['backend']}{version}" + ("" if version else f" ({target['runtime']})"),
-        "GPUs": ", ".join(engine.get("compute_capabilities", target["arch"])) or "none",
-        "computes in": target["compute"] + (f", attention in {target['attention']}" if target["attention"] != target["compute"] else ""),
+        "backend": f"{target['backend']}{version}",
+        "GPUs": ", ".join(engine.get("compute_capabilities", target.get("arch", ()))) or "none",
+        "computes in": compute + (f", attention in {attention}" if attention != compute else ""),
         "build options": str(BuildOptions.from_json(target.get("build", {}))) or "defaults",
     }
     if "device" in target:
@@ -42,9 +43,9 @@ def engine_facts(bundle: Bundle, name: str) -> dict[str, Words]:
         facts["memory, estimated"] = memory_words(target["memory"])
     if constants := engine.get("constant_bytes"):
         facts["constants"] = ", ".join(f"{_bytes(count)} of {kind}" for kind, count in constants.items())
-    facts["lowered graph"] = (
-        f"{graph['nodes']} nodes, {graph['error']:.2g} relative error against the portable graph" if "error" in graph else ""
-    )
+    if graph:
+        error = f", {graph['error']:.2g} relative error against the portable graph" if graph.get("error") is not None else ""
+        facts["lowered graph"] = f"{graph['nodes']} nodes{error}"
     facts |= _landed(bundle, engine)
     facts["plugins"] = _plugins(target)
     facts["fallback"] = [rung_text(rung) for rung in target.get("fallback", ())] or (
@@ -54,8 +55,6 @@ def engine_facts(bundle: Bundle, name: str) -> dict[str, Words]:
 
 
 _MEMORY = {"weight_bytes": "weights", "activation_bytes": "activations", "scratch_bytes": "scratch"}
-
-
 _BEHIND = {"norm": "a norm", "gelu": "GELU", "silu": "SiLU", "rest": "attention, a residual stream or a text"}
 
 

@@ -131,7 +131,7 @@ def test_wan_pipeline(wan: tuple[Path, Conditioning]) -> None:
     with vditc.load(wan[0]) as transformer:
         latents = wan_pipeline(transformer)(**told, latents=noise).frames
     assert transformer.backend == "onnxruntime"  # no GPU, so no engine
-    assert tolerances.relative_l2(latents.numpy(), sampled(*wan)) < 1e-5  # the guidance's sums are in another order
+    assert tolerances.relative_l2(latents.numpy(), sampled(*wan)) < tolerances.PIPELINE
 
 
 def test_cogvideox_pipeline_from_a_directory(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_cogvideox_pipeline_from_a_directory(tmp_path: Path) -> None:
         pipe = quiet(diffusers.CogVideoXPipeline.from_pretrained(tmp_path / "model", **absent, transformer=transformer))
         assert pipe.transformer is transformer
         latents = pipe(**told, latents=noise.transpose(1, 2)).frames
-    assert tolerances.relative_l2(latents.transpose(1, 2).numpy(), sampled(path, given)) < 1e-5
+    assert tolerances.relative_l2(latents.transpose(1, 2).numpy(), sampled(path, given)) < tolerances.PIPELINE
 
 
 def test_another_schedule_is_refused(wan: tuple[Path, Conditioning]) -> None:

@@ -15,6 +15,7 @@ from vditc.runtimes.cuda_runtime import Cuda
 from vditc.runtimes.device_runs import DeviceRuns
 from vditc.runtimes.engine_times import mean_times
 from vditc.runtimes.layer_times import OTHERS, fused_modules
+from vditc.runtimes.segmented_engine import SegmentedEngine
 from vditc.runtimes.step_table import StepTable
 from vditc.runtimes.trt_inspection import kernel_nodes
 from vditc.runtimes.trt_runner import EngineProgram, EngineRunner
@@ -51,7 +52,7 @@ class Engine:
             "EngineInspector.get_engine_information": lambda form: json.dumps({"Layers": layers}),
         }
 
-    def created(self) -> Thing:
+    def created(self, strategy: Any = None) -> Thing:
         self.contexts += 1
         self.ran = 0
         return Thing(self.trt, "IExecutionContext")
@@ -77,7 +78,7 @@ def test_seconds_of_a_step_by_module(release: str) -> None:
     engine = Engine(release)
     program = EngineProgram(engine.trt, Thing(engine.trt, "ICudaEngine"))
     with DeviceRuns(Cuda(engine.cuda, "stub"), program, slots=1) as runs:
-        runner, feeds = EngineRunner(runs, program, StepTable((), "engine")), {"x": np.zeros(2, np.float32)}
+        runner, feeds = EngineRunner(runs, program, StepTable((), "engine"), [program]), {"x": np.zeros(2, np.float32)}
         for _ in range(3):
             runner(feeds, 0)
         assert runs.recorded and engine.contexts == 1
@@ -91,11 +92,33 @@ def test_seconds_of_a_step_by_module(release: str) -> None:
     assert engine.cuda.left == 0
 
 
+def test_kernels_of_segments_follow_each_other() -> None:
+    """Each segment has a context without memory of its own, and a clock; they share their scratch memory."""
+    engines = [Engine("10.16"), Engine("10.16")]
+    engines[1].cuda = engines[0].cuda
+    for engine in engines:
+        engine.trt.values |= {
+            "IExecutionContext.update_device_memory_size_for_shapes": lambda: 64,
+            "IExecutionContext.set_device_memory": lambda address, size: None,
+        }
+    segments = [EngineProgram(engine.trt, Thing(engine.trt, "ICudaEngine"), shared=True) for engine in engines]
+    cuda = Cuda(engines[0].cuda, "stub")
+    whole = SegmentedEngine(cuda, segments, ["y"], "engine")
+    with DeviceRuns(cuda, whole) as runs:
+        runner = EngineRunner(runs, whole, StepTable((), "engine"), segments)
+        found = runner.layer_seconds({"x": np.zeros(2, np.float32)}, 0, 1)
+        assert sum(found.values()) == pytest.approx(2 * (0.001 + 0.002 + 0.003 + 0.004)) and runner.context_bytes == 4096
+        for engine in engines:
+            strategies = [args for key, args in engine.trt.calls if key == "ICudaEngine.create_execution_context"]
+            assert len(strategies) == 3 and {args[0].name for args in strategies} == {"USER_MANAGED"}
+    assert engines[0].cuda.left == 0
+
+
 def test_no_times() -> None:
     engine = Engine("10.3", silent=True)
     program = EngineProgram(engine.trt, Thing(engine.trt, "ICudaEngine"))
     with DeviceRuns(Cuda(engine.cuda, "stub"), program) as runs, pytest.raises(VditcError, match=r"found no times of run 0.*--layers 0"):
-        EngineRunner(runs, program, StepTable((), "engine")).layer_seconds({"x": np.zeros(2, np.float32)}, 0, 1)
+        EngineRunner(runs, program, StepTable((), "engine"), [program]).layer_seconds({"x": np.zeros(2, np.float32)}, 0, 1)
     assert engine.contexts == 3
 
 

@@ -26,8 +26,10 @@ from vditc.cli.options import (
     PromptsOption,
     RecipeOption,
     ResumeOption,
+    SegmentsOption,
     SizeOption,
     StepsOption,
+    engine_texts,
     read_prompts,
 )
 from vditc.recipe import Recipe
@@ -56,6 +58,7 @@ def compile_command(
         typer.Option(help="layers of few bits by the plugin library: auto (where it is there), on (build it if it is not) or off (Q/DQ)"),
     ] = "auto",
     engine: EngineOption = None,
+    segments: SegmentsOption = None,
     fallback: Annotated[
         bool,
         typer.Option("--fallback", help="layers that a target does not compute as calibrated: codes to weights alone to floating point"),
@@ -104,7 +107,7 @@ def compile_command(
         gate=gate,
         keep_time_path=keep_time_path,
         plugins=plugins,
-        engine=tuple(engine or ()),
+        engine=engine_texts(engine, segments),
         fallback=fallback,
         device=device,
         resume=resume,

@@ -29,8 +29,8 @@ from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import Memory, attention_keys, model_memory
 from vditc.model_dir import PARTS, ModelDir
+from vditc.pipeline.build_engine import build_engine
 from vditc.pipeline.comparable import portable_twin, runnable_twin
-from vditc.pipeline.device_files import Part, write_device_files
 from vditc.pipeline.experts import FULL_PRECISION, Walker, full_precision, own_steps, sample_experts
 from vditc.pipeline.fallback import Ladder
 from vditc.pipeline.job import Job
@@ -50,12 +50,11 @@ from vditc.pipeline.verify_clips import verify_clips
 from vditc.profile import Profile, Range
 from vditc.progress import SILENT, Progress
 from vditc.runtimes.attention_keys import float16_keys
-from vditc.runtimes.backend import TO_BUILD
-from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.registry import backend
 from vditc.sampled_model import SampledModel
 from vditc.schedule import Schedule
+from vditc.segments import check_count
 from vditc.target import Target
 from vditc.workspace import Workspace
 
@@ -173,9 +172,11 @@ def prepare(job: Job, progress: Progress = SILENT) -> Plan:
         for target in (t for t in job.targets if (t.attention or t.compute) == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
-    for target in (t for t in job.targets if backend(t.backend).builds_here(t)):
-        limit = options[target.name].memory
-        check_build_memory(memory[target.name].builder, limit, f"building for {target.name}", progress)
+    for target in job.targets:
+        said = options[target.name]
+        check_count(said.segments, adapter.layer_roles(source), f"target {target.name}")
+        if said.segments is None and backend(target.backend).builds_here(target):  # the greatest segment is known when the graph is cut
+            check_build_memory(memory[target.name].builder, said.memory, f"building for {target.name}", progress)
     plugins = choose_plugins(job.plugins, job.targets, job.recipe, progress, fallback=job.fallback)
     verified = model.sampled(verify_set, solved=True)
     return Plan(job, model, profile, memory, model.sampled(calibration_set), verified, plugins, options)
@@ -475,7 +476,6 @@ def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass,
         progress.note(f"{target.name} computes attention in {facts['plugins']['attention']['computed']}")
     if facts["attention"] != target.compute and target.fp16_keys is not None:
         progress.note(f"{target.name} computes attention in {facts['attention']}: {target.fp16_keys.says}")
-    maker, folder = backend(target.backend), root / "engines" / target.name
 
     def run_copy() -> None:
         assert choice.library is not None
@@ -494,32 +494,21 @@ def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass,
     library = root / library_in_bundle(target) if plugins else None
 
     def run_build() -> dict[str, Any]:
-        built = maker.build(
+        return build_engine(
+            root=root,
+            folder=root / "engines" / target.name,
             lowered=root / lowered,
             target=target,
             profile=plan.profile,
-            inputs=input_specs(root / lowered),
-            out=folder,
             work=space.scratch / target.name,
             progress=progress,
-            plugins=library,
+            library=library,
             options=options,
-        )
-        if built.status == TO_BUILD:
-            part = Part("model", root / lowered, input_specs(root / lowered))
-            write_device_files(
-                root=root,
-                folder=folder,
-                parts=[part],
-                target=target,
-                profile=plan.profile,
-                library=library,
-                memory=plan.memory[target.name],
-                options=options,
-            )
-        return built.to_json()
+            memory=plan.memory[target.name],
+        ).to_json()
 
-    engine = space.stage(f"build {target.name}", run_build, (f"engines/{target.name}/*",), key=[options.to_json(), rungs])
+    made = (f"engines/{target.name}/*", f"lowered/{target.name}.segment_*.onnx")
+    engine = space.stage(f"build {target.name}", run_build, made, key=[options.to_json(), rungs])
     return {
         "backend": target.backend,
         "built_in": target.name if target.built_in else None,

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vditc.build_jobs import FILE, BuildJob, JobList
-from vditc.build_options import BuildOptions, check_targets
+from vditc.build_memory import available_memory
+from vditc.build_options import AUTO, BuildOptions, check_targets
 from vditc.bundle_update import WORK, updating
 from vditc.errors import InputError, VditcError
 from vditc.files import data_digest
 from vditc.memory import builder_memory
 from vditc.pipeline.bundle_parts import Part, parts_of, update
-from vditc.pipeline.engine_task import EngineRequest, check_files, target_digest
+from vditc.pipeline.engine_task import GRAPHS, EngineRequest, check_files, target_digest
 from vditc.pipeline.local_builds import Builds, Event, Order
 from vditc.pipeline.new_target import NewTarget
 from vditc.plugins.build import LIBRARY
@@ -121,7 +122,7 @@ class _Run:
         listed = next((job for job in self.list.jobs if (job.part, job.target) == (part.name, target.name)), None)
         if self.asked.engine:
             options = BuildOptions.for_target(self.asked.engine, target.name)
-            if options.memory is not None:
+            if options.memory is not None and options.segments is None:
                 raise InputError(
                     found="--engine memory", wanted="--memory GIB", where="vditc build", fix="say it for all builders together"
                 )
@@ -176,7 +177,7 @@ class _Run:
             inputs=_files(part, (*_inputs(part, about), *([cache] if cache in part.manifest.files else []))),
             out=f"{WORK}-{uuid.uuid4().hex[:8]}/{target.name}",
         )
-        return Order(job.name, request, target, _memory(part, about))
+        return Order(job.name, request, target, _memory(part, about, BuildOptions.parse(request.options)))
 
     def _take(self, event: Event) -> bool:
         """Note what happened; whether a job has ended."""
@@ -204,8 +205,13 @@ class _Run:
         part = next(p for p in self.parts if str(p.root.resolve()) == request.root)
         out, folder = part.root / request.out, f"engines/{order.target.name}"
         check_files(out, result["files"], "repeat the command with --retry-failed; if it happens again, check disk and network")
-        staged = {f"{folder}/{name}": out / name for name in result["files"]}
-        dropped = {name for name in part.manifest.files if name.startswith(f"{folder}/")} - set(staged)
+        lowered = Path(order.request.lowered)
+        staged = {
+            (lowered.parent / Path(name).name).as_posix() if name.startswith(f"{GRAPHS}/") else f"{folder}/{name}": out / name
+            for name in result["files"]
+        }
+        earlier = (f"{folder}/", f"{lowered.with_suffix('')}.segment_")
+        dropped = {name for name in part.manifest.files if name.startswith(earlier)} - set(staged)
         engine = {key: value for key, value in result["facts"].items() if key not in _RUN}
         options = BuildOptions.parse(request.options).to_json()
         about = {**part.manifest.targets[order.target.name], "engine": engine, "build": options}
@@ -252,11 +258,14 @@ def _files(part: Part, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(part.manifest.files[name]) for name in names}
 
 
-def _memory(part: Part, about: Mapping[str, Any]) -> int:
-    """About how many bytes the builder takes: what the manifest says, or by the size of what it reads."""
+def _memory(part: Part, about: Mapping[str, Any], options: BuildOptions) -> int:
+    """About how many bytes the builder takes: what the manifest says, or by the size of what it reads; of segments the greatest."""
     if about["backend"] == "onnxruntime":
         return 0
-    if "memory" in about:
-        return int(about["memory"]["builder"])
     weights = sum(part.manifest.files[name].bytes for name in _inputs(part, about) if Path(name).name != LIBRARY)
-    return builder_memory(len(part.manifest.layers), weights)
+    whole = int(about["memory"]["builder"]) if "memory" in about else builder_memory(len(part.manifest.layers), weights)
+    if options.segments is None:
+        return whole
+    if options.segments == AUTO:
+        return min(whole, options.memory or available_memory())
+    return builder_memory(0, 0) + whole // int(options.segments)

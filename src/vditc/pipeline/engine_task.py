@@ -25,6 +25,7 @@ from vditc.files import data_digest, sha256, write_text
 from vditc.target import Target
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+GRAPHS = "graphs"  # folder of a result: what comes into the bundle beside the lowered graph
 Files = Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}
 
 
@@ -98,12 +99,9 @@ def check_files(root: Path, files: Files, fix: str) -> None:
 
 def build(request: EngineRequest) -> dict[str, Any]:
     """Build the engine; returns its facts, and the files that it consists of. VditcError as the backend, or for a changed input."""
-    from vditc.pipeline.device_files import Part, write_device_files
+    from vditc.pipeline.build_engine import build_engine
     from vditc.profile import Profile
     from vditc.progress import SILENT
-    from vditc.runtimes.backend import TO_BUILD
-    from vditc.runtimes.graph_inputs import input_specs
-    from vditc.runtimes.registry import backend
     from vditc.runtimes.trt_process import TIMING_CACHE
 
     root, target = Path(request.root), request.load_target()
@@ -113,31 +111,22 @@ def build(request: EngineRequest) -> dict[str, Any]:
     out.mkdir(parents=True)
     if (cache := root / "engines" / out.name / TIMING_CACHE).exists():
         shutil.copyfile(cache, out / TIMING_CACHE)  # what kernels took in an earlier build
-    lowered, profile = root / request.lowered, Profile.from_json(request.profile)
-    inputs, options = input_specs(lowered), BuildOptions.parse(request.options)
-    library = None if request.library is None else root / request.library
-    facts = backend(target.backend).build(
+    lowered = root / request.lowered
+    facts = build_engine(
+        root=root,
+        folder=root / "engines" / out.name,
         lowered=lowered,
         target=target,
-        profile=profile,
-        inputs=inputs,
-        out=out,
+        profile=Profile.from_json(request.profile),
         work=out.with_name(f"{out.name}.work"),
         progress=SILENT,
-        plugins=library,
-        options=options,
+        library=None if request.library is None else root / request.library,
+        options=BuildOptions.parse(request.options),
+        out=out,
     )
-    if facts.status == TO_BUILD:
-        write_device_files(
-            root=root,
-            folder=root / "engines" / out.name,
-            parts=[Part("model", lowered, inputs)],
-            target=target,
-            profile=profile,
-            library=library,
-            options=options,
-            out=out,
-        )
+    for graph in sorted(lowered.parent.glob(f"{lowered.stem}.segment_*.onnx")):  # that a device builds
+        (out / GRAPHS).mkdir(exist_ok=True)
+        graph.replace(out / GRAPHS / graph.name)
     return {"facts": facts.to_json(), "files": listed(out)}
 
 
