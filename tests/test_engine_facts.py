@@ -88,6 +88,14 @@ def test_an_engine_in_words(bundle: Bundle) -> None:
     }
 
 
+def test_segments_by_their_first_and_last_block(bundle: Bundle) -> None:
+    segments = [{"name": "segment_00", "blocks": [f"b.{i}" for i in range(5)]}, {"name": "segment_01", "blocks": ["b.5"]}]
+    engine = {**ENGINE, "segments": [*segments, {"name": "segment_02", "blocks": ["b.6", "b.7"]}]}
+    manifest = dataclasses.replace(bundle.manifest, targets={"h100": {**TARGET, "engine": engine}})
+    found = engine_facts(Bundle(bundle.path, manifest), "h100")["segments"]
+    assert found == ["segment_00: b.0 to b.4", "segment_01: b.5", "segment_02: b.6 to b.7"]
+
+
 def test_what_is_not_known_is_left_out(bundle: Bundle) -> None:
     assert engine_facts(bundle, "orin") == {
         "status": "to build on the device",

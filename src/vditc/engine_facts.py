@@ -34,6 +34,10 @@ def engine_facts(bundle: Bundle, name: str) -> dict[str, Words]:
         facts["built on"] = device_words(target["device"])
     if build := _build(bundle, name):
         facts["build"] = build
+    if "segments" in engine:
+        facts["segments"] = [
+            f"{s['name']}: {', '.join(s['blocks'][:: max(1, len(s['blocks']) - 1)]).replace(', ', ' to ')}" for s in engine["segments"]
+        ]
     if sizes := _sizes(bundle, name):
         facts["files"] = sizes
     memory = [f"{_bytes(engine[key])} of {what}" for key, what in _MEMORY.items() if key in engine]

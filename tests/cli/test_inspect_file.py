@@ -61,6 +61,17 @@ def test_a_plan_of_tensorrt_by_what_lies_beside_it(plan: Path, capsys: pytest.Ca
     assert json.loads(shown(capsys, monkeypatch, str(plan), "--json")) == json.loads(json.dumps(facts))
 
 
+def test_a_segment(plan: Path) -> None:
+    segment = plan.rename(plan.with_name("segment_01.plan"))
+    known = {key: value for key, value in dataclasses.asdict(PROGRAM).items() if key != "source"}
+    parts = {
+        name: {"read_from": "plan text", "program": {**known, "plugins": known["plugins"] * n}}
+        for n, name in ((1, "segment_00"), (2, "segment_01"))
+    }
+    (plan.parent / "layers.json").write_text(json.dumps({"segments": parts}))
+    assert plan_facts(segment)["summary"]["plugins"] == {"QLinear": 2}
+
+
 def test_a_plan_that_a_device_built(plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VditcError, match=r"found a plan of tensorrt 10\.16\.1 for sm_90, and neither layers\.json nor built\.json"):
         plan_facts(plan)

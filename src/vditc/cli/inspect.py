@@ -21,7 +21,17 @@ from vditc.pipeline.report_notes import timings_of
 
 # Of `engine_facts`, what the table and the lines above it do not say.
 _TOLD = (
-    *("GPUs", "computes in", "build", "files", "memory, estimated", "memory, of the builder's log", "constants", "lowered graph"),
+    *(
+        "GPUs",
+        "computes in",
+        "build",
+        "segments",
+        "files",
+        "memory, estimated",
+        "memory, of the builder's log",
+        "constants",
+        "lowered graph",
+    ),
     *("quantized layers", "products of several layers", "inputs quantized where they are made", "inputs quantized by kernels of their own"),
 )
 

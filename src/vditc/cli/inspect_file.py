@@ -46,6 +46,7 @@ def plan_facts(path: Path) -> dict[str, Any]:
                 raise
     if (layers := folder / "layers.json").is_file():
         data = json.loads(layers.read_text())
+        data = data["segments"][path.stem] if "segments" in data else data
         return {
             **facts,
             "read_from": f"layers.json ({data['read_from']})",

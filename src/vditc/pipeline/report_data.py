@@ -151,9 +151,9 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
     sizes = {"float32 weights": 4 * m.model["weights"], "checkpoint": m.model["checkpoint_bytes"]}
     sizes["model.onnx + data"] = sum(e.bytes for n, e in m.files.items() if n.startswith("model.onnx"))
     for name in m.targets:
-        plan = m.files.get(f"engines/{name}/model.plan")
-        if plan is not None:
-            sizes[f"engine {name}"] = plan.bytes
+        plans = [e.bytes for n, e in m.files.items() if n.startswith(f"engines/{name}/") and n.endswith(".plan")]
+        if plans:
+            sizes[f"engine {name}"] = sum(plans)
     return sizes
 
 
