@@ -47,10 +47,18 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
 
 
 def test_against_the_full_precision_model(
-    bundle: Bundle, tiny_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--against", str(tiny_dir), "--runs", "3", "--warmup", "1", "--layers", "2", "--json"]
-    code, out, _ = run(capsys, monkeypatch, "bench", str(bundle.path), *words)
+    """What is printed, what -o writes and what the report keeps are the same figures."""
+    figures = tmp_path / "t.json"
+    words = ["--runs", "3", "--warmup", "1", "--layers", "2", "-o", str(figures), "--report", "--json"]
+    code, out, _ = run(capsys, monkeypatch, "bench", str(bundle.path), "--against", str(tiny_dir), *words)
+    (kept,) = (bundle.path / "report" / "timing").iterdir()
+    assert kept.read_text() == figures.read_text() and json.loads(out) == {"bundle": str(bundle.path), **json.loads(figures.read_text())}
+    page = (bundle.path / "report" / "index.html").read_text()
+    assert "<h2>Timing</h2>" in page and f"{FULL}, share" in page and "onnxruntime, share" in page
+    Bundle.open(bundle.path)  # no hash covers the report
+    kept.unlink()
     found = json.loads(out)
     first, second = found["of"]
     assert (code, first["name"], second["name"], found["runs"]) == (0, FULL, "onnxruntime", 3)
@@ -64,25 +72,25 @@ def test_against_the_full_precision_model(
         assert sum(row["layers"].values()) < 20 * row["step_seconds"]
 
 
-def test_times_go_into_the_report(
+def test_what_is_found_elsewhere_goes_into_the_report(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of `bench --report`, and those of another machine by `report --timing`; the bundle's hashes stay."""
-    path, figures = bundle.path, tmp_path / "t.json"
-    words = ["--runs", "1", "--warmup", "0", "--layers", "1", "-o", str(figures), "--report"]
-    code, out, _ = run(capsys, monkeypatch, "bench", str(path), *words)
-    page, (kept,) = path / "report" / "index.html", list((path / "report" / "timing").iterdir())
-    assert (code, out.count("wrote")) == (0, 1) and kept.read_text() == figures.read_text()
-    assert "<h2>Timing</h2>" in page.read_text() and "onnxruntime, share" in page.read_text()
-    device = dataclasses.replace(Timing.read(figures), machine={"gpu": "NVIDIA <H200>"})
-    device.write(figures)
-    code, out, _ = run(capsys, monkeypatch, "report", str(path), "--timing", str(figures))
-    assert code == 0 and "onnxruntime, NVIDIA &lt;H200&gt;, share" in page.read_text()
-    Bundle.open(path)
-    dataclasses.replace(device, recipe_digest="0" * 64).write(figures)
+    """Times of two machines and costs of layers; what is of another model or recipe changes nothing."""
+    path, figures, of = bundle.path, tmp_path / "t.json", bundle.manifest
+    page = path / "report" / "index.html"
+    own = dataclasses.replace(TIMING, model_digest=of.model["digest"], recipe_digest=of.recipe["digest"], machine={"cpu": "A CPU"})
+    device, other = dataclasses.replace(own, machine={"gpu": "NVIDIA <H200>"}), dataclasses.replace(own, recipe_digest="0" * 64)
+    own.write(tmp_path / "own.json")
+    other.write(figures)
     before = page.read_bytes()
-    code, _, err = run(capsys, monkeypatch, "report", str(path), "--timing", str(figures))
-    assert code == 2 and "found times of WanTransformer3DModel" in " ".join(err.split()) and page.read_bytes() == before
+    words = ["report", str(path), "--timing", str(tmp_path / "own.json"), "--timing", str(figures)]
+    code, _, err = run(capsys, monkeypatch, *words)
+    assert code == 2 and "found times of Wan 1" not in err and "recipe w8a8 (000000000000…); wanted" in " ".join(err.split())
+    assert page.read_bytes() == before and not list((path / "report").glob("timing/*"))
+    device.write(figures)
+    assert run(capsys, monkeypatch, *words)[0] == 0
+    assert {p.name for p in (path / "report" / "timing").iterdir()} == {f"{n}-batch2-frames8.json" for n in ("a-cpu", "nvidia-h200")}
+    assert "b, A CPU, share" in page.read_text() and "b, NVIDIA &lt;H200&gt;, share" in page.read_text()
     code, _, err = run(capsys, monkeypatch, "report", str(path), "--sensitivity", str(figures))
     assert code == 2 and "found no costs of layers" in " ".join(err.split())
     costs = {"layer": next(iter(bundle.manifest.layers)), "error": 0.125}

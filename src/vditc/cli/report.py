@@ -31,17 +31,21 @@ def report_command(
     if out is None and len(bundles) > 1:
         raise InputError(found=f"{len(bundles)} bundles", wanted="-o FILE.html", where="vditc report", fix="say where to write it")
     path = None if out is None else fresh(out, force)
-    opened, times = [Bundle.open(bundle) for bundle in bundles], [Timing.read(file) for file in timing or ()]
+    opened, times = [Bundle.open(bundle, hashes=False) for bundle in bundles], [Timing.read(file) for file in timing or ()]
 
     from vditc.pipeline.report_data import report_bundle, report_bundles
-    from vditc.pipeline.report_notes import add_sensitivity, add_timing, check_report
+    from vditc.pipeline.report_notes import add_sensitivity, add_timing, analysed, check_report, check_timing
 
     if path is None or times or sensitivity:
         for bundle in opened:
             check_report(bundle)
-    for one in times:
-        fitting = [b for b in opened if b.manifest.recipe["digest"] == one.recipe_digest]
-        add_timing((fitting or opened)[0], one)
+    measured = [(next((b for b in opened if b.manifest.recipe["digest"] == one.recipe_digest), opened[0]), one) for one in times]
+    for bundle, one in measured:  # all of them before anything is written
+        check_timing(bundle, one)
+    for file in sensitivity or ():
+        analysed(opened, file)
+    for bundle, one in measured:
+        add_timing(bundle, one)
     for file in sensitivity or ():
         add_sensitivity(opened, file)
     if path is None:

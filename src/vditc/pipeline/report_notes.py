@@ -18,8 +18,8 @@ TIMINGS = "report/timing"  # a file for each machine and each choice of sizes
 SENSITIVITY = "report/sensitivity.json"
 
 
-def add_timing(bundle: Bundle, timing: Timing) -> Path:
-    """Keep what `vditc bench` measured, in place of what the same machine measured of the same sizes; InputError for another bundle's."""
+def check_timing(bundle: Bundle, timing: Timing) -> None:
+    """InputError for what `vditc bench` measured of another bundle."""
     of = bundle.manifest
     if (timing.model_digest, timing.recipe_digest) != (of.model["digest"], of.recipe["digest"]):
         raise InputError(
@@ -28,9 +28,12 @@ def add_timing(bundle: Bundle, timing: Timing) -> Path:
             where=str(bundle.path),
             fix="give times that `vditc bench` measured of this bundle",
         )
-    path = bundle.path / TIMINGS / f"{timing.name}.json"
-    timing.write(path)
-    return path
+
+
+def add_timing(bundle: Bundle, timing: Timing) -> None:
+    """Keep it, in place of what the same machine measured of the same sizes; InputError as above."""
+    check_timing(bundle, timing)
+    timing.write(bundle.path / TIMINGS / f"{timing.name}.json")
 
 
 def timings_of(bundle: Bundle) -> list[Timing]:
@@ -38,8 +41,8 @@ def timings_of(bundle: Bundle) -> list[Timing]:
     return [Timing.read(path) for path in sorted((bundle.path / TIMINGS).glob("*.json"))]
 
 
-def add_sensitivity(bundles: Sequence[Bundle], file: Path) -> None:
-    """Keep what `vditc sensitivity` found, in the bundle or the expert of the same model and recipe; InputError where there is none."""
+def analysed(bundles: Sequence[Bundle], file: Path) -> list[Bundle]:
+    """Bundles and experts whose model and recipe `vditc sensitivity` has analysed in `file`; InputError where there is none."""
     said = _read(file)
     every = [one for bundle in bundles for one in (bundle, *bundle.experts.values())]
     fitting = [
@@ -52,7 +55,12 @@ def add_sensitivity(bundles: Sequence[Bundle], file: Path) -> None:
             where=str(file),
             fix="analyse the model and the recipe of the bundle",
         )
-    for bundle in fitting:
+    return fitting
+
+
+def add_sensitivity(bundles: Sequence[Bundle], file: Path) -> None:
+    """Keep it; InputError as above."""
+    for bundle in analysed(bundles, file):
         write_text(bundle.path / SENSITIVITY, file.read_text())
 
 
