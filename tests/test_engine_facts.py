@@ -117,7 +117,10 @@ def test_who_built_it_last_tells_how_long_it_took(bundle: Bundle) -> None:
     write(root / "report/run.json", {"stages": {"build h100": {"facts": {"seconds": 12.34, "peak_rss_bytes": 10**9}}}})
     assert engine_facts(bundle, "h100")["build"] == "12.3 s, 1.00 GB at peak"
     job = {"part": "transformer", "target": "h100", "state": "done", "seconds": 70.2, "where": "node7"}
-    write(root / ".build/jobs.json", {"jobs": [{**job, "target": "a10"}, {**job, "seconds": None}, {**job, "state": "failed"}, job]})
+    write(
+        root / ".build/jobs.json",
+        {"jobs": [{**job, "target": "a10"}, {**job, "seconds": None}, {**job, "state": "failed", "seconds": 1.0}, job]},
+    )
     assert engine_facts(bundle, "h100")["build"] == "70 s by node7"
     write(root / "engines/h100/built.json", {"engine": {"seconds": 600.0, "peak_rss_bytes": 2 * 10**9}})
     assert engine_facts(bundle, "h100")["build"] == "600.0 s, 2.00 GB at peak"
