@@ -27,10 +27,11 @@ from vditc.files import whole_file
 from vditc.graph_passes.element_types import element_types
 from vditc.graph_passes.sized_shapes import sized_shapes
 from vditc.profile import Profile, Range
-from vditc.segments import block_of
+from vditc.segments import block_of_name
 
 _PRODUCTS = ("MatMul", "Gemm", "QLinear")
 _WIDE = 16  # bits of an element
+_PASS_ON = ("Cast", "Identity", "Reshape", "Transpose")  # may stand between dequantized codes and a product
 _WHOLE = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
 
 
@@ -138,18 +139,28 @@ class _Cutter:
         self.blocks, self.stage = self._stages()
 
     def _repeated(self, node: onnx.NodeProto) -> bool:
-        """Codes, and numbers that are computed of shapes."""
+        """Codes, what they are dequantized to (a product of another segment is to read codes), and numbers that are computed of shapes."""
         kinds = {self.types.get(name) for name in node.output if name} - {None}
         if any(kind != ir.DataType.BOOL and kind.bitwidth < _WIDE for kind in kinds if kind is not None):
             return True
         read = [name for name in node.input if name and name not in self.constants]
         shapes = bool(read) and all(n in self.made_by and self.again[self.made_by[n]] for n in read)
+        if node.op_type == "DequantizeLinear" or node.op_type in _PASS_ON:
+            before = self.made_by.get(node.input[0])
+            if before is not None and self.again[before] and (node.op_type == "DequantizeLinear" or self._dequantizes(before)):
+                return True
         return node.op_type == "Shape" or (shapes and kinds <= _WHOLE)
+
+    def _dequantizes(self, number: int) -> bool:
+        """Whether a node gives dequantized codes."""
+        node = self.model.graph.node[number]
+        passed = node.op_type in _PASS_ON and (before := self.made_by.get(node.input[0])) is not None and self._dequantizes(before)
+        return node.op_type == "DequantizeLinear" or passed
 
     def _stages(self) -> tuple[list[str], list[int]]:
         """Blocks in the order in which they run, and for every node the number of its block; the head is of the first."""
         nodes, depth, deepest = self.model.graph.node, list[int](), dict[str, int]()
-        own = [block_of(node.name) for node in nodes]
+        own = [block_of_name(node.name) for node in nodes]
         for node, block in zip(nodes, own, strict=True):
             depth.append(1 + max((depth[self.made_by[n]] for n in node.input if n in self.made_by), default=0))
             if block is not None:

@@ -179,8 +179,9 @@ def _read(path: Path) -> Manifest:
     except ValueError as error:
         raise InputError(found=f"no JSON ({error})", wanted="a manifest", where=str(path), fix="compile the bundle again") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise InputError(found=f"schema {found}", wanted=f"schema {SCHEMA}", where=str(path), fix="use a matching vditc")
+        found, by = (data.get("schema"), data.get("vditc")) if isinstance(data, dict) else (type(data).__name__, None)
+        fix = "use a matching vditc" if by is None else f"use vditc {by}, which wrote it"
+        raise InputError(found=f"schema {found}", wanted=f"schema {SCHEMA}", where=str(path), fix=fix)
     try:
         files = {str(n): FileEntry(int(e["bytes"]), str(e["sha256"])) for n, e in data.pop("files").items()}
         return Manifest(files=files, **data)

@@ -23,7 +23,7 @@ NAME, SCHEMA = "segments.json", 1
 _BLOCK = re.compile(r"([A-Za-z_]\w*\.\d+)(?=[./])")
 
 
-def block_of(name: str) -> str | None:
+def block_of_name(name: str) -> str | None:
     """The block that a layer or a node belongs to by its name: "blocks.7.attn1.to_q/MatMul" -> "blocks.7"; None for none."""
     found = _BLOCK.match(name)
     return found[1] if found else None
@@ -31,7 +31,7 @@ def block_of(name: str) -> str | None:
 
 def check_count(asked: int | str | None, layers: Iterable[str], where: str) -> None:
     """InputError for more segments than the model with these layers has blocks."""
-    blocks = {block_of(name) for name in layers} - {None}
+    blocks = {block_of_name(name) for name in layers} - {None}
     if isinstance(asked, int) and asked > max(1, len(blocks)):
         raise InputError(
             found=f"segments={asked}", wanted=f"at most {len(blocks)}, as many as the model has blocks", where=where, fix="cut into fewer"

@@ -37,7 +37,7 @@ g (float[batch, tokens, 4] x, float[batch, text, 4] t, int64[1] step) => (float[
    [name = "patch_embedding/MatMul"] a = MatMul(x, w)
    [name = "spatial.0.to_q/MatMul"] b = MatMul(a, w)
    [name = "spatial.0/Add"] c = Add(b, rope)
-   [name = "temporal.0/float"] text0 = DequantizeLinear(text_codes, one)
+   [name = "spatial.0/float"] text0 = DequantizeLinear(text_codes, one)
    [name = "temporal.0/sum"] sum0 = ReduceMean<keepdims = 1>(text0, axis1)
    [name = "temporal.0/Add"] d = Add(c, sum0)
    [name = "spatial.1/sum"] sum1 = ReduceMean<keepdims = 1>(early, axis1)
@@ -101,7 +101,7 @@ def test_segments_compute_what_the_graph_computes(count: int, tmp_path: Path) ->
 def test_what_crosses_and_what_is_computed_again(tmp_path: Path) -> None:
     one, two, three, four = cut(saved(tmp_path), 4)
     assert [spec.name for spec in one.inputs] == ["x"] and one.outputs == ("rope", "c")  # the text is of the blocks that read it
-    assert [spec.name for spec in two.inputs] == ["t", "c"] and two.outputs == ("d",)  # INT8 codes are made again
+    assert [spec.name for spec in two.inputs] == ["t", "c"] and two.outputs == ("d",)  # codes are made again, and dequantized again
     assert [spec.name for spec in three.inputs] == ["t", "rope", "d"]
     assert [spec.name for spec in four.inputs] == ["x", "f"] and four.outputs == ("velocity",)  # sizes are computed again
     crossing = next(spec for spec in three.inputs if spec.name == "rope")

@@ -14,6 +14,7 @@ from vditc.build_memory import gigabytes
 from vditc.build_options import BuildOptions
 from vditc.bundle import MANIFEST, Bundle, rung_text
 from vditc.cli.app import app, console
+from vditc.cli.inspect_components import show_components
 from vditc.cli.options import JsonOption
 from vditc.engine_facts import device_words, engine_facts
 from vditc.errors import InputError
@@ -147,6 +148,8 @@ def _show_bundle(bundle: Bundle) -> None:
         for f in timing.of:
             speed = f"{f.median * 1e3:.2f} ms a step, {timing.clip_seconds(f):.3g} s a clip"
             console.print(f"{f.name} takes {speed} on {timing.device}", markup=False, highlight=False, soft_wrap=True)
+    show_components(m.components)
+
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
     groups: dict[tuple[str, str, str, float], list[str]] = {}
     for name, layer in m.layers.items():

@@ -14,6 +14,7 @@ from vditc.cli.app import RichProgress, app, console, progress_of
 from vditc.cli.build_bundle import (
     BuilderMemoryOption,
     ClusterOption,
+    FallbackOption,
     JobsOption,
     RetryOption,
     SendOption,
@@ -190,6 +191,7 @@ def build_command(
     send: SendOption = False,
     wait: WaitOption = None,
     retry_failed: RetryOption = False,
+    fallback: FallbackOption = False,
     verify: VerifyOption = True,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -203,6 +205,7 @@ def build_command(
     """
     said = engine_texts(engine, segments)
     many = {"--jobs": jobs, "--memory": memory, "--cluster": cluster, "--send": send, "--wait": wait, "--retry-failed": retry_failed}
+    many["--fallback"] = fallback
     if source.is_dir():
         refuse_options({"-o": out, "--profile": profile, "--plugins": plugins}, f"{source}, a bundle", "has its own; leave it out")
         build_bundle(
@@ -215,6 +218,7 @@ def build_command(
             send=send,
             wait=wait,
             retry_failed=retry_failed,
+            fallback=fallback,
             verify=verify,
             force=force,
             as_json=as_json,

@@ -32,7 +32,7 @@ from vditc.model_dir import PARTS, ModelDir
 from vditc.pipeline.build_engine import build_engine
 from vditc.pipeline.comparable import portable_twin, runnable_twin
 from vditc.pipeline.experts import FULL_PRECISION, Walker, full_precision, own_steps, sample_experts
-from vditc.pipeline.fallback import Ladder
+from vditc.pipeline.fallback import Ladder, check_refusals
 from vditc.pipeline.job import Job
 from vditc.pipeline.manifest_facts import graph_inputs, input_range, timeless
 from vditc.pipeline.opened import TRANSFORMER, OpenedModel
@@ -428,13 +428,7 @@ def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass,
             )
 
         facts = lower_for(chosen := target)
-        if refused := [r for done in facts.passes[: len(fallback)] for r in done.refusals]:
-            raise PrecisionError(
-                found="; ".join(f"{r.node}: {r.reason}" for r in refused),
-                wanted="layers that can be computed without the codes of their inputs",
-                where=f"--fallback, target {target.name}",
-                fix="keep these layers in floating point in the recipe, or choose another target",
-            )
+        check_refusals(facts.passes[: len(fallback)], target)
         # `prepare` has counted tokens; a model may give attention more than those.
         if (wider := target.for_keys(float16_keys(root / lowered, plan.profile.largest))) != target:
             facts = lower_for(chosen := wider)
