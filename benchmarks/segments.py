@@ -3,8 +3,8 @@
     python benchmarks/segments.py [--case CASE] [--memory SIZE] [--check] [--work FOLDER] [--plugins LIB] [--out FILE] [--list]
 
 Weights are random, layers, widths and depths are those of the model, the recipe is w4a8 (ViDiT-Q). Cases that end in -plugins hand
-the quantized layers to the plugin library, which must have its GPUs (`vditc plugins build --arch 80,86,89,120a`). `cut` is as many segments as
---memory (8 GiB unless told) asks for; memory is the peak RSS of the largest process: the builder's, or that of the command itself.
+the quantized layers to the plugin library, which must have the target's GPUs (`vditc plugins build --arch 80,86,89,120a`). There are as
+many segments as --memory (8 GiB unless told) asks for; memory is the peak RSS of the largest process: the builder's or the command's.
 --check runs one step of the smallest clip in ONNX Runtime, the whole lowered graph and then segment by segment, a slice of nodes at a
 time, and gives the relative distance of the two. Graphs in float16 round where a slice ends, so theirs is not 0. A 14B model takes 20 GB of
 the disk of --work.

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,6 +105,19 @@ class DeviceRuns:
     def recorded(self) -> bool:
         """Whether launches are replayed from a graph."""
         return any(graph is not None for slot in self._slots for graph in slot.graphs.values())
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Inside, launches are made one by one, and graphs of earlier ones are gone: the program may give up what they hold."""
+        for stream in (self._work, self._copies):
+            self._cuda.synchronize(stream)
+        for slot in self._slots:
+            self._forget(slot)
+        graphs, self._graphs = self._graphs, False
+        try:
+            yield
+        finally:
+            self._graphs = graphs
 
     def begin(self, feeds: Mapping[str, Array]) -> Pending:
         """Start one run; VditcError when no slot is free: ask earlier runs for their results first."""

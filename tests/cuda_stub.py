@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 FAILED = 700  # cudaErrorIllegalAddress
+TOTAL = 1 << 30  # bytes of the device; pinned memory of the host counts as well
 
 
 @dataclasses.dataclass
@@ -64,6 +65,10 @@ class CudaStub:
             self.do(before)
         task.done = True
         task.run()
+
+    def on_mem_get_info(self, free: Any, total: Any) -> None:
+        total._obj.value = TOTAL
+        free._obj.value = TOTAL - sum(len(room) for room in self.memory.values())
 
     def on_stream_create_with_flags(self, out: Any, flags: int) -> None:
         self.streams[self._give(out)] = []

@@ -28,6 +28,7 @@ from vditc.threads import for_each
 SCHEMA = 1
 MANIFEST = "manifest.json"
 UNLISTED = "report"  # the only folder whose files are not hashed
+CLIPS = "report/clips.safetensors"  # finished clips of the verification, float32 [clips, F, H, W]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -348,6 +348,24 @@ def test_a_switch_closes_one_expert_before_it_opens_the_other() -> None:
         switch({}, 4)
 
 
+def test_a_switch_tells_the_times_of_the_expert_of_the_step() -> None:
+    class Timed:
+        context_bytes = 7
+
+        def __call__(self, feeds: Any, step: int) -> Any:
+            raise AssertionError
+
+        def layer_seconds(self, feeds: Any, step: int, runs: int) -> dict[str, float]:
+            return {f"step {step}": float(runs)}
+
+    untimed: Any = lambda feeds, step: None  # noqa: E731
+    switch = ExpertSwitch(
+        [(range(2), lambda: contextlib.nullcontext(untimed)), (range(2, 4), lambda: contextlib.nullcontext[Any](Timed()))]
+    )
+    assert (switch.layer_seconds({}, 1, 5), switch.context_bytes) == (None, None)
+    assert (switch.layer_seconds({}, 3, 5), switch.context_bytes) == ({"step 1": 5.0}, 7)
+
+
 @pytest.mark.parametrize(
     ("times", "ratio", "first"),
     [

@@ -14,6 +14,7 @@ import tiny_export
 from command import vditc
 
 from vditc.bundle import Bundle
+from vditc.engine_facts import engine_facts
 from vditc.errors import InputError, PrecisionError, VditcError
 from vditc.files import whole_file
 from vditc.model_dir import ModelDir
@@ -22,7 +23,6 @@ from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import compile_bundle, prepare
 from vditc.pipeline.fallback import Ladder
 from vditc.pipeline.job import Job
-from vditc.pipeline.report_data import _engine as report_facts
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe, Rule
 from vditc.runtimes.backend import EngineFacts
@@ -141,8 +141,9 @@ def test_layers_that_do_not_land_are_lowered_again(job: Job, monkeypatch: pytest
     assert weight.data_type == onnx.TensorProto.FLOAT16
     assert said_of(job.out, "falls back from W[int8 per_channel] A[float] to fp16") == 1
     assert said_of(job.out, "is built with weight-streaming\n") == 1
-    facts = report_facts(target)
-    assert facts["built with"] == "weight-streaming" and "falls back from W[int8" in facts["not as calibrated"]
+    facts = engine_facts(Bundle.open(job.out), "rtx-ada")
+    assert facts["build options"] == "weight-streaming"
+    assert [rung.partition(" per")[0] for rung in facts["fallback"]] == ["falls back from W[int8"] * 2
 
 
 def said_of(bundle: Path, words: str) -> int:

@@ -38,6 +38,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("sensitivity",),
     "use": ("run", "verify", "eval"),
     "bench": ("bench",),
+    "report": ("report",),
     "inspect": ("inspect",),
     "lists": ("recipes", "targets", "models"),
     "plugins": ("plugins",),

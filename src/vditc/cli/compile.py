@@ -87,7 +87,7 @@ def compile_command(
     from vditc.pipeline.compile import compile_bundle
     from vditc.pipeline.job import Job
     from vditc.pipeline.parts import PartChoice
-    from vditc.pipeline.report_data import report_bundles
+    from vditc.pipeline.report_data import report_bundle
 
     job = Job(
         model_dir=model,
@@ -117,8 +117,8 @@ def compile_command(
         loras_2=tuple(lora_2 or ()),
     )
     bundle = compile_bundle(job, RichProgress())
-    report_bundles([bundle], bundle.path / "report" / "index.html")
+    page = report_bundle(bundle)
     if as_json:
         print(json.dumps({"bundle": str(bundle.path), "quality": bundle.manifest.quality, "gate": bundle.manifest.gate}))
     else:
-        console.print(f"wrote {bundle.path}; see {bundle.path / 'report' / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"wrote {bundle.path}; see {page}", markup=False, highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ def show_components(components: Mapping[str, Any]) -> None:
     """A row for every graph and target, and on what device an engine was built; nothing for a bundle of the transformer alone."""
     if not components:
         return
-    from vditc.cli.device import device_words
+    from vditc.engine_facts import device_words
 
     table = Table("part", "stored", "target", "computes in", "engine", title="components", title_justify="left")
     built = []

@@ -16,7 +16,7 @@ from vditc.adapter import InputSpec
 from vditc.axis import CLIP
 from vditc.build_memory import check_build_memory
 from vditc.build_options import BuildOptions, check_targets
-from vditc.bundle import Bundle, FileEntry, Manifest, list_files, rung_text, write_manifest
+from vditc.bundle import CLIPS, Bundle, FileEntry, Manifest, list_files, rung_text, write_manifest
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
@@ -63,7 +63,6 @@ from vditc.workspace import Workspace
 LOWERED_TOLERANCE = 0.05
 # Seeds of the verified clips start here, far from those of the calibration prompts.
 VERIFY_SEED = 1_000
-CLIPS = "report/clips.safetensors"  # finished clips of the verification, float32 [clips, F, H, W], for the report
 
 
 @dataclasses.dataclass(frozen=True)
