@@ -11,7 +11,7 @@
 #include "sha256.h"
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 constexpr int64_t SCHEMA = 1;
@@ -194,7 +194,11 @@ bool Bundle::verify(int threads, const OnProgress& progress) {
   return !progress || progress(total, total);
 }
 
-std::vector<InputSpec> Bundle::inputs() const { return specs(manifest_["inputs"], "inputs"); }
+const std::vector<InputSpec>& Bundle::inputs() const {
+  std::lock_guard<std::mutex> hold(lock_);
+  if (inputs_.empty()) inputs_ = specs(manifest_["inputs"], "inputs");
+  return inputs_;
+}
 
 std::vector<InputSpec> Bundle::inputs(const std::string& target) const {
   return specs(manifest_["targets"][target]["inputs"], "inputs of target " + target);
@@ -220,4 +224,4 @@ std::vector<InputSpec> Bundle::specs(const Json& list, const std::string& where)
   return made;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -10,7 +10,7 @@
 #include "handles.h"
 #include "json.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 struct FileEntry {
   std::string name;
@@ -64,7 +64,7 @@ class Bundle : public Object {
   const std::vector<int64_t>& first_steps() const { return first_steps_; }  // of the experts
 
   // What the model takes, the latents first; Error for a manifest that does not say it.
-  std::vector<InputSpec> inputs() const;
+  const std::vector<InputSpec>& inputs() const;
   // Inputs of a target's engine, `step` among them.
   std::vector<InputSpec> inputs(const std::string& target) const;
   // Of an axis; nullptr: not known.
@@ -86,8 +86,9 @@ class Bundle : public Object {
   std::vector<std::pair<std::string, Range>> profile_;
   std::vector<std::shared_ptr<Bundle>> experts_;
   std::vector<int64_t> first_steps_;
-  std::mutex lock_;  // of verified_
+  mutable std::mutex lock_;  // of what follows
+  mutable std::vector<InputSpec> inputs_;
   std::vector<char> verified_;
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

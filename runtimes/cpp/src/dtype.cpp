@@ -6,7 +6,7 @@
 
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 struct Type {
@@ -234,4 +234,4 @@ int64_t elements(const int64_t* shape, size_t rank) {
   return product;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -8,7 +8,7 @@
 
 #include "vditc/vditc.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 using Shape = std::vector<int64_t>;
 
@@ -26,4 +26,4 @@ std::string shape_words(const Shape& shape);  // "[1, 16, 21]"
 int64_t elements(const int64_t* shape, size_t rank);
 inline int64_t elements(const Shape& shape) { return elements(shape.data(), shape.size()); }
 
-}  // namespace vditc
+}  // namespace vditc::internal

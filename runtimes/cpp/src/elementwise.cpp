@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-namespace vditc {
+namespace vditc::internal {
 
 void combine(float* out, const Terms& terms, size_t begin, size_t end) {
   constexpr size_t PIECE = 2048;  // numbers: sums stay in the first cache
@@ -32,4 +32,4 @@ void combine(float* out, const Terms& terms, size_t begin, size_t end) {
   }
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstddef>
 
-namespace vditc {
+namespace vditc::internal {
 
 constexpr size_t MAX_TERMS = 6;
 
@@ -20,4 +20,4 @@ struct Terms {
 // `out` [begin, end) = the sum; `out` may be the first term.
 void combine(float* out, const Terms& terms, size_t begin, size_t end);
 
-}  // namespace vditc
+}  // namespace vditc::internal

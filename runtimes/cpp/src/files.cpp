@@ -13,7 +13,7 @@
 
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace fs = std::filesystem;
 
 std::string inside(const std::string& root, const std::string& name, const std::string& where) {
@@ -140,4 +140,4 @@ void NewFile::failed() {
               "free some space, or write elsewhere");
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-namespace vditc {
+namespace vditc::internal {
 
 // Of a folder; Error VDITC_ERROR_PATH for a name that is absolute, climbs out, goes through a link that does, or holds a zero byte.
 std::string inside(const std::string& root, const std::string& name, const std::string& where);
@@ -45,4 +45,4 @@ class NewFile {
   int file_;
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

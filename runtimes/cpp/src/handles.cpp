@@ -4,7 +4,7 @@
 #include <shared_mutex>
 #include <vector>
 
-namespace vditc::handles {
+namespace vditc::internal::handles {
 namespace {
 
 constexpr int PLACE_BITS = 24;
@@ -70,4 +70,4 @@ bool remove(uintptr_t handle) {
   return true;
 }
 
-}  // namespace vditc::handles
+}  // namespace vditc::internal::handles

@@ -6,7 +6,7 @@
 
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 class Object {
  public:
@@ -44,4 +44,4 @@ void destroy_handle(const Opaque* handle, const char* kind) {
   if (!handles::remove(reinterpret_cast<uintptr_t>(handle))) of_handle<T>(handle, kind);  // another thread was first
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

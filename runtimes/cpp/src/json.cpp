@@ -6,7 +6,7 @@
 
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 constexpr size_t DEPTH = 200;
@@ -101,7 +101,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   }
   bool begin(Json::Kind kind) {
     if (open_.size() >= DEPTH) {
-      trouble = vditc::text("more than %zu levels", DEPTH);
+      trouble = internal::text("more than %zu levels", DEPTH);
       return false;
     }
     keys_.push_back(std::move(key_));
@@ -166,10 +166,10 @@ std::string Json::words() const {
     case INTEGER: return std::to_string(integer);
     case REAL: return number(real);
     case TEXT: return "'" + (text.size() > 80 ? text.substr(0, 80) + "…" : text) + "'";
-    case LIST: return vditc::text("a list of %zu", items.size());
-    case OBJECT: return vditc::text("an object of %zu", members.size());
+    case LIST: return internal::text("a list of %zu", items.size());
+    case OBJECT: return internal::text("an object of %zu", members.size());
   }
   return "";
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-namespace vditc {
+namespace vditc::internal {
 
 class Json {
  public:
@@ -37,4 +37,4 @@ class Json {
   std::string words() const;  // short, for messages
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -1,14 +1,15 @@
 #include "random.h"
 
 #include <cmath>
+#include <iterator>
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 // O'Neill's seed_seq replacement (pcg-random.org, "Developing a seed_seq alternative"), as numpy.random.SeedSequence has it.
 class Seeds {
  public:
-  explicit Seeds(const std::vector<uint32_t>& entropy) {
+  Seeds(const uint32_t* entropy, size_t words) {
     uint32_t mixing = 0x43b0d7e5;
     const auto hashed = [&mixing](uint32_t value) {
       value ^= mixing;
@@ -20,13 +21,13 @@ class Seeds {
       const uint32_t made = 0xca01f9dd * x - 0x4973f715 * y;
       return made ^ made >> 16;
     };
-    for (size_t i = 0; i < 4; ++i) pool_[i] = hashed(i < entropy.size() ? entropy[i] : 0);
+    for (size_t i = 0; i < 4; ++i) pool_[i] = hashed(i < words ? entropy[i] : 0);
     for (size_t from = 0; from < 4; ++from) {
       for (size_t to = 0; to < 4; ++to) {
         if (from != to) pool_[to] = mixed(pool_[to], hashed(pool_[from]));
       }
     }
-    for (size_t from = 4; from < entropy.size(); ++from) {
+    for (size_t from = 4; from < words; ++from) {
       for (uint32_t& to : pool_) to = mixed(to, hashed(entropy[from]));
     }
   }
@@ -75,15 +76,16 @@ const Ziggurat& ziggurat() {
 
 }  // namespace
 
-Random::Random(const std::vector<uint64_t>& seed) {
-  std::vector<uint32_t> entropy;
+Random::Random(std::initializer_list<uint64_t> seed) {
+  uint32_t entropy[8];
+  size_t count = 0;
   for (uint64_t word : seed) {
     do {
-      entropy.push_back(static_cast<uint32_t>(word));
+      if (count < std::size(entropy)) entropy[count++] = static_cast<uint32_t>(word);
       word >>= 32;
     } while (word != 0);
   }
-  Seeds seeds(entropy);
+  Seeds seeds(entropy, count);
   unsigned __int128 words[2];
   for (auto& word : words) {
     const uint64_t high = seeds.next();
@@ -144,4 +146,4 @@ void Random::normal(float* out, size_t count) {
   }
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -2,14 +2,14 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <initializer_list>
 
-namespace vditc {
+namespace vditc::internal {
 
 class Random {
  public:
   // As numpy.random.default_rng(seed), or of a tuple of such numbers.
-  explicit Random(const std::vector<uint64_t>& seed);
+  explicit Random(std::initializer_list<uint64_t> seed);
   // Of standard_normal(count, numpy.float32), and what a further call would go on with.
   void normal(float* out, size_t count);
 
@@ -23,4 +23,4 @@ class Random {
   float uniform();
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

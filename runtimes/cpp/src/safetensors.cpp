@@ -6,7 +6,7 @@
 #include "json.h"
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 constexpr uint64_t MAX_HEADER = 100000000;  // bytes; the limit of the safetensors library itself
@@ -106,4 +106,4 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
   file.done();
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

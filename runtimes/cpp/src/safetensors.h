@@ -8,7 +8,7 @@
 #include "files.h"
 #include "handles.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 struct TensorView {
   int32_t dtype = 0;
@@ -33,4 +33,4 @@ class Safetensors : public Object {
 // Writes a whole file or none, tensors in the order in which the safetensors library lays them out.
 void write_safetensors(const std::string& path, const std::map<std::string, TensorView>& tensors);
 
-}  // namespace vditc
+}  // namespace vditc::internal

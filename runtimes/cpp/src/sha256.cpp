@@ -9,7 +9,7 @@
 
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace sha256 {
 
 // The first 32 bits of the fractional parts of the cube roots of the first 64 primes (FIPS 180-4, 4.2.2).
@@ -118,4 +118,4 @@ std::string file_sha256(const std::string& path, uint64_t bytes, const std::func
   return digest.hex();
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

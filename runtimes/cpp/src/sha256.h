@@ -6,7 +6,7 @@
 #include <functional>
 #include <string>
 
-namespace vditc {
+namespace vditc::internal {
 
 class Sha256 {
  public:
@@ -34,4 +34,4 @@ Compress best();
 // Of a whole file, which must be of `bytes` bytes. `on_piece`: told of each piece that was read; false stops, and the answer is "".
 std::string file_sha256(const std::string& path, uint64_t bytes, const std::function<bool(uint64_t)>& on_piece);
 
-}  // namespace vditc
+}  // namespace vditc::internal

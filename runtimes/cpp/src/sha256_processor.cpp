@@ -7,7 +7,7 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
-namespace vditc::sha256 {
+namespace vditc::internal::sha256 {
 namespace {
 
 __attribute__((target("sha,sse4.1,ssse3"))) void compress_x86(uint32_t state[8], const uint8_t* blocks, size_t count) {
@@ -49,13 +49,13 @@ Compress processor_compress() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA) ? compress_x86 : nullptr;
 }
 
-}  // namespace vditc::sha256
+}  // namespace vditc::internal::sha256
 
 #elif defined(__aarch64__) && defined(__linux__)
 #include <arm_neon.h>
 #include <sys/auxv.h>
 
-namespace vditc::sha256 {
+namespace vditc::internal::sha256 {
 namespace {
 
 __attribute__((target("+crypto"))) void compress_arm(uint32_t state[8], const uint8_t* blocks, size_t count) {
@@ -86,10 +86,10 @@ Compress processor_compress() {
   return getauxval(AT_HWCAP) & SHA2 ? compress_arm : nullptr;
 }
 
-}  // namespace vditc::sha256
+}  // namespace vditc::internal::sha256
 
 #else
-namespace vditc::sha256 {
+namespace vditc::internal::sha256 {
 Compress processor_compress() { return nullptr; }
-}  // namespace vditc::sha256
+}  // namespace vditc::internal::sha256
 #endif

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <vector>
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 thread_local std::string message_of_thread;
@@ -84,4 +84,4 @@ void set_log(vditc_log_fn tell, void* user, int32_t level) {
   log.tell = tell, log.user = user, log.level = level;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -5,7 +5,7 @@
 
 #include "vditc/vditc.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 // Says what was found, what was wanted, where, and what to do, in the words of the Python package's errors.
 class Error : public std::runtime_error {
@@ -28,4 +28,4 @@ void log(int32_t level, const std::string& message) noexcept;
 bool logs(int32_t level) noexcept;
 void set_log(vditc_log_fn log, void* user, int32_t level);
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -2,7 +2,7 @@
 
 #include <system_error>
 
-namespace vditc {
+namespace vditc::internal {
 
 Workers::Workers(int threads) {
   constexpr size_t USEFUL = 8;  // memory's bandwidth is the limit
@@ -63,4 +63,4 @@ void Workers::loop() {
   }
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

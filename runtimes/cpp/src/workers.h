@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-namespace vditc {
+namespace vditc::internal {
 
 class Workers {
  public:
@@ -57,4 +57,4 @@ class Workers {
   void loop();
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

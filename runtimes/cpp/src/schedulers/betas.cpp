@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace vditc {
+namespace vditc::internal {
 
 template <class T>
 std::vector<T> torch_linspace(double first, double last, size_t count) {
@@ -24,6 +24,10 @@ namespace {
 // Variances that each training step adds.
 template <class T>
 std::vector<T> betas_of(const Options& options) {
+  constexpr int64_t MOST = 1000000;
+  if (options.integer("num_train_timesteps") < 2 || options.integer("num_train_timesteps") > MOST) {
+    options.bad("num_train_timesteps = " + options["num_train_timesteps"].words(), text("2 to %lld", static_cast<long long>(MOST)));
+  }
   const auto count = static_cast<size_t>(options.integer("num_train_timesteps"));
   const Json& own = options["trained_betas"];
   if (own.is(Json::LIST)) {
@@ -72,7 +76,6 @@ template <class T>
 std::vector<T> signal_shares(const Options& options, bool rescale, bool terminal) {
   constexpr double TERMINAL = 1.0 / (1 << 24);  // share of the signal that stands for none, where its logarithm is asked for
   std::vector<T> betas = betas_of<T>(options);
-  if (betas.empty()) options.bad("num_train_timesteps = 0", "at least 1");
   if (!rescale) return products(betas);
   std::vector<T> shares = products(betas);
   for (T& share : shares) share = std::sqrt(share);
@@ -179,4 +182,4 @@ std::vector<double> logarithms(const std::vector<double>& values) {
   return made;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -6,7 +6,7 @@
 #include "schedulers/numbers.h"
 #include "schedulers/options.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 // Options that all schedulers with betas share, with DDPM's defaults; pieces of JSON.
 #define VDITC_BETAS "\"num_train_timesteps\":1000,\"beta_start\":0.0001,\"beta_end\":0.02,\"beta_schedule\":\"linear\",\"trained_betas\":null"
@@ -46,4 +46,4 @@ void preserving(const std::vector<double>& sigmas, std::vector<double>& signal, 
 double real_or_nan(const Json& value);
 std::vector<double> logarithms(const std::vector<double>& values);
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -5,7 +5,7 @@
 
 #include "schedulers/solvers.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 #define VDITC_DDIM_CHOICES VDITC_SCHEDULES ",\"prediction_type\":[\"epsilon\",\"sample\",\"v_prediction\"]," VDITC_SPACINGS
 
@@ -128,4 +128,4 @@ Walk cogvideox_dpm(const Json& config, size_t steps, const Given&, const std::st
   return finished(std::move(found), std::move(rows));
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

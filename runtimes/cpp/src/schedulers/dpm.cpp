@@ -4,7 +4,7 @@
 
 #include "schedulers/solvers.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 const SchedulerClass DPM = {
     "{" VDITC_BETAS
@@ -176,4 +176,4 @@ Walk dpm(const Json& config, size_t steps, const Given& given, const std::string
   return walk;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

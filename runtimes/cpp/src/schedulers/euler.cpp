@@ -5,7 +5,7 @@
 
 #include "schedulers/solvers.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 const SchedulerClass EULER = {
     "{" VDITC_BETAS ",\"prediction_type\":\"epsilon\",\"interpolation_type\":\"linear\"," VDITC_CONVERSIONS
@@ -119,4 +119,4 @@ Walk edm(const Json& config, size_t steps, const Given&, const std::string& wher
   return walk;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

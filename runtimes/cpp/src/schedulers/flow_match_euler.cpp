@@ -2,7 +2,7 @@
 // diffusers' FlowMatchEulerDiscreteScheduler.
 #include "schedulers/solvers.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 const SchedulerClass FLOW_MATCH_EULER = {
     "{\"num_train_timesteps\":1000,\"shift\":1.0,\"use_dynamic_shifting\":false,\"base_shift\":0.5,\"max_shift\":1.15,"
@@ -54,4 +54,4 @@ Walk flow_match_euler(const Json& config, size_t steps, const Given& given, cons
   return walk;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace vditc::numbers {
+namespace vditc::internal::numbers {
 
 std::vector<double> evenly(double first, double last, size_t count) {
   std::vector<double> made(count);
@@ -62,4 +62,4 @@ double beta_quantile(double share, double a, double b) {
   return std::exp((low + high) / 2);
 }
 
-}  // namespace vditc::numbers
+}  // namespace vditc::internal::numbers

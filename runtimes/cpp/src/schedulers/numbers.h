@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace vditc::numbers {
+namespace vditc::internal::numbers {
 
 // numpy.linspace, float64.
 std::vector<double> evenly(double first, double last, size_t count);
@@ -21,4 +21,4 @@ std::vector<To> as(const std::vector<From>& values) {
   return made;
 }
 
-}  // namespace vditc::numbers
+}  // namespace vditc::internal::numbers

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 // Options that diffusers leaves in the file when a scheduler was made from another one's configuration, and that the new one does not read.
@@ -74,4 +74,4 @@ void Options::bad(const std::string& found, const std::string& wanted, const std
   throw Error(VDITC_ERROR_INPUT, where, found, wanted, fix);
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

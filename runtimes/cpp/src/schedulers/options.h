@@ -6,7 +6,7 @@
 #include "json.h"
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 // Every option that a scheduler class has with its default, and the values that are known of some; both JSON.
 struct SchedulerClass {
@@ -36,4 +36,4 @@ class Options {
   Json values_;
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

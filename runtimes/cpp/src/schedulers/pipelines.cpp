@@ -4,7 +4,7 @@
 
 #include "schedulers/numbers.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 enum Spacing { OWN, EVEN, EVEN_TO_LAST, LINEAR_QUADRATIC };
@@ -93,4 +93,4 @@ double Given::mu(const Options& options) const {
   return std::min(tokens * slope + (options.real("base_shift") - slope * base), rule.max_mu);
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

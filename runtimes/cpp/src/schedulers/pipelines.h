@@ -6,7 +6,7 @@
 
 #include "schedulers/options.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 struct Given {
   std::string pipeline;        // diffusers' class; "": none
@@ -19,4 +19,4 @@ struct Given {
   double mu(const Options& options) const;
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -4,7 +4,7 @@
 
 #include "schedulers/solvers.h"
 
-namespace vditc {
+namespace vditc::internal {
 namespace {
 
 const Solver SOLVERS[] = {
@@ -168,4 +168,4 @@ std::shared_ptr<const Walk> walk_of_table(const Json& schedule, const std::strin
   return made;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

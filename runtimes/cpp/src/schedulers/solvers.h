@@ -8,7 +8,7 @@
 #include "schedulers/pipelines.h"
 #include "schedulers/walk.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 using Build = Walk (*)(const Json& config, size_t steps, const Given& given, const std::string& where);
 struct Solver {
@@ -60,4 +60,4 @@ std::shared_ptr<const Walk> walk_of(const Json& config, int64_t steps, const Giv
 // The walk of a table of one-step moves (`vditc.schedule.Schedule`).
 std::shared_ptr<const Walk> walk_of_table(const Json& schedule, const std::string& where);
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -4,7 +4,7 @@
 
 #include "schedulers/solvers.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 const SchedulerClass UNIPC = {
     "{" VDITC_BETAS
@@ -215,4 +215,4 @@ Walk unipc(const Json& config, size_t steps, const Given& given, const std::stri
   return walk;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

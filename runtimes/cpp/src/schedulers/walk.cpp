@@ -7,7 +7,7 @@
 #include "random.h"
 #include "status.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 Levels Levels::along(std::vector<float> timesteps, const std::vector<double>& alpha, const std::vector<double>& sigma,
                      const std::string& prediction, double data) {
@@ -130,4 +130,4 @@ void Trajectory::step(Workers& workers, size_t index, const float* prediction, c
   next_ = index + 1;
 }
 
-}  // namespace vditc
+}  // namespace vditc::internal

@@ -7,7 +7,7 @@
 
 #include "workers.h"
 
-namespace vditc {
+namespace vditc::internal {
 
 // Weights of the latents and of the prediction.
 struct Pair {
@@ -77,4 +77,4 @@ class Trajectory {
   std::vector<float> last_, drawn_;         // x of the step before
 };
 
-}  // namespace vditc
+}  // namespace vditc::internal
