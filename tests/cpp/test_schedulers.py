@@ -26,7 +26,7 @@ from vditc.safetensors_file import read_header
 FILE = Path(__file__).parents[1] / "runtimes" / "data" / "schedulers.safetensors"
 ENTRIES, METADATA = read_header(FILE)
 WALKS: dict[str, dict[str, Any]] = json.loads(METADATA["vditc"])
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # Levels by powers, exponentials and logarithms: numpy's and the C library's may be a unit of float32 apart.
 SPREAD = 3e-7
 

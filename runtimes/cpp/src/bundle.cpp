@@ -46,7 +46,7 @@ std::shared_ptr<Bundle> Bundle::open(const std::string& path) {
 void Bundle::read(const std::string& path) {
   path_ = path;
   const std::string where = (std::filesystem::path(path) / "manifest.json").string();
-  text_ = read_file(where, MAX_MANIFEST, "a bundle", "compile one with `vditc compile`");
+  text_ = read_file(where, MAX_MANIFEST, "manifest", "a bundle", "compile one with `vditc compile`");
   manifest_ = Json::parse(text_, where);
   const Json& schema = manifest_["schema"];
   if (!manifest_.is(Json::OBJECT) || !schema.is(Json::INTEGER) || schema.integer != SCHEMA) {

@@ -49,11 +49,11 @@ struct Opened {
   }
 };
 
-Opened opened(const std::string& path, const char* wanted, const char* fix) {
+Opened opened(const std::string& path, const char* what, const char* wanted, const char* fix) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat about;
   if (file < 0 || ::fstat(file, &about) != 0 || !S_ISREG(about.st_mode)) {
-    const std::string found = file < 0 ? text("no readable file (%s)", std::strerror(errno)) : "no regular file";
+    const std::string found = file < 0 ? text("no readable %s (%s)", what, std::strerror(errno)) : "no regular file";
     if (file >= 0) ::close(file);
     throw Error(VDITC_ERROR_NOT_FOUND, path, found, wanted, fix);
   }
@@ -62,8 +62,8 @@ Opened opened(const std::string& path, const char* wanted, const char* fix) {
 
 }  // namespace
 
-std::string read_file(const std::string& path, uint64_t most, const char* wanted, const char* fix) {
-  const Opened file = opened(path, wanted, fix);
+std::string read_file(const std::string& path, uint64_t most, const char* what, const char* wanted, const char* fix) {
+  const Opened file = opened(path, what, wanted, fix);
   if (file.size > most) {
     throw Error(VDITC_ERROR_DAMAGED, path, text("%llu bytes", static_cast<unsigned long long>(file.size)), wanted, fix);
   }
@@ -81,7 +81,7 @@ std::string read_file(const std::string& path, uint64_t most, const char* wanted
 }
 
 Mapped::Mapped(const std::string& path, const char* wanted, const char* fix) {
-  const Opened file = opened(path, wanted, fix);
+  const Opened file = opened(path, "file", wanted, fix);
   if (file.size == 0) return;
   void* found = ::mmap(nullptr, file.size, PROT_READ, MAP_PRIVATE, file.file, 0);
   if (found == MAP_FAILED) throw Error(VDITC_ERROR_IO, path, text("no map of it (%s)", std::strerror(errno)), wanted, "check the file system");

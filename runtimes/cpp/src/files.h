@@ -13,7 +13,7 @@ std::string inside(const std::string& root, const std::string& name, const std::
 int64_t file_size(const std::string& path);
 
 // Error VDITC_ERROR_NOT_FOUND with `wanted` and `fix`; VDITC_ERROR_DAMAGED for more than `most` bytes.
-std::string read_file(const std::string& path, uint64_t most, const char* wanted, const char* fix);
+std::string read_file(const std::string& path, uint64_t most, const char* what, const char* wanted, const char* fix);
 
 // A read-only map of a whole file. Errors as above.
 class Mapped {
