@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # gives numpy the name bfloat16
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +21,7 @@ from vditc.pipeline.schedules import Solver
 from vditc.sampling import Feeds
 from vditc.step_cache import StepCache
 
+assert ml_dtypes
 LATENTS = (4, 3, 4, 6)  # channels, frames, height, width
 STEPS, TOKENS = 6, 5
 WAN = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
@@ -139,12 +141,12 @@ class Null:
             mean = float(np.add.accumulate(numbers)[-1]) / numbers.size if numbers.size else 0.0
             return mean / (1 + abs(mean))
 
-        latents = feeds[self.specs[0].name]
+        latents = np.asarray(feeds[self.specs[0].name], self.specs[0].dtype)
         made = []
         for b in range(len(latents)):
             bias = 0.0
             for i, spec in enumerate(self.specs[1:], start=1):
-                own = feeds[spec.name]
+                own = np.asarray(feeds[spec.name], spec.dtype)
                 bias += 2.0 ** -(i + 2) * bounded(own[b] if spec.dims[0] == "batch" else own)
             bias += bounded(latents[b, self.channels :]) / 4
             bias += step / (1 + step) / 64 + self.expert / 8
