@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -159,5 +158,3 @@ if __name__ == "__main__":
     shutil.rmtree(folder, ignore_errors=True)
     save_bundle(folder / "bundle")
     clips().save(folder / "conditioning.safetensors")
-    walked = {"steps": STEPS, "latents": list(LATENTS)}
-    (folder / "facts.json").write_text(json.dumps(walked) + "\n")

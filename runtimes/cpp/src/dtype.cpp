@@ -64,6 +64,7 @@ uint32_t narrowed(float value, int exponent_bits, int mantissa, bool infinities)
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const float size = std::fabs(value);
   if (std::isinf(size)) return sign | beyond;
+  if (size == 0) return sign;
   int power = 0;
   std::frexp(size, &power);
   int exponent = power - 1 + bias;

@@ -21,7 +21,7 @@ Workers::~Workers() {
 void Workers::prepare(size_t size) {
   const size_t count = std::min(wanted_, size / (2 * BLOCK));
   try {
-    while (others_.size() + 1 < count) others_.emplace_back([this] { loop(); });
+    while (others_.size() + 1 < count) others_.emplace_back([this, seen = job_] { loop(seen); });
   } catch (const std::system_error&) {
     // no more threads here: those that are there do it
   }
@@ -41,12 +41,7 @@ void Workers::start(size_t blocks, void* context, Call call) {
   finished_.wait(hold, [this] { return busy_ == 0; });
 }
 
-void Workers::loop() {
-  uint64_t seen = 0;
-  {
-    std::lock_guard<std::mutex> hold(lock_);
-    seen = job_;
-  }
+void Workers::loop(uint64_t seen) {
   for (;;) {
     Call call;
     void* context;

@@ -54,7 +54,7 @@ class Workers {
   std::atomic<size_t> next_{0};
 
   void start(size_t blocks, void* context, Call call);
-  void loop();
+  void loop(uint64_t seen);  // jobs up to `seen` are others'
 };
 
 }  // namespace vditc::internal
