@@ -1,4 +1,4 @@
-"""Small bundles whose engines nobody runs, for hosts: python tests/cpp_bundle.py runtimes/cpp/tests/data writes the one that ctest opens."""
+"""Small bundles whose engines nobody runs, for hosts; `python tests/cpp_bundle.py runtimes/cpp/tests/data` writes that of ctest."""
 
 from __future__ import annotations
 

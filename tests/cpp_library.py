@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -80,7 +81,8 @@ class InputInfo(ctypes.Structure):
 
 class ScheduleOptions(ctypes.Structure):
     _fields_ = (
-        *HEAD, ("steps", c_int32), ("patch", c_int32), ("pipeline", c_char_p), ("solver", c_char_p), ("shift", c_double), ("size", c_int64 * 3),
+        *HEAD, ("steps", c_int32), ("patch", c_int32), ("pipeline", c_char_p), ("solver", c_char_p), ("shift", c_double),
+        ("size", c_int64 * 3),
     )  # fmt: skip
 
 
@@ -91,8 +93,8 @@ class Denoiser(ctypes.Structure):
 class SessionOptions(ctypes.Structure):
     _fields_ = (
         *HEAD, ("backend", c_char_p), ("denoiser", POINTER(Denoiser)), ("solver", c_char_p), ("step_cache", c_char_p), ("steps", c_int32),
-        ("passes", c_int32), ("threads", c_int32), ("device", c_int32), ("shift", c_double), ("guidance", c_double), ("guidance_2", c_double),
-        ("embedded_guidance", c_double), ("weight_budget", c_int64),
+        ("passes", c_int32), ("threads", c_int32), ("device", c_int32), ("shift", c_double), ("guidance", c_double),
+        ("guidance_2", c_double), ("embedded_guidance", c_double), ("weight_budget", c_int64),
     )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ class SessionInfo(ctypes.Structure):
     _fields_ = (*HEAD, ("passes", c_int32), ("steps", c_int32), ("runs_asked", c_uint64), ("runs_skipped", c_uint64))
 
 
-class Failed(Exception):
+class LibraryError(Exception):
     """A status that is not VDITC_OK; the message is the library's."""
 
     def __init__(self, status: str, message: str) -> None:
@@ -109,10 +111,11 @@ class Failed(Exception):
 
 
 class Library:
-    """Every function raises `Failed`. `raw`: the library itself."""
+    """Every function raises `LibraryError`. `raw`: the library itself."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.raw = ctypes.CDLL(str(path or built() / "libvditc.so"))
+        chosen = os.environ.get("VDITC_CPP_LIBRARY")  # a folder of another build, by tests of this one
+        self.raw = ctypes.CDLL(str(path or Path(chosen or built()) / "libvditc.so"))
         for name in ("vditc_last_error", "vditc_version", "vditc_status_name"):
             getattr(self.raw, name).restype = c_char_p
         self.raw.vditc_abi_version.restype = c_uint32
@@ -121,7 +124,7 @@ class Library:
         """`vditc_NAME`."""
         status = getattr(self.raw, f"vditc_{name}")(*arguments)
         if status:
-            raise Failed(self.raw.vditc_status_name(status).decode(), self.raw.vditc_last_error().decode())
+            raise LibraryError(self.raw.vditc_status_name(status).decode(), self.raw.vditc_last_error().decode())
 
     def made(self, name: str, *arguments: Any) -> c_void_p:
         """The handle that `vditc_NAME(..., &handle)` makes."""
@@ -132,7 +135,7 @@ class Library:
     def text(self, name: str, *arguments: Any) -> str:
         """What `vditc_NAME(..., text, capacity, needed)` writes."""
         needed = c_size_t()
-        with contextlib.suppress(Failed):
+        with contextlib.suppress(LibraryError):
             self(name, *arguments, None, c_size_t(0), byref(needed))
         buffer = ctypes.create_string_buffer(needed.value)
         self(name, *arguments, buffer, needed, None)
@@ -202,7 +205,7 @@ class Library:
     ) -> Array:
         """Latents float32 [clips, *shape]."""
         needed = c_uint64()
-        with contextlib.suppress(Failed):
+        with contextlib.suppress(LibraryError):
             self("session_sample", session, conditioning, PROGRESS(), None, None, c_uint64(0), byref(needed))
         latents = np.full((needed.value // 4 // int(np.prod(shape)), *shape), np.nan, np.float32)
         told = PROGRESS() if progress is None else PROGRESS(lambda _, said: progress(said[0]))

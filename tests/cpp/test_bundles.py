@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from command import vditc
 from cpp_bundle import LATENTS, PROFILE, SPECS, STEPS, save_bundle, save_experts
-from cpp_library import DTYPES, BundleInfo, Failed, FileInfo, InputInfo, Library, TargetInfo, Tensor, array_of, tensor
+from cpp_library import DTYPES, BundleInfo, FileInfo, InputInfo, Library, LibraryError, TargetInfo, Tensor, array_of, tensor
 
 from vditc.bundle import MANIFEST, Bundle
 from vditc.errors import InputError
@@ -64,17 +64,32 @@ def test_it_says_what_inspect_says(library: Library, root: Path) -> None:
             ends = [(said.smallest[k], said.greatest[k]) for k in range(said.rank)]
             assert ends == [(d, d) if isinstance(d, int) else (PROFILE[d][0], PROFILE[d][2]) for d in spec.dims]
         for name, kind in (("bundle_file", FileInfo), ("bundle_target", TargetInfo), ("bundle_input", InputInfo)):
-            with pytest.raises(Failed, match=r"NOT_FOUND: bundle: found \w+ 9; wanted fewer than"):
+            with pytest.raises(LibraryError, match=r"NOT_FOUND: bundle: found \w+ 9; wanted fewer than"):
                 library.info(name, kind, bundle, c_uint64(9))
-        with pytest.raises(Failed, match=r"SHORT_BUFFER: buffer: found 5 bytes; wanted \d+ bytes"):
+        with pytest.raises(LibraryError, match=r"SHORT_BUFFER: buffer: found 5 bytes; wanted \d+ bytes"):
             library("bundle_manifest", bundle, ctypes.create_string_buffer(5), c_size_t(5), None)
+
+
+def list_also(root: Path, name: str) -> None:
+    """In the manifest."""
+    edit(root, lambda data: data["files"].update({name: data["files"]["model.onnx"]}))
+
+
+def as_folder(root: Path) -> None:
+    (root / "model.onnx").unlink()
+    (root / "model.onnx").mkdir()
+
+
+def link_out(root: Path) -> None:
+    (root / "link").symlink_to(root.parent)
+    list_also(root, "link/secret")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a changed byte": (lambda root: (root / "model.onnx").write_bytes(b"portable grapH"), "DAMAGED"),
     "a cut file": (lambda root: (root / "model.onnx").write_bytes(b"port"), "DAMAGED"),
     "a lost file": (lambda root: (root / "model.onnx").unlink(), "DAMAGED"),
-    "a folder for a file": (lambda root: [(root / "model.onnx").unlink(), (root / "model.onnx").mkdir()], "DAMAGED"),
+    "a folder for a file": (as_folder, "DAMAGED"),
     "a newer schema": (lambda root: edit(root, lambda d: d.update(schema=2)), "SCHEMA"),
     "no schema": (lambda root: edit(root, lambda d: d.pop("schema")), "SCHEMA"),
     "a list": (lambda root: (root / MANIFEST).write_text("[]"), "SCHEMA"),
@@ -85,17 +100,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bytes": (lambda root: (root / MANIFEST).write_bytes(bytes(range(200))), "DAMAGED"),
     "deep nesting": (lambda root: (root / MANIFEST).write_text("[" * 100_000), "DAMAGED"),
     "no manifest": (lambda root: (root / MANIFEST).unlink(), "NOT_FOUND"),
-    "a path up": (lambda root: edit(root, lambda d: d["files"].update({"../secret": d["files"]["model.onnx"]})), "PATH"),
-    "a path down and up": (lambda root: edit(root, lambda d: d["files"].update({"lowered/../../secret": d["files"]["model.onnx"]})), "PATH"),
-    "an absolute path": (lambda root: edit(root, lambda d: d["files"].update({"/etc/hostname": d["files"]["model.onnx"]})), "PATH"),
-    "a link out": (
-        lambda root: [
-            (root / "link").symlink_to(root.parent),
-            edit(root, lambda d: d["files"].update({"link/secret": d["files"]["model.onnx"]})),
-        ],
-        "PATH",
-    ),
-    "a zero byte": (lambda root: edit(root, lambda d: d["files"].update({"model.onnx\0x": d["files"]["model.onnx"]})), "PATH"),
+    "a path up": (lambda root: list_also(root, "../secret"), "PATH"),
+    "a path down and up": (lambda root: list_also(root, "lowered/../../secret"), "PATH"),
+    "an absolute path": (lambda root: list_also(root, "/etc/hostname"), "PATH"),
+    "a link out": (link_out, "PATH"),
+    "a zero byte": (lambda root: list_also(root, "model.onnx\0x"), "PATH"),
 }
 
 
@@ -104,7 +113,7 @@ def test_what_python_refuses_is_refused(library: Library, root: Path, what: str)
     change, status = REFUSED[what]
     (root.parent / "secret").write_bytes(b"portable graph")
     change(root)
-    with pytest.raises(Failed) as caught, library.bundle(root, hashes=1):
+    with pytest.raises(LibraryError) as caught, library.bundle(root, hashes=1):
         pass
     assert caught.value.status == f"VDITC_ERROR_{status}"
     try:
@@ -130,7 +139,10 @@ def test_manifests_of_every_number(library: Library, root: Path) -> None:
 
 def test_hashes_come_later(library: Library, root: Path) -> None:
     (root / "model.onnx").write_bytes(b"portable grapH")
-    with library.bundle(root) as bundle, pytest.raises(Failed, match=r"DAMAGED: bundle .*model\.onnx with sha256 \w{16}…; wanted \w{16}…"):
+    with (
+        library.bundle(root) as bundle,
+        pytest.raises(LibraryError, match=r"DAMAGED: bundle .*model\.onnx with sha256 \w{16}…; wanted \w{16}…"),
+    ):
         library("bundle_verify", bundle, None)
 
 
@@ -140,7 +152,12 @@ def test_progress_of_hashing(library: Library, root: Path, threads: int) -> None
 
     told: list[tuple[int, int]] = []
     said = library.options(BundleOptions, "bundle_options", threads=threads)
-    said.progress = PROGRESS(lambda _, p: told.append((p[0].done, p[0].total)) or 0)
+
+    def note(_: Any, progress: Any) -> int:
+        told.append((progress[0].done, progress[0].total))
+        return 0
+
+    said.progress = PROGRESS(note)
     with library.bundle(root) as bundle:
         library("bundle_verify", bundle, byref(said))
         total = library.info("bundle_info_get", BundleInfo, bundle).bytes
@@ -150,10 +167,10 @@ def test_progress_of_hashing(library: Library, root: Path, threads: int) -> None
         assert told == [(0, 0)]
     said.progress = PROGRESS(lambda *_: 1)
     with library.bundle(root) as bundle:
-        with pytest.raises(Failed, match=r"VDITC_CANCELLED: .*a callback that asks to stop"):
+        with pytest.raises(LibraryError, match=r"VDITC_CANCELLED: .*a callback that asks to stop"):
             library("bundle_verify", bundle, byref(said))
         library("bundle_verify", bundle, None)  # what was left out is hashed now
-    with pytest.raises(Failed, match=r"ARGUMENT: .*-1 threads"), library.bundle(root, hashes=1, threads=-1):
+    with pytest.raises(LibraryError, match=r"ARGUMENT: .*-1 threads"), library.bundle(root, hashes=1, threads=-1):
         pass
 
 
@@ -165,7 +182,7 @@ def test_experts(library: Library, tmp_path: Path) -> None:
         assert library.text("bundle_manifest", expert) == (root / "transformer_2" / MANIFEST).read_text()
         assert library.info("bundle_info_get", BundleInfo, expert).steps == STEPS - 2
         library("bundle_destroy", expert)
-        with pytest.raises(Failed, match=r"NOT_FOUND: .*expert 1; wanted fewer than 1"):
+        with pytest.raises(LibraryError, match=r"NOT_FOUND: .*expert 1; wanted fewer than 1"):
             library.made("bundle_expert", bundle, c_uint64(1))
     for change, words in (
         (lambda d: d["experts"]["transformer_2"].update(first_step=STEPS), f"first_step {STEPS}"),
@@ -177,7 +194,7 @@ def test_experts(library: Library, tmp_path: Path) -> None:
     ):
         text = (root / MANIFEST).read_text()
         edit(root, change)
-        with pytest.raises(Failed, match=words), library.bundle(root):
+        with pytest.raises(LibraryError, match=words), library.bundle(root):
             pass
         with pytest.raises(InputError):
             Bundle.open(root)
@@ -204,7 +221,7 @@ def opened(library: Library, path: Path) -> dict[str, Any]:
         again = Tensor()
         library("tensors_find", handle, said.name, byref(again))
         assert (again.data, again.bytes) == (said.data, said.bytes)
-    with pytest.raises(Failed, match=r"NOT_FOUND: .*no tensor nothing"):
+    with pytest.raises(LibraryError, match=r"NOT_FOUND: .*no tensor nothing"):
         library("tensors_find", handle, b"nothing", byref(Tensor()))
     library("tensors_destroy", handle)
     return found
@@ -221,7 +238,7 @@ def test_safetensors_both_ways(library: Library, tmp_path: Path) -> None:
     same(opened(library, tmp_path / "theirs.safetensors"), ARRAYS)
     handle = library.made("tensors_open", str(tmp_path / "theirs.safetensors").encode())
     assert library.text("tensors_metadata", handle, b"vditc") == "words"
-    with pytest.raises(Failed, match=r"NOT_FOUND: .*no metadata other"):
+    with pytest.raises(LibraryError, match=r"NOT_FOUND: .*no metadata other"):
         library("tensors_metadata", handle, b"other", None, c_size_t(0), None)
     library("tensors_destroy", handle)
     told = (Tensor * len(ARRAYS))(*(tensor(array, name) for name, array in ARRAYS.items()))
@@ -240,9 +257,9 @@ def test_nothing_is_written_by_halves(library: Library, tmp_path: Path) -> None:
     bad.bytes = 3
     where = str(tmp_path / "out.safetensors").encode()
     for pair, words in (((good, bad), r"tensor b F32 \[\] in 3 bytes"), ((good, good), "tensor a")):
-        with pytest.raises(Failed, match=f"ARGUMENT: .*{words}"):
+        with pytest.raises(LibraryError, match=f"ARGUMENT: .*{words}"):
             library("tensors_write", where, (Tensor * 2)(*pair), c_uint64(2))
-    with pytest.raises(Failed, match=r"VDITC_ERROR_IO: .*no way to write"):
+    with pytest.raises(LibraryError, match=r"VDITC_ERROR_IO: .*no way to write"):
         library("tensors_write", str(tmp_path / "no" / "folder").encode(), (Tensor * 1)(good), c_uint64(1))
     assert list(tmp_path.iterdir()) == []
 
@@ -282,7 +299,7 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 def test_damaged_safetensors(library: Library, tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(Failed, match=words) as caught:
+    with pytest.raises(LibraryError, match=words) as caught:
         library.made("tensors_open", str(path).encode())
     assert caught.value.status in ("VDITC_ERROR_DAMAGED", "VDITC_ERROR_UNSUPPORTED") and str(path) in caught.value.message
     with pytest.raises((InputError, RecursionError)):
@@ -292,11 +309,11 @@ def test_damaged_safetensors(library: Library, tmp_path: Path, content: bytes, w
 def test_no_such_file(library: Library, tmp_path: Path) -> None:
     for name in ("tensors_open", "conditioning_open", "bundle_open"):
         extra = (None,) if name == "bundle_open" else ()
-        with pytest.raises(Failed, match=r"NOT_FOUND: .*no readable (file|manifest) \(No such file or directory\)"):
+        with pytest.raises(LibraryError, match=r"NOT_FOUND: .*no readable (file|manifest) \(No such file or directory\)"):
             library.made(name, str(tmp_path / "x").encode(), *extra)
-        with pytest.raises(Failed, match=r"ARGUMENT: path: found NULL"):
+        with pytest.raises(LibraryError, match=r"ARGUMENT: path: found NULL"):
             library.made(name, None, *extra)
-    with pytest.raises(Failed, match=r"NOT_FOUND: .*no regular file"):
+    with pytest.raises(LibraryError, match=r"NOT_FOUND: .*no regular file"):
         library.made("tensors_open", str(tmp_path).encode())
 
 
@@ -314,16 +331,18 @@ def test_handles_that_are_none(library: Library, root: Path) -> None:
             lambda d=dead: library("session_cancel", d),
             lambda d=dead: library.made("session_create", d, None),
         ):
-            with pytest.raises(Failed, match=r"VDITC_ERROR_HANDLE: \w+: found (NULL|a handle that was destroyed, or of another kind)"):
+            with pytest.raises(
+                LibraryError, match=r"VDITC_ERROR_HANDLE: \w+: found (NULL|a handle that was destroyed, or of another kind)"
+            ):
                 call()
-    with pytest.raises(Failed, match="VDITC_ERROR_HANDLE"):
+    with pytest.raises(LibraryError, match="VDITC_ERROR_HANDLE"):
         library("bundle_destroy", bundle)
     for kind in ("bundle", "tensors", "conditioning", "schedule", "session"):
         library(f"{kind}_destroy", None)
     again = library.made("bundle_open", str(root).encode(), None)  # takes the place of the first, which stays dead
-    with pytest.raises(Failed, match="VDITC_ERROR_HANDLE"):
+    with pytest.raises(LibraryError, match="VDITC_ERROR_HANDLE"):
         library("bundle_verify", bundle, None)
-    with pytest.raises(Failed, match="VDITC_ERROR_HANDLE: tensors"):
+    with pytest.raises(LibraryError, match="VDITC_ERROR_HANDLE: tensors"):
         library("tensors_destroy", again)
     library("bundle_destroy", again)
 
@@ -335,7 +354,7 @@ def test_structures_of_other_versions(library: Library, root: Path) -> None:
             ({"abi_version": 2, "struct_size": ctypes.sizeof(BundleInfo)}, "abi_version 2"),
             ({"abi_version": 1, "struct_size": 16}, "abi_version 1, struct_size 16; wanted abi_version 1, struct_size 128 or more"),
         ):
-            with pytest.raises(Failed, match=f"VDITC_ERROR_VERSION: vditc_bundle_info: found {words}"):
+            with pytest.raises(LibraryError, match=f"VDITC_ERROR_VERSION: vditc_bundle_info: found {words}"):
                 library("bundle_info_get", bundle, byref(BundleInfo(**head)))
 
         class Newer(ctypes.Structure):
@@ -358,7 +377,7 @@ def test_structures_of_other_versions(library: Library, root: Path) -> None:
     assert options.now.struct_size == ctypes.sizeof(NewerOptions)
     library("bundle_destroy", library.made("bundle_open", str(root).encode(), byref(options)))
     options.later[1] = 1
-    with pytest.raises(Failed, match=r"VDITC_ERROR_VERSION: vditc_bundle_options: found fields that this library does not know"):
+    with pytest.raises(LibraryError, match=r"VDITC_ERROR_VERSION: vditc_bundle_options: found fields that this library does not know"):
         library.made("bundle_open", str(root).encode(), byref(options))
 
 

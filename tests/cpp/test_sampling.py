@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_int64, c_uint64
@@ -13,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cpp_bundle import CACHE, LATENTS, SPECS, STEPS, TOKENS, WAN, Null, clips, save_bundle, save_experts
-from cpp_library import PROGRESS, Failed, Library, SessionInfo, pointer, tensor
+from cpp_library import PROGRESS, Library, LibraryError, SessionInfo, pointer, tensor
 
 from vditc.adapter import InputSpec
 from vditc.bundle import Bundle
@@ -75,7 +77,12 @@ def ours(library: Library, root: Path, given: Conditioning, work: Path, **option
 SOLVERS: list[Mapping[str, Any]] = [
     WAN,
     FLOW,
-    {"_class_name": "CogVideoXDPMScheduler", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    {
+        "_class_name": "CogVideoXDPMScheduler",
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
     {"_class_name": "EulerDiscreteScheduler"},
     {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3},
 ]
@@ -95,7 +102,7 @@ def test_null_latents_are_pythons(library: Library, tmp_path: Path, config: Mapp
 def test_null_tells_every_input_apart(library: Library, root: Path, tmp_path: Path) -> None:
     """Or the tests above would see nothing."""
     first, _ = ours(library, root, clips(), tmp_path)
-    for changed in (clips(seed=1), clips(seeds=(7, 9)), clips(inputs={**clips().inputs, "guidance": np.float32([1, 2])})):
+    for changed in (clips(seed=1), clips(seeds=(7, 9)), clips(inputs={**clips().inputs, "guidance": np.array([1, 2], np.float32)})):
         other, _ = ours(library, root, changed, tmp_path)
         assert np.abs(other - first).max() > 1e-4
     for options in ({"guidance": 5.0}, {"shift": 5.0}, {"embedded_guidance": 0.001}):
@@ -130,7 +137,11 @@ OTHER: dict[str, tuple[tuple[InputSpec, ...], dict[str, Any]]] = {
         {"channels": np.random.default_rng(4).standard_normal((2, 3, *LATENTS[1:])).astype(np.float32)},
     ),
     "channels of all clips in float16": (
-        (InputSpec("x", "float16", ("batch", 5, "frames", "height", "width")), InputSpec("timestep", "float16", ("batch",), "timestep"), SPECS[2]),
+        (
+            InputSpec("x", "float16", ("batch", 5, "frames", "height", "width")),
+            InputSpec("timestep", "float16", ("batch",), "timestep"),
+            SPECS[2],
+        ),
         {"channels": np.random.default_rng(4).standard_normal((1, 1, *LATENTS[1:])).astype(np.float16)},
     ),
     "bfloat16, a mask, no axis batch": (
@@ -173,22 +184,21 @@ def test_two_experts(library: Library, tmp_path: Path, passes: Passes) -> None:
     bundle = Bundle.open(root)
     experts = experts_of(bundle)
     assert [e.guidance_scale for e in experts] == [3.0, 2.0]
-    import contextlib
-
-    switch = ExpertSwitch([(e.steps, lambda i=i: contextlib.nullcontext(Null(expert=i))) for i, e in enumerate(experts)])
+    opens = [functools.partial(contextlib.nullcontext, Null(expert=i)) for i in range(len(experts))]
+    switch = ExpertSwitch([(e.steps, opened) for e, opened in zip(experts, opens, strict=True)])
     scheduler, latents = bundle_scheduler(bundle, None, LATENTS[1:]), None
     for expert in experts:
-        ends = {"begin": expert.steps.start, "end": expert.steps.stop}
-        latents = sample(switch, scheduler, given.clips([0], SPECS), expert.guidance_scale, latents=latents, passes=passes, **ends)
+        one, scale, steps = given.clips([0], SPECS), expert.guidance_scale, expert.steps
+        latents = sample(switch, scheduler, one, scale, begin=steps.start, end=steps.stop, latents=latents, passes=passes)
     found, _ = ours(library, root, given, tmp_path, passes=PASSES[passes])
     np.testing.assert_array_equal(found, latents)
     # Clips are walked by one expert after the other, each with its own memory.
     several, _ = ours(library, root, clips(), tmp_path, passes=PASSES[passes])
     np.testing.assert_array_equal(several[:1], ours(library, root, clips().subset([0], SPECS), tmp_path, passes=PASSES[passes])[0])
     np.testing.assert_array_equal(several[1:], ours(library, root, clips().subset([1], SPECS), tmp_path, passes=PASSES[passes])[0])
-    with pytest.raises(Failed, match=r"ARGUMENT: .*9 steps; wanted 6, which the experts share"):
+    with pytest.raises(LibraryError, match=r"ARGUMENT: .*9 steps; wanted 6, which the experts share"):
         ours(library, root, given, tmp_path, steps=9)
-    with pytest.raises(Failed, match=r"ARGUMENT: .*which goes on with clips that another expert has begun"):
+    with pytest.raises(LibraryError, match=r"ARGUMENT: .*which goes on with clips that another expert has begun"):
         ours(library, root / "transformer_2", given, tmp_path)
 
 
@@ -197,16 +207,18 @@ def test_a_denoiser_of_the_host(library: Library, root: Path, tmp_path: Path) ->
 
     def predict(feeds: Mapping[str, Array], expert: int, step: int) -> Array:
         seen.append((expert, step, tuple(feeds), feeds["encoder_hidden_states"].shape))
-        return np.asarray(np.tanh(feeds["hidden_states"]) + feeds["encoder_hidden_states"].mean((1, 2))[:, None, None, None, None], np.float32)
+        return np.asarray(
+            np.tanh(feeds["hidden_states"]) + feeds["encoder_hidden_states"].mean((1, 2))[:, None, None, None, None], np.float32
+        )
 
     wanted, _ = theirs(root, clips(), denoise=lambda feeds, step: predict(feeds, 0, step))
     seen.clear()
     found, _ = ours(library, root, clips(), tmp_path, predict=predict)
     np.testing.assert_array_equal(found, wanted)
     assert seen == [(0, step, tuple(s.name for s in SPECS), (2, TOKENS, 8)) for _ in range(2) for step in range(STEPS)]
-    with pytest.raises(Failed, match=r"CALLBACK: the host's denoiser: found status 1 at step 0; wanted 0"):
+    with pytest.raises(LibraryError, match=r"CALLBACK: the host's denoiser: found status 1 at step 0; wanted 0"):
         ours(library, root, clips(), tmp_path, predict=lambda feeds, *_: feeds["hidden_states"][:1])
-    with pytest.raises(Failed, match=r"ARGUMENT: backend host: found no denoiser"):
+    with pytest.raises(LibraryError, match=r"ARGUMENT: backend host: found no denoiser"):
         ours(library, root, clips(), tmp_path, backend=b"host")
 
 
@@ -241,43 +253,49 @@ def test_conditionings_by_setters(library: Library, tmp_path: Path, what: str) -
 
 
 TEXT = clips().inputs["encoder_hidden_states"]
+INFINITE = np.concatenate([TEXT[:1], np.full_like(TEXT[:1], np.inf)])
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too few channels": ({"latent_shape": (3, 3, 4, 6)}, r"hidden_states \[2, 3, 3, 4, 6\]; wanted \[batch, 4, frames, height, width\]"),
-    "a wrong width": ({"inputs": {"encoder_hidden_states": TEXT[..., :7]}}, r"encoder_hidden_states \[2, 5, 7\]; wanted \[batch, text_tokens, 8\]"),
-    "too few clips": ({"inputs": {"encoder_hidden_states": TEXT[:1]}}, r"encoder_hidden_states \[1, 5, 8\]"),
-    "no text": ({"inputs": {}}, r"no encoder_hidden_states; wanted encoder_hidden_states \[batch, text_tokens, 8\]"),
-    "a stranger": ({"inputs": {"encoder_hidden_states": TEXT, "more": TEXT}}, r"inputs more; wanted only timestep, encoder_hidden_states, guidance"),
-    "infinite": ({"inputs": {"encoder_hidden_states": TEXT * np.float32([[[1]], [[np.inf]]])}}, r"inputs/encoder_hidden_states, clip 1 with numbers that are not"),
-}  # fmt: skip
+    "a wrong width": ({"encoder_hidden_states": TEXT[..., :7]}, r"encoder_hidden_states \[2, 5, 7\]; wanted \[batch, text_tokens, 8\]"),
+    "too few clips": ({"encoder_hidden_states": TEXT[:1]}, r"encoder_hidden_states \[1, 5, 8\]"),
+    "no text": ({}, r"no encoder_hidden_states; wanted encoder_hidden_states \[batch, text_tokens, 8\]"),
+    "a stranger": ({"encoder_hidden_states": TEXT, "more": TEXT}, r"inputs more; wanted only timestep, encoder_hidden_states, guidance"),
+    "infinite": ({"encoder_hidden_states": INFINITE}, r"inputs/encoder_hidden_states, clip 1 with numbers that are not finite"),
+}
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_conditionings_that_do_not_fit(library: Library, root: Path, what: str) -> None:
     changes, words = BAD[what]
     handle = put(library, clips(**({"empty": {}} | changes)))
-    with library.bundle(root) as bundle, library.session(bundle) as session, pytest.raises(Failed, match=f"VDITC_ERROR_INPUT: conditioning: found {words}"):
+    with (
+        library.bundle(root) as bundle,
+        library.session(bundle) as session,
+        pytest.raises(LibraryError, match=f"VDITC_ERROR_INPUT: conditioning: found {words}"),
+    ):
         library.sample(session, handle, changes.get("latent_shape", LATENTS))
     library("conditioning_destroy", handle)
 
 
 def test_setters_refuse(library: Library) -> None:
-    handle, text = put(library, clips()), TEXT
+    handle, text, image = put(library, clips()), TEXT, np.ones((1, *LATENTS), np.float32)
+    small = np.ones((2, 1, 3, 4, 5), np.float32)
     for name, arguments, words in (
         ("set_empty", (b"other", byref(tensor(text))), "INPUT: .*other of the empty prompt alone"),
         ("set_empty", (b"encoder_hidden_states", byref(tensor(text[..., :7].copy()))), r"INPUT: .*\[2, 5, 7\] of the empty prompt"),
-        ("set_channels", (byref(tensor(np.ones((2, 1, 3, 4, 5), np.float32))),), r"INPUT: .*channels \[2, 1, 3, 4, 5\]; wanted \[1 or 2, E, 3, 4, 6\]"),
-        ("set_known", (byref(tensor(np.ones((1, *LATENTS), np.float32))), (c_int64 * 1)(3), c_uint64(1)), "INPUT: .*frames 0 to 2 of the latents"),
-        ("set_known", (byref(tensor(np.ones((1, *LATENTS), np.float32))), None, c_uint64(0)), "INPUT: .*0 known frames"),
+        ("set_channels", (byref(tensor(small)),), r"INPUT: .*channels \[2, 1, 3, 4, 5\]; wanted \[1 or 2, E, 3, 4, 6\]"),
+        ("set_known", (byref(tensor(image)), (c_int64 * 1)(3), c_uint64(1)), "INPUT: .*frames 0 to 2 of the latents"),
+        ("set_known", (byref(tensor(image)), None, c_uint64(0)), "INPUT: .*0 known frames"),
         ("set_input", (None, byref(tensor(text))), "ARGUMENT: name: found NULL"),
         ("set_input", (b"x", None), "ARGUMENT: tensor: found NULL"),
     ):  # fmt: skip
-        with pytest.raises(Failed, match=words):
+        with pytest.raises(LibraryError, match=words):
             library(f"conditioning_{name}", handle, *arguments)
     said = tensor(text)
     for field, value in (("dtype", 0), ("bytes", 8), ("rank", 9), ("data", None)):
         wrong = type(said).from_buffer_copy(said)
         setattr(wrong, field, value)
-        with pytest.raises(Failed, match="ARGUMENT: tensor"):
+        with pytest.raises(LibraryError, match="ARGUMENT: tensor"):
             library("conditioning_set_input", handle, b"encoder_hidden_states", byref(wrong))
     library("conditioning_destroy", handle)
     for shape, seeds, count, words in (
@@ -286,7 +304,7 @@ def test_setters_refuse(library: Library) -> None:
         (LATENTS, (c_uint64 * 1)(1), 0, r"INPUT: .*0 clips"),
         (LATENTS, None, 1, r"ARGUMENT: seeds: found NULL"),
     ):
-        with pytest.raises(Failed, match=words):
+        with pytest.raises(LibraryError, match=words):
             library.made("conditioning_create", (c_int64 * 4)(*shape), seeds, c_uint64(count))
 
 
@@ -305,13 +323,13 @@ def test_options_that_cannot_be(library: Library, root: Path, tmp_path: Path) ->
         (one, {"passes": 1}, r"ARGUMENT: .*guidance in one pass with a model for 1 to 1 clips at once; wanted two passes"),
     )
     for bundle, options, words in cases:
-        with pytest.raises(Failed, match=words):
+        with pytest.raises(LibraryError, match=words):
             ours(library, bundle, clips(), tmp_path, **options)
-    with pytest.raises(Failed, match=r"INPUT: .*a step cache on 6 steps of another schedule"):
+    with pytest.raises(LibraryError, match=r"INPUT: .*a step cache on 6 steps of another schedule"):
         ours(library, tables, clips(), tmp_path, step_cache=b"30%", shift=9.0)
     specs = SPECS[:1] + SPECS[2:]
     silent = save_bundle(tmp_path / "silent", WAN, specs[:-1])
-    with pytest.raises(Failed, match="ARGUMENT: session: found embedded guidance 3; wanted a model with an input"):
+    with pytest.raises(LibraryError, match="ARGUMENT: session: found embedded guidance 3; wanted a model with an input"):
         ours(library, silent, clips(specs[:-1]), tmp_path, embedded_guidance=3.0)
 
 
@@ -320,12 +338,12 @@ def test_no_latents_by_halves(library: Library, root: Path) -> None:
     with library.bundle(root) as bundle, library.session(bundle) as session:
         whole = library.sample(session, handle, LATENTS)
         out = np.full(whole.shape, 7, np.float32)
-        with pytest.raises(Failed, match=rf"SHORT_BUFFER: latents: found {whole.nbytes - 1} bytes; wanted {whole.nbytes} bytes"):
+        with pytest.raises(LibraryError, match=rf"SHORT_BUFFER: latents: found {whole.nbytes - 1} bytes; wanted {whole.nbytes} bytes"):
             library("session_sample", session, handle, PROGRESS(), None, pointer(out), c_uint64(out.nbytes - 1), byref(needed))
         assert needed.value == whole.nbytes
         for last in (0, 3, 2 * STEPS - 1):  # a callback that stops, until the very last step
             told = PROGRESS(lambda _, said, last=last: int(said[0].done > last))
-            with pytest.raises(Failed, match="VDITC_CANCELLED: session: found a callback that asks to stop"):
+            with pytest.raises(LibraryError, match="VDITC_CANCELLED: session: found a callback that asks to stop"):
                 library("session_sample", session, handle, told, None, pointer(out), c_uint64(out.nbytes), None)
             assert (out == 7).all()
         np.testing.assert_array_equal(library.sample(session, handle, LATENTS), whole)  # as if nothing had been
@@ -359,18 +377,18 @@ def test_cancelled_from_another_thread(library: Library, root: Path) -> None:
         return np.zeros_like(feeds["hidden_states"])
 
     with library.bundle(root) as bundle, library.session(bundle, predict=predict) as session:
-        trouble: list[Failed] = []
+        trouble: list[LibraryError] = []
 
         def work() -> None:
             try:
                 library.sample(session, handle, LATENTS)
-            except Failed as error:
+            except LibraryError as error:
                 trouble.append(error)
 
         thread = threading.Thread(target=work)
         thread.start()
         assert at_work.wait(30)
-        with pytest.raises(Failed, match="VDITC_ERROR_BUSY: session: found a call that is sampling"):
+        with pytest.raises(LibraryError, match="VDITC_ERROR_BUSY: session: found a call that is sampling"):
             library.sample(session, handle, LATENTS)
         library("session_cancel", session)
         go_on.set()
@@ -378,7 +396,7 @@ def test_cancelled_from_another_thread(library: Library, root: Path) -> None:
         assert [error.status for error in trouble] == ["VDITC_CANCELLED"] and "a request to stop" in trouble[0].message
         library.sample(session, handle, LATENTS)  # one request stops one call
         library("session_cancel", session)
-        with pytest.raises(Failed, match="VDITC_CANCELLED"):
+        with pytest.raises(LibraryError, match="VDITC_CANCELLED"):
             library.sample(session, handle, LATENTS)
     library("conditioning_destroy", handle)
 
@@ -428,7 +446,7 @@ def test_a_session_that_is_destroyed_at_work(library: Library, root: Path) -> No
         try:
             while True:
                 library.sample(session, handle, LATENTS)
-        except Failed as error:
+        except LibraryError as error:
             trouble.append(error.status)
 
     thread = threading.Thread(target=work)
