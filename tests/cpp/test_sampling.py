@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from ctypes import byref, c_int64, c_uint64
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,9 @@ def test_two_experts(library: Library, tmp_path: Path, passes: Passes) -> None:
     bundle = Bundle.open(root)
     experts = experts_of(bundle)
     assert [e.guidance_scale for e in experts] == [3.0, 2.0]
-    opens = [functools.partial(contextlib.nullcontext, Null(expert=i)) for i in range(len(experts))]
+    opens: list[Callable[[], AbstractContextManager[Denoiser]]] = [
+        functools.partial(contextlib.nullcontext, Null(expert=i)) for i in range(len(experts))
+    ]
     switch = ExpertSwitch([(e.steps, opened) for e, opened in zip(experts, opens, strict=True)])
     scheduler, latents = bundle_scheduler(bundle, None, LATENTS[1:]), None
     for expert in experts:
@@ -267,13 +270,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", BAD)
 def test_conditionings_that_do_not_fit(library: Library, root: Path, what: str) -> None:
     changes, words = BAD[what]
-    handle = put(library, clips(**({"empty": {}} | changes)))
-    with (
-        library.bundle(root) as bundle,
-        library.session(bundle) as session,
-        pytest.raises(LibraryError, match=f"VDITC_ERROR_INPUT: conditioning: found {words}"),
-    ):
-        library.sample(session, handle, changes.get("latent_shape", LATENTS))
+    inputs = changes if "latent_shape" not in changes else {"encoder_hidden_states": TEXT}
+    shape = changes.get("latent_shape", LATENTS)
+    handle = put(library, clips(inputs=inputs, empty={}, latent_shape=shape))
+    refused = pytest.raises(LibraryError, match=f"VDITC_ERROR_INPUT: conditioning: found {words}")
+    with library.bundle(root) as bundle, library.session(bundle) as session, refused:
+        library.sample(session, handle, shape)
     library("conditioning_destroy", handle)
 
 
