@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from ctypes import byref, c_int64, c_uint64
 from pathlib import Path
@@ -185,10 +185,12 @@ def test_two_experts(library: Library, tmp_path: Path, passes: Passes) -> None:
     bundle = Bundle.open(root)
     experts = experts_of(bundle)
     assert [e.guidance_scale for e in experts] == [3.0, 2.0]
-    opens: list[Callable[[], AbstractContextManager[Denoiser]]] = [
-        functools.partial(contextlib.nullcontext, Null(expert=i)) for i in range(len(experts))
-    ]
-    switch = ExpertSwitch([(e.steps, opened) for e, opened in zip(experts, opens, strict=True)])
+
+    def opened(number: int) -> AbstractContextManager[Denoiser]:
+        null: Denoiser = Null(expert=number)
+        return contextlib.nullcontext(null)
+
+    switch = ExpertSwitch([(e.steps, functools.partial(opened, number)) for number, e in enumerate(experts)])
     scheduler, latents = bundle_scheduler(bundle, None, LATENTS[1:]), None
     for expert in experts:
         one, scale, steps = given.clips([0], SPECS), expert.guidance_scale, expert.steps
