@@ -93,7 +93,7 @@ void Clips::check(const std::vector<InputSpec>& specs) const {
   if (channels) finite("channels", channels);
   std::string strangers, names;
   for (const auto& [name, array] : inputs) {
-    const auto known = std::find_if(specs.begin() + 1, specs.end(), [&](const InputSpec& spec) { return spec.name == name; });
+    const auto known = std::find_if(specs.begin() + 1, specs.end(), [&own = name](const InputSpec& spec) { return spec.name == own; });
     if (known == specs.end()) strangers += (strangers.empty() ? "inputs " : ", ") + name;
   }
   for (size_t i = 1; i < specs.size(); ++i) names += (names.empty() ? "only " : ", ") + specs[i].name;
