@@ -18,7 +18,10 @@ from vditc.target import Target
 
 
 def graph_facts(path: Path) -> dict[str, Any]:
-    """Opset, inputs, operators, bytes of initialisers by type, how many matrix products have which operands, plugin operators by kind."""
+    """Opset, inputs, operators, bytes of initialisers by type, how many matrix products have which operands, plugin operators by kind.
+
+    Also sizes of the file and of its external data, how many layers have which scheme, and how many steps its tables have, if any.
+    """
     model = load(path)
     graph, stored, products = model.graph, Counter[str](), Counter[str]()
     for value in graph.initializers.values():
@@ -27,9 +30,14 @@ def graph_facts(path: Path) -> dict[str, Any]:
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
             products[" x ".join(_operand(v) for v in node.inputs[:2])] += 1
-    about = json.loads(model.metadata_props.get("vditc", "{}"))
+    about, inputs = json.loads(model.metadata_props.get("vditc", "{}")), {v.name for v in graph.inputs}
+    data = sorted({v.const_value.path for v in graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)})
     return {
         "file": path.name,
+        "bytes": path.stat().st_size,
+        "data": ", ".join(Path(one).name for one in data),
+        "data_bytes": sum(Path(one).stat().st_size for one in data if Path(one).is_file()),
+        "made_by": " ".join(filter(None, (model.producer_name, model.producer_version))) or "not known",
         "opset": dict(model.opset_imports),
         "ir_version": model.ir_version,
         "inputs": {str(v.name): f"{v.dtype.name.lower() if v.dtype else '?'}{[str(d) for d in v.shape or ()]}" for v in graph.inputs},
@@ -39,6 +47,8 @@ def graph_facts(path: Path) -> dict[str, Any]:
         "matrix_products": dict(sorted(products.items())),
         "plugins": dict(sorted(Counter(":".join(filter(None, n.op_identifier())) for n in graph if n.domain).items())),
         "recipe": about.get("recipe"),
+        "layers": {scheme: len(layers) for scheme, layers in about.get("layers", {}).items()},
+        "steps": len(about["timesteps"]) if "step" in inputs and "timesteps" in about else None,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -42,7 +43,8 @@ class EngineFacts:
     same of each linear layer; `merged`: groups of layers that became one product. `attentions` counts fused attention kernels.
     `fused` counts inputs that are quantized by the kernel that computes what is before them, {"norm": 8, "gelu": 4, "rest": 9};
     `plugins` counts plugins, `plugin_operators` those of each operator, {"vditc.QLinear": 60};
-    `cut` names the QuantizeLinear nodes of others, and in how many kernels they are made.
+    `cut` names the QuantizeLinear nodes of others, and in how many kernels they are made. `segments`: of an engine that is several
+    (vditc.segments), {"name", "blocks", "plan_bytes"} of each; everything else is of all together.
     """
 
     status: Status
@@ -64,12 +66,37 @@ class EngineFacts:
     merged: tuple[tuple[str, ...], ...] = ()
     fused: Mapping[str, int] = dataclasses.field(default_factory=dict)
     cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    segments: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, EngineFacts], blocks: Mapping[str, tuple[str, ...]]) -> EngineFacts:
+        """Of segments that are built one by one and run one after the other in the same scratch memory: sums, but for the peaks."""
+        facts = list(parts.values())
+
+        def most(name: str) -> int | None:
+            return max((value for one in facts if (value := getattr(one, name)) is not None), default=None)
+
+        def total(name: str) -> Any:
+            known = [value for one in facts if (value := getattr(one, name)) is not None]
+            return sum(known) if known else None
+
+        def merged(name: str) -> dict[str, int]:
+            return dict(sum((Counter(getattr(one, name)) for one in facts), Counter[str]()))
+
+        together: dict[str, Any] = {name: total(name) for name in ("plan_bytes", "weight_bytes", "seconds", "attentions", "plugins")}
+        together |= {name: most(name) for name in ("activation_bytes", "scratch_bytes", "peak_rss_bytes")}
+        together |= {name: merged(name) for name in ("constant_bytes", "gemms", "plugin_operators", "fused", "cut")}
+        together["layers"] = {name: kind for one in facts for name, kind in one.layers.items()}
+        together["merged"] = tuple(group for one in facts for group in one.merged)
+        together["segments"] = tuple({"name": n, "blocks": list(blocks[n]), "plan_bytes": one.plan_bytes} for n, one in parts.items())
+        return dataclasses.replace(facts[0], **together)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without what is unknown, the inverse of `from_json`."""
         data = dataclasses.asdict(self)
         data["compute_capabilities"] = list(self.compute_capabilities)
         data["merged"] = [list(group) for group in self.merged]
+        data["segments"] = [dict(segment) for segment in self.segments]
         return {key: value for key, value in data.items() if value is not None and value != {} and value != []}
 
     @classmethod
@@ -87,6 +114,7 @@ class EngineFacts:
         tuples = {
             "compute_capabilities": tuple(data.get("compute_capabilities", ())),
             "merged": tuple(tuple(group) for group in data.get("merged", ())),
+            "segments": tuple(data.get("segments", ())),
         }
         return cls(**{**data, **tuples})
 

@@ -59,6 +59,12 @@ class Cuda:
                 fix="see that the GPU is free and has enough memory, then run again",
             )
 
+    def free_memory(self) -> int:
+        """Bytes of the device that nobody has, any process counted."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
     def stream(self) -> int:
         """A stream that does not wait for the default one."""
         return self._made("cudaStreamCreateWithFlags", ctypes.c_uint(_NON_BLOCKING))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,12 +32,21 @@ class Program(Protocol):
         """Name -> type, the prediction first."""
         ...
 
+    @property
+    def generation(self) -> int:
+        """Grows when memory of the program's own moves: what was recorded before is not to be replayed."""
+        ...
+
     def resize(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Choose the inputs' shapes; returns the outputs'. InputError for a shape that the engine was not built for."""
         ...
 
     def enqueue(self, addresses: Mapping[str, int], stream: int) -> None:
         """One run on device memory, in the order of `stream`; VditcError when it is not taken."""
+        ...
+
+    def release(self, stream: int) -> None:
+        """Give memory of the program's own back, behind the work of `stream`."""
         ...
 
 
@@ -68,6 +77,7 @@ class _Slot:
         self.buffers: dict[str, _Buffer] = {}
         self.uploaded, self.computed, self.done = cuda.event(), cuda.event(), cuda.event()
         self.graphs: dict[tuple[tuple[str, Shape], ...], int | None] = {}  # by shapes; None: launched once, not recorded yet
+        self.generation = 0  # of the program, when they were recorded
         self.busy = False
 
 
@@ -95,6 +105,19 @@ class DeviceRuns:
     def recorded(self) -> bool:
         """Whether launches are replayed from a graph."""
         return any(graph is not None for slot in self._slots for graph in slot.graphs.values())
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Inside, launches are made one by one, and graphs of earlier ones are gone: the program may give up what they hold."""
+        for stream in (self._work, self._copies):
+            self._cuda.synchronize(stream)
+        for slot in self._slots:
+            self._forget(slot)
+        graphs, self._graphs = self._graphs, False
+        try:
+            yield
+        finally:
+            self._graphs = graphs
 
     def begin(self, feeds: Mapping[str, Array]) -> Pending:
         """Start one run; VditcError when no slot is free: ask earlier runs for their results first."""
@@ -152,16 +175,23 @@ class DeviceRuns:
             for event in (slot.uploaded, slot.computed, slot.done):
                 self._cuda.destroy_event(event)
         self._slots = []
+        self._program.release(self._work)
         for stream in (self._copies, self._work):
             self._cuda.destroy_stream(stream)
 
     def _launch(self, slot: _Slot, key: tuple[tuple[str, Shape], ...]) -> None:
         addresses = {name: buffer.address for name, buffer in slot.buffers.items()}
+        if slot.generation != self._program.generation:
+            self._forget(slot)
         graph = slot.graphs.get(key)
         if graph is not None:
             self._cuda.replay(graph, self._work)
             return
-        self._program.enqueue(addresses, self._work)  # the first run loads modules and chooses kernels, which a capture may not
+        # The first run loads modules, chooses kernels and takes memory, which a capture may not.
+        self._program.enqueue(addresses, self._work)
+        if slot.generation != self._program.generation:
+            self._forget(slot)
+            slot.generation = self._program.generation
         if not self._graphs:
             return
         if key not in slot.graphs:

@@ -1,4 +1,4 @@
-"""Inputs of an ONNX file, as the profile needs them."""
+"""Inputs of an ONNX file, as the profile needs them, and its outputs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def input_specs(model: Path) -> tuple[InputSpec, ...]:
         known = tuple(d for d in dims if d is not None)
         specs.append(InputSpec(value.name, str(value.dtype.numpy()), known, fills.get(value.name, "normal")))
     return tuple(specs)
+
+
+def graph_outputs(model: Path) -> tuple[str, ...]:
+    """Names, the prediction for the latents first."""
+    return tuple(str(value.name) for value in ir.load(model).graph.outputs)
 
 
 def model_inputs(model: Path) -> tuple[InputSpec, ...]:

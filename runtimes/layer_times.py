@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 OTHERS = "(no module)"  # what neither has a name nor comes from one node of the graph
@@ -23,13 +23,30 @@ def modules(kernels: Iterable[tuple[str, float]]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def kinds(times: Mapping[str, float]) -> dict[str, float]:
-    """The same of modules that only differ in the number of their block: "blocks.*.attn1.to_q"."""
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Softmax", "QLinear", "QAttention")
+
+
+def fused_modules(kernels: Iterable[tuple[tuple[str, ...], float]]) -> dict[str, float]:
+    """Module -> seconds, the longest first, of (ONNX nodes of an engine's kernel, seconds).
+
+    A kernel with products is theirs, in equal parts where it holds those of several layers (q, k and v as one); any other is its first
+    node's. The engine fuses across modules: what a norm's kernel quantizes for the layer behind it counts for one of both.
+    """
     found: dict[str, float] = {}
-    for module, seconds in times.items():
-        kind = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module, count=1)
-        found[kind] = found.get(kind, 0.0) + seconds
+    for nodes, seconds in kernels:
+        named = [
+            (module, operator) for node in nodes if (module := _module(node)) for operator in [node.rpartition("/")[2].partition("_")[0]]
+        ]
+        owners = list(dict.fromkeys(module for module, operator in named if operator in _PRODUCTS)) or [m for m, _ in named[:1]] or [OTHERS]
+        for module in owners:
+            found[module] = found.get(module, 0.0) + seconds / len(owners)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _module(node: str) -> str:
+    """ "blocks.0.ffn.net.2.weight/DequantizeLinear" -> "blocks.0.ffn.net.2"; "" for a node of no module."""
+    match = re.match(r"([\w.]+)/[A-Za-z]", node)
+    return match[1].removesuffix(".weight") if match else ""
 
 
 def onnxruntime_nodes(profile: Path) -> list[tuple[str, float]]:

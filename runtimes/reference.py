@@ -79,32 +79,39 @@ class ReferenceModel:
         return velocity
 
     def layer_seconds(self, feeds: Feeds, step: int, runs: int) -> dict[str, float]:
-        """Module without children -> seconds of a step, the mean of `runs`; what modules with children do themselves is the rest."""
+        """Module -> seconds of a step, the mean of `runs`, what the modules in it take left out: that of an attention is its scores."""
         times: list[tuple[str, float]] = []
-        began: dict[str, float] = {}
+        open_calls: list[list[float]] = []  # when it began, seconds of the calls in it
 
         def now() -> float:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             return time.perf_counter()
 
-        def before(name: str) -> Callable[..., None]:
-            return lambda *_: began.__setitem__(name, now())
+        def before(*_: Any) -> None:
+            open_calls.append([now(), 0.0])
 
         def behind(name: str) -> Callable[..., None]:
-            return lambda *_: times.append((f"{name}/forward", now() - began[name]))
+            def ended(*_: Any) -> None:
+                began, inside = open_calls.pop()
+                took = now() - began
+                times.append((f"{name}/forward" if name else OTHERS, took - inside))
+                if open_calls:
+                    open_calls[-1][1] += took
 
-        leaves = [(name, module) for name, module in self.model.named_modules() if not list(module.children())]
-        hooks = [h for n, m in leaves for h in (m.register_forward_pre_hook(before(n)), m.register_forward_hook(behind(n)))]
+            return ended
+
+        hooks = [
+            hook
+            for name, module in self.model.named_modules()
+            for hook in (module.register_forward_pre_hook(before), module.register_forward_hook(behind(name)))
+        ]
         try:
-            start = now()
             for _ in range(runs):
                 self(feeds, step)
-            whole = now() - start
         finally:
             for hook in hooks:
                 hook.remove()
-        times.append((OTHERS, whole - sum(seconds for _, seconds in times)))
         return {module: seconds / runs for module, seconds in modules(times).items()}
 
 

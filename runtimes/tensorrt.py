@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 from vditc.adapter import InputSpec
-from vditc.build_options import DEFAULTS, BuildOptions
-from vditc.errors import VditcError
+from vditc.build_options import AUTO, DEFAULTS, BuildOptions
+from vditc.errors import InputError, VditcError
 from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.runtimes.backend import TO_BUILD, EngineFacts
@@ -26,9 +26,16 @@ class TensorRT(EngineBackend):
     def check(self, target: Target, options: BuildOptions = DEFAULTS) -> None:
         """VditcError if the target's GPU is here and the package is not; elsewhere nothing is built.
 
-        InputError for options that the target has not.
+        InputError for options that the target has not, and for segments by a memory that nobody knows.
         """
         target.check_options(options)
+        if options.segments == AUTO and options.memory is None and not self.builds_here(target):
+            raise InputError(
+                found="segments=auto for a machine that is not here",
+                wanted="the memory that a build may take there",
+                where=f"target {target.name}",
+                fix="say it (--engine memory=SIZE), or how many segments there are to be",
+            )
         if self.builds_here(target) and importlib.util.find_spec(self.name) is None:
             raise VditcError(
                 found="tensorrt is not installed",

@@ -26,11 +26,11 @@ from vditc.runtimes.trt_builder import BuildRequest
 from vditc.runtimes.trt_errors import RefusedError
 from vditc.runtimes.trt_options import check_embedded
 from vditc.runtimes.trt_process import TIMING_CACHE, built_facts, keep_timing_cache, run_build, shapes
-from vditc.runtimes.trt_runner import open_engine
+from vditc.runtimes.trt_runner import PLAN, open_engine
 from vditc.sampling import Denoiser
 from vditc.target import Target
 
-PLAN, LAYERS = "model.plan", "layers.json"
+LAYERS = "layers.json"
 
 
 class EngineBackend(Backend):
@@ -117,8 +117,8 @@ class EngineBackend(Backend):
     def open(
         self, *, model: Path, engine: Path, plugins: EnginePlugins | None = None, weight_budget: int | None = None
     ) -> AbstractContextManager[Denoiser]:
-        """Runs `engine`/model.plan on the GPU. `weight_budget`: bytes of a streaming engine's weights that stay on the GPU."""
-        return open_engine(self.name, engine / PLAN, model, plugins, weight_budget=weight_budget)
+        """Runs the engine in `engine` on the GPU. `weight_budget`: bytes of a streaming engine's weights that stay there."""
+        return open_engine(self.name, engine, model, plugins, weight_budget=weight_budget)
 
 
 def _layer_info(program: EngineProgram, report: Path | None) -> str:

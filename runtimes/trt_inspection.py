@@ -62,6 +62,15 @@ def inspected_program(report: Path) -> EngineProgram:
     return EngineProgram(str(report), tuple(gemms), tuple(attentions), tuple(plugins), tuple(kernels), {})
 
 
+def kernel_nodes(report: str) -> dict[str, list[tuple[str, ...]]]:
+    """Name of a kernel -> its ONNX nodes, once for each kernel of that name; {} for a report without them (no DETAILED verbosity)."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for layer in json.loads(report).get("Layers", []):
+        if isinstance(layer, dict) and "Name" in layer:
+            found.setdefault(str(layer["Name"]), []).append(tuple(_NODE.findall(layer.get("Metadata", ""))))
+    return found
+
+
 def _type(tensor: Mapping[str, Any], report: Path) -> str:
     said = str(tensor.get("Format/Datatype", ""))
     for word, kind in _TYPES.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 FAILED = 700  # cudaErrorIllegalAddress
+TOTAL = 1 << 30  # bytes of the device; pinned memory of the host counts as well
 
 
 @dataclasses.dataclass
@@ -32,6 +33,7 @@ class CudaStub:
         self.capturing: dict[int, list[Callable[[], None]]] = {}
         self.error: int = 0  # of work on the device
         self.late = set[int]()  # device memory that is not there, or no longer
+        self.gone: dict[int, Any] = {}  # what work on the device has freed; its addresses do not come again
         self._next = 0x1000
 
     def __getattr__(self, name: str) -> Any:
@@ -64,6 +66,10 @@ class CudaStub:
         task.done = True
         task.run()
 
+    def on_mem_get_info(self, free: Any, total: Any) -> None:
+        total._obj.value = TOTAL
+        free._obj.value = TOTAL - sum(len(room) for room in self.memory.values())
+
     def on_stream_create_with_flags(self, out: Any, flags: int) -> None:
         self.streams[self._give(out)] = []
 
@@ -81,7 +87,7 @@ class CudaStub:
     def on_free_async(self, address: int, stream: int) -> None:
         room = self.memory.pop(address)
         self.late.add(address)
-        self.work(stream, lambda: self._poison(room))
+        self.work(stream, lambda: self._gone(address, room))
 
     def on_free_host(self, address: int) -> None:
         del self.memory[address]
@@ -158,6 +164,10 @@ class CudaStub:
         out._obj.value = ctypes.addressof(room)
         self.memory[ctypes.addressof(room)] = room
         return ctypes.addressof(room)
+
+    def _gone(self, address: int, room: Any) -> None:
+        self._poison(room)
+        self.gone[address] = room
 
     def _poison(self, room: Any) -> None:
         ctypes.memset(room, 0xDD, len(room))

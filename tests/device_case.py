@@ -80,7 +80,7 @@ def make_bundle(root: Path, device: Target | None = None, *, parts: int = 1, lib
         kept.parent.mkdir(parents=True)
         kept.write_bytes(library.read_bytes())
     segments = [
-        Part("model" if parts == 1 else f"segment_{i:02}", graph, input_specs(graph), () if parts == 1 else (i,))
+        Part("model" if parts == 1 else f"segment_{i:02}", graph, input_specs(graph), () if parts == 1 else (f"blocks.{i}",))
         for i, graph in enumerate(graphs)
     ]
     folder = root / "engines" / device.name
@@ -130,15 +130,14 @@ def fake_driver(folder: Path, arch: str = "sm_87", compiler: str = "gcc") -> Pat
     return folder
 
 
-def environment(folder: Path, driver: Path | None, **more: str) -> dict[str, str]:
-    """For a build in the engine folder `folder`: nothing of vditc but what the package holds."""
+def environment(driver: Path | None, **more: str) -> dict[str, str]:
+    """For a build: nothing of vditc but what the package holds."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
     return {
         **kept,
         "PYTHON": sys.executable,
         "PYTHONPATH": str(TESTS / "stub_tensorrt"),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "STUB_FOLDER": str(folder),
         **({"LD_LIBRARY_PATH": str(driver)} if driver else {}),
         **more,
     }
@@ -148,7 +147,7 @@ def build(root: Path, driver: Path | None, *arguments: str, name: str = "jetson-
     """`sh build.sh` of the target in `root`."""
     folder = root / "engines" / name
     command = ["sh", str(folder / "build.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(folder, driver, **more), cwd="/")
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(driver, **more), cwd="/")
 
 
 def read(root: Path, name: str = "jetson-orin-jp6") -> DevicePackage:

@@ -33,6 +33,7 @@ from vditc.export.describe import describe_inputs
 from vditc.export.stage import insert_weights, traced_graph
 from vditc.export.write import write_model
 from vditc.graph_passes.core import run_passes
+from vditc.graph_passes.cut_segments import cut_segments
 from vditc.graph_passes.precompute_time_path import PrecomputeTimePath
 from vditc.graph_passes.spec import Spec
 from vditc.graph_passes.stage import load, lower
@@ -43,11 +44,13 @@ from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.profile import Profile, Range
 from vditc.progress import SILENT
-from vditc.runtimes.graph_inputs import input_specs
+from vditc.runtimes.graph_inputs import graph_outputs, input_specs
+from vditc.runtimes.graph_precision import expected_precision
 from vditc.runtimes.onnxruntime import session_options
 from vditc.runtimes.reference import QuantizedLinear
 from vditc.runtimes.registry import backend
 from vditc.scheme import QuantSpec, Scheme, quantize_weight
+from vditc.segments import block_of_name
 from vditc.target import Target
 from vditc.transform import OutputTransform, Transform
 
@@ -371,22 +374,46 @@ def check_time_path(p: PreparedCase) -> None:
         assert distance(found, run(path, feeds)) <= p.case.tolerance
 
 
+def check_segments(p: PreparedCase) -> None:
+    """As many segments as blocks compute what the lowered graph does, bit for bit in float32, and products keep their codes."""
+    lowered = p.folder / "segments" / "l.onnx"
+    lower(model=p.export(W8A8), target=Target.load("cpu"), out=lowered, progress=SILENT)
+    profile, specs = Profile(_ranges(p)), input_specs(lowered)
+    blocks = len({block_of_name(name) for name in p.adapter.layer_roles(p.source)} - {None})
+    segments = cut_segments(lowered, specs, profile, blocks, memory=lambda load: load.weights, budget=None)
+    products = [layer for segment in segments for layer in expected_precision(segment.graph).quantized]
+    assert sorted(products, key=str) == sorted(expected_precision(lowered).quantized, key=str)
+    for shape in p.case.shapes:
+        feeds = p.feeds(shape)
+        known: dict[str, Any] = dict(feeds)
+        for segment in segments:
+            found = run(segment.graph, {spec.name: known[spec.name] for spec in segment.inputs})
+            known |= dict(zip(segment.outputs, found, strict=True))
+        for name, want in zip(graph_outputs(lowered), run(lowered, {spec.name: feeds[spec.name] for spec in specs}), strict=True):
+            np.testing.assert_array_equal(known[name], want)
+
+
+def _ranges(p: PreparedCase) -> dict[str, Range]:
+    """Of the sizes of the case, axis by axis."""
+    axes = {}
+    for name in {d for s in p.adapter.inputs(p.source) for d in s.dims if isinstance(d, str)}:
+        low, opt, high = sorted(shape[name] for shape in p.case.shapes)
+        axes[name] = Range(low, opt, high)
+    return axes
+
+
 def check_engine(p: PreparedCase, scheme: Scheme | None) -> None:
     """TensorRT-RTX builds an engine for sm_89 that serves all shapes, or fails as the case says: a fix is noticed."""
     label = {None: "fp16", W8A8: "w8a8", W4A16: "w4a16"}[scheme]
     target = dataclasses.replace(Target.load("rtx-ada"), arch=("sm_89",))
     lowered = p.folder / f"{label}.lowered.onnx"
-    axes = {}
-    for name in {d for s in p.adapter.inputs(p.source) for d in s.dims if isinstance(d, str)}:
-        low, opt, high = sorted(shape[name] for shape in p.case.shapes)
-        axes[name] = Range(low, opt, high)
 
     def build() -> None:
         lower(model=p.export(scheme), target=target, out=lowered, progress=SILENT)
         backend(target.backend).build(
             lowered=lowered,
             target=target,
-            profile=Profile(axes),
+            profile=Profile(_ranges(p)),
             inputs=input_specs(lowered),
             out=p.folder / label,
             work=p.folder / f"{label}.work",

@@ -29,7 +29,8 @@ def test_enough_close_and_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notes.said == []
     check_build_memory(11 * GB, None, "here", notes)
     assert notes.said[0].startswith(
-        "here: the builder needs about 11.00 GB, 10.00 GB are free; if it is killed, choose a recipe of fewer bits"
+        "here: the builder needs about 11.00 GB, 10.00 GB are free; if it is killed, cut the engine (--segments auto), choose a recipe of "
+        "fewer bits"
     )
     most = int(10 * GB / SURE)
     check_build_memory(most, None, "here", notes)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,9 @@ def test_every_option_is_read_and_written() -> None:
         embed_plugins=True,
         memory=16_000_000_000,
     )
-    assert options.asked == BuildOptions.NAMES and len(options.asked) == len(dataclasses.fields(options))
-    for one in (options, DEFAULTS, BuildOptions.parse("level=0,timing-cache=on,weight-streaming")):
+    cut = BuildOptions.parse("segments=3")
+    assert cut.segments == 3 and {*options.asked, *cut.asked} == {*BuildOptions.NAMES} and options.asked == BuildOptions.NAMES[:-1]
+    for one in (options, cut, DEFAULTS, *map(BuildOptions.parse, ("level=0,timing-cache=on,weight-streaming", "segments=auto"))):
         assert BuildOptions.parse(str(one)) == one == BuildOptions.from_json(one.to_json())
     assert (str(DEFAULTS), DEFAULTS.asked, DEFAULTS.to_json()) == ("", (), {})
     assert BuildOptions.parse("level=0").asked == ("level",)  # 0 is no default
@@ -56,6 +56,10 @@ def test_every_option_is_read_and_written() -> None:
         ("workspace=0GiB", "found '0GiB'"),
         ("workspace=-1GiB", "found '-1GiB'"),
         ("memory=lots", "found 'lots'"),
+        ("segments", "segments: found ''; wanted a number from 1 on, or auto"),
+        ("segments=0", "segments: found '0'"),
+        ("segments=2,strip-weights", "found segments and strip-weights; wanted one of them"),
+        ("weight-streaming,segments=auto", "found segments and weight-streaming"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text: str, words: str) -> None:
@@ -87,7 +91,7 @@ def test_options_of_one_target() -> None:
 def refused(target: str) -> set[str]:
     """Options that a target refuses, one by one."""
     found = set()
-    for item in ALL.split(","):
+    for item in (*ALL.split(","), "segments=2"):
         try:
             Target.load(target).check_options(BuildOptions.parse(item))
         except InputError as error:

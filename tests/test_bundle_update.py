@@ -12,7 +12,7 @@ import pytest
 from vditc.bundle import MANIFEST, Bundle, Manifest, list_files, write_manifest
 from vditc.bundle_update import WORK, updating
 from vditc.errors import InputError, VditcError
-from vditc.pipeline.bundle_parts import Part, parts_of, update
+from vditc.pipeline.bundle_parts import Part, parts_of, update, with_target
 
 
 def make(root: Path, part: str = "transformer") -> Manifest:
@@ -59,7 +59,7 @@ def change(parts: list[Part], part: Part, names: tuple[str, ...]) -> None:
     for name in names:
         staged[f"engines/h100/{name}"] = part.root / WORK / name
         staged[f"engines/h100/{name}"].write_text(f"new {name}")
-    update(parts, part, "h100", {"engine": {"status": "built"}}, staged, {"engines/h100/build.sh"})
+    update(parts, part, with_target(part.manifest, "h100", {"engine": {"status": "built"}}), staged, {"engines/h100/build.sh"})
 
 
 def state(root: Path, part: str) -> str:

@@ -36,7 +36,7 @@ def test_the_guides_commands_run(compiled: bool, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Target, "load", lambda name: target if name == NAME else real(name))
     monkeypatch.setenv("VDITC_PLUGINS", str(plugin_folder))
     monkeypatch.chdir(tmp_path)
-    driver, folder, here = device_case.fake_driver(tmp_path / "driver"), tmp_path / NAME / "engines" / NAME, tmp_path
+    driver, here = device_case.fake_driver(tmp_path / "driver"), tmp_path
     ran = {"vditc": 0, "device": 0}
     for line in lines():
         words = shlex.split(line, comments=True)
@@ -52,9 +52,7 @@ def test_the_guides_commands_run(compiled: bool, tmp_path: Path, monkeypatch: py
             here = tmp_path / words[1]
         else:
             command = [sys.executable if w == "python3" else w for w in words]
-            done = subprocess.run(
-                command, cwd=here, env=device_case.environment(folder, driver), capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(command, cwd=here, env=device_case.environment(driver), capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}\n{done.stderr}"
             ran["device"] += 1
     assert ran == {"vditc": 6, "device": 5}

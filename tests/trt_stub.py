@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TABLES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "runtimes" / "data" / "tensorrt_api.json").read_text())
-SUBCLASSED = ("ILogger", "IStreamWriter")  # what the project derives from
+SUBCLASSED = ("ILogger", "IProfiler", "IStreamWriter")  # what the project derives from
 # Where the bindings do not say, or what is asked for as CORE.
 RETURNED = {"get_plugin_registry": "IPluginRegistry", "IPluginV3.get_capability_interface": "IPluginV3OneCore"}
 ALIASES = {"IParserError": "ParserError"}  # names of C++ in signatures

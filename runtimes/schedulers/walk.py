@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,42 +169,59 @@ class Walk:
         """Noise that step `index` adds, the same on every machine."""
         return np.random.default_rng((self.seed, index)).standard_normal(shape, np.float32)
 
+    @property
+    def scales(self) -> bool:
+        """Whether what the model is shown of latents is at some step not they themselves."""
+        return any(row.seen != 1.0 for row in self.rows)
+
     def step(self, prediction: Array, index: int, latents: Array) -> npt.NDArray[np.float32]:
         """Latents after step `index`; ValueError when a step is left out or repeated and the walk remembers earlier ones."""
+        if not self._out or self._out[0].shape != latents.shape:
+            self._out = [np.empty(latents.shape, np.float32) for _ in range(2)]
+        self._out.reverse()
+        if np.may_share_memory(self._out[0], latents):
+            self._out.reverse()
+        p = np.ascontiguousarray(prediction, np.float32).reshape(-1)
+        move = self.moves(index, latents, self._out[0])
+        in_blocks(p.size, lambda at, scratch: move(at, p[at], scratch))
+        return self._out[0]
+
+    def moves(self, index: int, latents: Array, out: Array) -> Callable[[slice, Array, Array], None]:
+        """What makes `out` of `latents` block by block: `move(at, prediction[at], scratch)`, for each block of `elementwise.in_blocks`.
+
+        `out` is contiguous float32 and may be `latents`, but not the prediction, which may lie in scratch: it is read once. ValueError as
+        above.
+        """
         row, shape = self.rows[index], latents.shape
         if index == 0 or (self._depth < 2 and not self._corrects):
             self._next = index
         if index != self._next:
             raise ValueError(f"step {index} where step {self._next} was expected: {self.about['class']} needs every step in order")
-        if not self._out or self._out[0].shape != shape:
+        plain = self._depth == 1 and row.converted == (0.0, 1.0) and not self._corrects  # nothing is remembered
+        if not plain and (not self._memory or self._memory[0].shape != shape):
             self._memory = [np.empty(shape, np.float32) for _ in range(max(self._depth, 1))]
             self._last = np.empty(shape if self._corrects else 0, np.float32)
-            self._out = [np.empty(shape, np.float32) for _ in range(2)]
-        self._memory.insert(0, self._memory.pop())
-        self._out.reverse()
-        if np.may_share_memory(self._out[0], latents):
-            self._out.reverse()
-        x, p = (np.ascontiguousarray(a, np.float32).reshape(-1) for a in (latents, prediction))
+        if self._memory:
+            self._memory.insert(0, self._memory.pop())
+        x, to = np.ascontiguousarray(latents, np.float32).reshape(-1), out.reshape(-1)
         added = self.drawn(index, shape).reshape(-1) if row.noise else None
-        memory, last, out = [m.reshape(-1) for m in self._memory], self._last.reshape(-1), self._out[0].reshape(-1)
+        memory, last = [m.reshape(-1) for m in self._memory], self._last.reshape(-1)
+        self._next = index + 1
 
-        def block(at: slice, scratch: Array) -> None:
-            if self._depth == 1 and row.converted == (0.0, 1.0) and not self._corrects:
-                m = p[at]  # nothing is remembered
+        def move(at: slice, p: Array, scratch: Array) -> None:
+            if plain:
+                m = p
             else:
-                combine(memory[0][at], Weighted(row.converted, (x[at], p[at])), scratch)
                 m = memory[0][at]
+                combine(m, Weighted(row.converted, (x[at], p)), scratch)
             now, earlier = x[at], [a[at] for a in memory[1:]]
             if row.corrected is not None:
-                combine(last[at], Weighted(row.corrected, (last[at], m, *earlier)), scratch)
                 now = last[at]
+                combine(now, Weighted(row.corrected, (now, m, *earlier)), scratch)
             elif self._corrects:
                 last[at] = now
-                now = last[at]
-            combine(out[at], Weighted(row.following, (now, m, *earlier)), scratch)
+            combine(to[at], Weighted(row.following, (now, m, *earlier)), scratch)
             if added is not None:
-                out[at] += np.multiply(added[at], np.float32(row.noise), out=scratch[: len(added[at])])
+                to[at] += np.multiply(added[at], np.float32(row.noise), out=scratch[: len(p)])
 
-        in_blocks(x.size, block)
-        self._next = index + 1
-        return self._out[0]
+        return move

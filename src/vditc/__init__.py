@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
     from vditc.pipeline.diffusers_module import CompiledTransformer
+    from vditc.pipeline.sampler import Sampler
 
-__all__ = ["load"]
+__all__ = ["Sampler", "load"]
 
 
 def load(bundle: str | PathLike[str], *, backend: str | None = None, dtype: torch.dtype | None = None) -> CompiledTransformer:
@@ -28,3 +29,12 @@ def load(bundle: str | PathLike[str], *, backend: str | None = None, dtype: torc
     from vditc.pipeline.diffusers_module import load_transformer
 
     return load_transformer(Path(bundle), backend, dtype)
+
+
+def __getattr__(name: str) -> Any:
+    """`vditc.Sampler`, loaded when it is asked for: the commands' start waits for no sampler."""
+    if name == "Sampler":
+        from vditc.pipeline.sampler import Sampler
+
+        return Sampler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

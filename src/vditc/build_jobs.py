@@ -1,7 +1,7 @@
 """The list of engines that `vditc build BUNDLE` is to build: what is done, what failed and why. `.build/jobs.json` in the bundle.
 
-One job is the engine of one part (a transformer, or one of two experts) for one target. The list is written whenever a job changes, so
-a command that was killed goes on with what is not done.
+One job is the engine of one part (a transformer, one of two experts, a text encoder, a graph of a VAE decoder) for one target. The list is
+written whenever a job changes, so a command that was killed goes on with what is not done.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class BuildJob:
     where: str = ""
     seconds: float | None = None
     anew: bool = False  # also where the bundle has the engine
+    fallback: bool = False  # layers that do not land go down the ladder of vditc.pipeline.fallback
 
     @property
     def name(self) -> str:
@@ -84,16 +85,21 @@ class JobList:
         return cls(path, bundle, jobs)
 
     def add(self, wanted: Iterable[BuildJob], *, retry_failed: bool = False) -> list[BuildJob]:
-        """Take jobs into the list; returns its own entries for them. One that is built from something else now is done anew."""
+        """Take jobs into the list; returns its own entries for them.
+
+        One that is built from something else now is done anew, and one that has failed where a fallback was not asked for and is now.
+        """
         found = []
         for job in wanted:
             known = next((j for j in self.jobs if (j.part, j.target) == (job.part, job.target)), None)
             if known is None:
                 self.jobs.append(job)
-            elif known.key != job.key or (retry_failed and known.state == "failed"):
+            elif known.key != job.key or (known.state == "failed" and (retry_failed or (job.fallback and not known.fallback))):
                 self.jobs[self.jobs.index(known)] = job
                 job.anew = job.anew or known.anew or known.key != job.key
+                job.fallback = job.fallback or known.fallback
             else:
+                known.fallback = job.fallback or known.fallback
                 job = known
             found.append(job)
         self.write()

@@ -20,7 +20,7 @@ SURE = 0.85
 def check_build_memory(needed: int, limit: int | None, where: str, progress: Progress) -> None:
     """VditcError when a build of about `needed` bytes has no chance in `limit` bytes (None: what is free); a note when it is close."""
     free = available_memory() if limit is None else limit
-    helps = "choose a recipe of fewer bits or a larger machine"  # sizes of clips hardly matter to it
+    helps = "cut the engine (--segments auto), choose a recipe of fewer bits or a larger machine"  # sizes of clips hardly matter to it
     if SURE * needed > free:
         raise VditcError(
             found=f"{gigabytes(free)} of memory {'free' if limit is None else 'allowed'}",

@@ -12,6 +12,7 @@ hardware-compatibility=ampere_plus|same_compute_capability     the engine runs o
 version-compatible         the engine runs with later versions of TensorRT
 embed-plugins              the plugin library is in the engine
 memory=SIZE                of the host, that the build may take [default: what is free]
+segments=N|auto            N engines of whole blocks, built one by one and run as one; auto: as few as the memory takes
 
 A SIZE has a unit: B, KB, MB, GB, TB or KiB, MiB, GiB, TiB.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 TILING = ("fast", "moderate", "full")
 HARDWARE = ("ampere_plus", "same_compute_capability")
-AUTO = "auto"  # a budget that TensorRT finds itself
+AUTO = "auto"  # a budget that TensorRT finds itself, segments that the memory asks for
 _UNITS = {"B": 1, **{f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}, **{f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}}
 
 
@@ -50,6 +51,7 @@ class BuildOptions:
     version_compatible: bool = False
     embed_plugins: bool = False
     memory: int | None = None
+    segments: int | str | None = None  # how many, or AUTO
 
     NAMES: ClassVar[tuple[str, ...]]
 
@@ -63,6 +65,9 @@ class BuildOptions:
                 fix = "say it once" if name in given else "correct the name"
                 raise _bad(where, f"option {name!r}{' twice' if name in given else ''}", f"some of {', '.join(cls.NAMES)}", fix)
             given[name] = _READ[name](value if equals else None, f"{where}, {name}")
+        # Stripped weights come back from one graph, and a budget is of one engine.
+        if "segments" in given and (whole := [name for name in ("strip-weights", "weight-streaming") if name in given]):
+            raise _bad(where, f"segments and {whole[0]}", "one of them", "leave the other out")
         return cls(**{name.replace("-", "_"): value for name, value in given.items()})
 
     @classmethod
@@ -127,7 +132,7 @@ def _item(name: str, value: Any) -> str:
         return name if value and name != "timing-cache" else f"{name}={'on' if value else 'off'}"
     if name in ("workspace", "tactic-memory", "memory", "weight-streaming") and isinstance(value, int):
         return f"{name}={value}B"
-    return name if value == AUTO else f"{name}={value}"
+    return name if value == AUTO and name != "segments" else f"{name}={value}"
 
 
 def _level(text: str | None, where: str) -> int:
@@ -157,6 +162,14 @@ def _flag(text: str | None, where: str) -> bool:
     return True
 
 
+def _segments(text: str | None, where: str) -> int | str:
+    if text == AUTO:
+        return AUTO
+    if text is None or not text.isdecimal() or int(text) < 1:
+        raise _bad(where, repr(text or ""), f"a number from 1 on, or {AUTO}", f"write segments={AUTO}")
+    return int(text)
+
+
 def _budget(text: str | None, where: str) -> int | str:
     return AUTO if text is None else byte_count(text, where)
 
@@ -174,6 +187,7 @@ _READ: dict[str, Any] = {
     "version-compatible": _flag,
     "embed-plugins": _flag,
     "memory": byte_count,
+    "segments": _segments,
 }
 BuildOptions.NAMES = tuple(_READ)
 DEFAULTS = BuildOptions()

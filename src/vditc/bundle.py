@@ -23,10 +23,12 @@ from typing import Any
 
 from vditc.errors import InputError
 from vditc.files import sha256, write_text
+from vditc.threads import for_each
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 UNLISTED = "report"  # the only folder whose files are not hashed
+CLIPS = "report/clips.safetensors"  # finished clips of the verification, float32 [clips, F, H, W]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +84,20 @@ class Bundle:
     def open(cls, path: Path, *, hashes: bool = True) -> Bundle:
         """Read the manifest and check every listed file (its hash too, unless told otherwise); InputError when anything is off."""
         bundle = cls(path, _read(path / MANIFEST))
-        manifest = bundle.manifest
-        for name, entry in manifest.files.items():
+        files = bundle.manifest.files
+        for name, entry in files.items():
             file = _inside(path, name)
             if not file.is_file():
                 raise _damaged(path, f"no file {name}", "every file that the manifest lists")
             if file.stat().st_size != entry.bytes:
                 raise _damaged(path, f"{name} of {file.stat().st_size} bytes", f"{entry.bytes} bytes")
-            if hashes and (digest := sha256(file)) != entry.sha256:
-                raise _damaged(path, f"{name} with sha256 {digest[:16]}…", f"{entry.sha256[:16]}…")
+
+        def check(name: str) -> None:
+            if (digest := sha256(path / name)) != files[name].sha256:
+                raise _damaged(path, f"{name} with sha256 {digest[:16]}…", f"{files[name].sha256[:16]}…")
+
+        if hashes:
+            for_each(check, sorted(files, key=lambda name: -files[name].bytes))  # the largest first, so that no core waits long
         for expert in bundle.experts.values():
             expert._check_within(bundle)
         return bundle
@@ -178,8 +185,9 @@ def _read(path: Path) -> Manifest:
     except ValueError as error:
         raise InputError(found=f"no JSON ({error})", wanted="a manifest", where=str(path), fix="compile the bundle again") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise InputError(found=f"schema {found}", wanted=f"schema {SCHEMA}", where=str(path), fix="use a matching vditc")
+        found, by = (data.get("schema"), data.get("vditc")) if isinstance(data, dict) else (type(data).__name__, None)
+        fix = "use a matching vditc" if by is None else f"use vditc {by}, which wrote it"
+        raise InputError(found=f"schema {found}", wanted=f"schema {SCHEMA}", where=str(path), fix=fix)
     try:
         files = {str(n): FileEntry(int(e["bytes"]), str(e["sha256"])) for n, e in data.pop("files").items()}
         return Manifest(files=files, **data)

@@ -5,6 +5,7 @@ matplotlib draws with placeholder colours; the SVG's text then names the page's 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,10 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 _INK, _GRID = "#010101", "#010102"  # placeholders
@@ -109,12 +113,88 @@ def _draw_role(panel: Axes, role: str, errors: Mapping[str, Mapping[str, Sequenc
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerMap:
+    """A picture of layers, a row for each kind and a column for each block. `cells`: (row, block) -> shade in [0, 1], or a series.
+
+    `legend`: words -> the shade or the series that they stand for. A cell without an entry is empty: there is no such layer.
+    """
+
+    title: str
+    rows: Sequence[str]
+    cells: Mapping[tuple[str, int], float | int]
+    legend: Mapping[str, float | int]
+
+
+def layer_map_chart(maps: Sequence[LayerMap], title: str) -> str:
+    """One map below the other, with the same columns."""
+    columns = 1 + max(block for one in maps for _, block in one.cells)
+    heights = [_ROW * len(one.rows) + _HEAD for one in maps]
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False, "font.size": 8}):
+        figure = Figure(figsize=(8.4, sum(heights) + 0.2), layout="constrained")
+        panels = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights).ravel()
+        for panel, one in zip(panels, maps, strict=True):
+            places = {row: i for i, row in enumerate(one.rows)}
+            corners = [(block + 0.04, places[row] + 0.06) for row, block in one.cells]
+            patches = [Rectangle(corner, 0.92, 0.88) for corner in corners]
+            colours = [_cell(value) for value in one.cells.values()]
+            panel.add_collection(PatchCollection(patches, facecolors=colours, edgecolors="none", clip_on=False))
+            panel.set(xlim=(0, columns), ylim=(len(one.rows), 0))
+            panel.set_yticks([i + 0.5 for i in range(len(one.rows))], one.rows)
+            # Not more labels than there is room for.
+            shown = range(0, columns, max(1, -(-columns // 30)))
+            panel.set_xticks([i + 0.5 for i in shown], [str(i) for i in shown])
+            panel.spines[["left", "bottom"]].set_visible(False)
+            panel.set_title(one.title, pad=16)
+            handles = [Rectangle((0, 0), 1, 1, facecolor=_cell(value)) for value in one.legend.values()]
+            where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0, "handlelength": 0.9}
+            panel.legend(handles, list(one.legend), ncols=len(handles), handleheight=0.9, columnspacing=1.2, fontsize=7.5, **where)
+        panels[-1].set_xlabel("block")
+        return _svg(figure, title)
+
+
+_ROW, _HEAD = 0.17, 0.62  # inches of a map's row, and of what is above and below its rows
+_FAINTEST = 0.08  # opacity of shade 0: that a layer is there should be seen
+
+
+def _cell(value: float | int) -> tuple[float, float, float, float]:
+    """Shades are opacities of the first colour; series from SERIES on are grey."""
+    if isinstance(value, int):
+        return to_rgba(_SERIES[value] if value < SERIES else _GRID)
+    return to_rgba(_SERIES[0], _FAINTEST + (1 - _FAINTEST) * value)
+
+
+def step_time_chart(times: Mapping[str, tuple[float, float, float, Mapping[str, float]]]) -> str:
+    """Bars of a step's milliseconds: name -> median, 10th and 90th percentile in seconds, and the shares of what it consists of."""
+    parts = list(dict.fromkeys(part for _, _, _, shares in times.values() for part in shares))
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(8.4, 0.42 * len(times) + 0.95), layout="constrained")
+        axes = figure.add_subplot()
+        for row, (median, low, high, shares) in enumerate(times.values()):
+            left = 0.0
+            for part, share in shares.items() or {"": 1.0}.items():
+                colour = _SERIES[parts.index(part)] if part and parts.index(part) < SERIES else _GRID
+                axes.barh(row, 1e3 * median * share, 0.62, left=left, color=colour)
+                left += 1e3 * median * share
+            axes.errorbar(1e3 * median, row, xerr=[[1e3 * (median - low)], [1e3 * (high - median)]], color=_INK, capsize=3, linewidth=1)
+        axes.set_yticks(range(len(times)), list(times))
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.set_xlabel("ms a step")
+        if parts:
+            handles = [Rectangle((0, 0), 1, 1, facecolor=_SERIES[i] if i < SERIES else _GRID) for i in range(len(parts))]
+            figure.legend(handles, parts, loc="outside upper left", ncols=len(parts), fontsize=8, handlelength=0.9, handleheight=0.9)
+        return _svg(figure, "Milliseconds of a step")
+
+
 def _svg(figure: Figure, title: str) -> str:
     """The figure as an <svg> element with the page's colours and a title for screen readers."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": title})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
+    # A map has thousands of corners: hundredths of a point are enough, on one line.
+    svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]).replace(" \n", " ").replace("\n", " "), svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for placeholder, css in _CSS.items():
         svg = svg.replace(placeholder, css)

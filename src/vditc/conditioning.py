@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,9 @@ class Conditioning:
         """The rest of it, plain data."""
         return {"prompts": self.prompts, "seeds": self.seeds, "latent_shape": self.latent_shape, "known_frames": self.known_frames}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file."""
-        write_tensors(path, self.tensors(), {"vditc": json.dumps(self.to_json())})
+        write_tensors(Path(path), self.tensors(), {"vditc": json.dumps(self.to_json())})
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], info: Mapping[str, Any]) -> Conditioning:

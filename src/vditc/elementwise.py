@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from vditc.threads import cores
 
 Array = npt.NDArray[Any]
-BLOCK = 1 << 15  # numbers: a few blocks stay in a core's cache
+BLOCK = 1 << 16  # numbers: a few blocks stay in a core's cache, and calls of numpy cost little beside them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,32 +45,50 @@ def combine(out: Array, total: Weighted, scratch: Array) -> None:
 
 
 def in_blocks(size: int, task: Callable[[slice, Array], None]) -> None:
-    """Call `task(slice, scratch [BLOCK])` for all of `size` numbers, on all cores where there is more than one block for each."""
+    """Call `task(slice, scratch [BLOCK or more])` for all of `size` numbers, on all cores where there are two blocks for each."""
     workers = min(cores(), size // (2 * BLOCK))
 
     def run(first: int) -> None:
-        scratch = np.empty(BLOCK, np.float32)
+        scratch = _scratch()
         for begin in range(first * BLOCK, size, max(workers, 1) * BLOCK):
             task(slice(begin, min(begin + BLOCK, size)), scratch)
 
-    if workers < 2:
+    others = [_pool().submit(run, first) for first in range(1, workers)]
+    try:
         run(0)
-        return
-    for _ in _pool().map(run, range(workers)):
-        pass
+    finally:
+        wait(others)  # before an error leaves: they write to arrays of the caller
+    for other in others:
+        other.result()
+
+
+def guide_block(out: Array, with_text: Array, without: Array, scale: float) -> Array:
+    """`out` = without + scale * (with_text - without), float32 [n]; `out` is none of the others."""
+    np.subtract(with_text, without, out=out)
+    np.multiply(out, np.float32(scale), out=out)
+    return np.add(without, out, out=out)
 
 
 def guide(out: Array, with_text: Array, without: Array, scale: float) -> Array:
-    """`out` = without + scale * (with_text - without), float32; the arrays are contiguous and of one shape, `out` may be one of them."""
+    """The same of contiguous arrays of one shape, of which `out` may be one."""
     flat, a, b = (array.reshape(-1) for array in (out, with_text, without))
 
     def block(at: slice, scratch: Array) -> None:
-        difference = np.subtract(a[at], b[at], out=scratch[: len(a[at])])
-        np.multiply(difference, np.float32(scale), out=difference)
-        np.add(b[at], difference, out=flat[at])
+        flat[at] = guide_block(scratch[: len(a[at])], a[at], b[at], scale)
 
     in_blocks(flat.size, block)
     return out
+
+
+def _scratch() -> Array:
+    """This thread's, kept: fresh memory would be given out page by page."""
+    if not hasattr(_local, "scratch"):
+        _local.scratch = np.empty(BLOCK, np.float32)
+    found: Array = _local.scratch
+    return found
+
+
+_local = threading.local()
 
 
 @functools.cache

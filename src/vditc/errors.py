@@ -21,6 +21,10 @@ class InputError(VditcError):
     exit_code = 2
 
 
+class CancelledError(VditcError):
+    """Whoever watches a call said that it is not to go on."""
+
+
 class QualityError(VditcError):
     """The result is worse than the recipe's gate; the CLI exits with 3."""
 

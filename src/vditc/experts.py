@@ -65,6 +65,18 @@ class ExpertSwitch:
         assert self.denoise is not None
         return self.denoise(feeds, step - self.now.start)
 
+    def layer_seconds(self, feeds: Feeds, step: int, runs: int) -> dict[str, float] | None:
+        """Module -> seconds of a step of the expert whose step it is, the mean of `runs`; None where its runtime does not tell."""
+        if self.denoise is None or step not in self.now:
+            self._open(step)
+        measure = getattr(self.denoise, "layer_seconds", None)
+        return None if measure is None else measure(feeds, step - self.now.start, runs)
+
+    @property
+    def context_bytes(self) -> int | None:
+        """Of the GPU, of the expert that is open; None where its runtime does not tell."""
+        return getattr(self.denoise, "context_bytes", None)
+
     def _open(self, step: int) -> None:
         found = next(((steps, opened) for steps, opened in self.experts if step in steps), None)
         if found is None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or somebody's share of it
 _PIECE = 16 << 20  # bytes of one system call
 
 
@@ -41,6 +42,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.replace(path)
+        except OSError as error:
+            if error.errno in FULL and error.filename is None:  # of a file that is open: nobody has said which
+                error.filename = str(path)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
     finally:
@@ -65,7 +70,7 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise full(f"a full disk ({free:,} bytes were free at the start)") from error
 

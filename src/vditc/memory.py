@@ -88,6 +88,11 @@ class Memory:
         """Plain data."""
         return {**dataclasses.asdict(self), "total": self.total}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, int]) -> Memory:
+        """Read what `to_json` wrote."""
+        return cls(**{name: count for name, count in data.items() if name != "total"})
+
     def __str__(self) -> str:
         build = f"; building it takes about {gigabytes(self.builder)}" if self.builder else ""
         return (

@@ -15,34 +15,17 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from vditc.charts import SERIES, layer_error_chart, step_error_chart
+from vditc.charts import SERIES, layer_error_chart, layer_map_chart, step_error_chart
 from vditc.clips import FPS, to_pixels
+from vditc.engine_facts import Words
 from vditc.errors import InputError
 from vditc.files import write_text
 from vditc.metrics import ClipScores, Summary
+from vditc.report_layers import Layer, layer_maps, layer_tables
+from vditc.report_timing import shares, timing_table
+from vditc.timing import Timing
 
 Array = npt.NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A quantized layer."""
-
-    name: str
-    role: str
-    weight: str  # in words: "int4 per_group(64)"
-    activation: str | None  # in words; None: floating point
-    bits: float  # stored bits per weight, scales included
-    error: float | None = None  # relative error of its output
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KeptLayer:
-    """A layer left in floating point."""
-
-    name: str
-    role: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,10 +40,10 @@ class GateLine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What a target's engine is. `facts` are label -> value for people; a label that another engine lacks is a dash there."""
+    """What a target's engine is. `facts` are label -> words, or lines of them; a label that another engine lacks is a dash there."""
 
     target: str
-    facts: Mapping[str, str]
+    facts: Mapping[str, Words]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +64,11 @@ class BundleReport:
     sampled: Variant | None = None
     gate: Sequence[GateLine] = ()
     step_error: Sequence[float] = ()  # relative error of the latents after each step
-    layers: Sequence[Layer] = ()
-    kept: Sequence[KeptLayer] = ()
+    layers: Sequence[Layer] = ()  # those in floating point as well
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # artefact -> bytes
     engines: Sequence[Engine] = ()
     stage_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    timings: Sequence[Timing] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,9 +93,11 @@ def render_report(data: ReportData) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vditc"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds}
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "markup": Markup}
     steps = {b.name: b.step_error for b in data.bundles if b.step_error}
     layers = {b.name: found for b in data.bundles if (found := _errors_by_role(b))}
+    times = {b.name: shares(b.timings) for b in data.bundles}
+    maps = {b.name: layer_maps(b.layers, times[b.name]) for b in data.bundles}
     return environment.get_template("report.html").render(
         data=data,
         series=SERIES,
@@ -124,7 +109,10 @@ def render_report(data: ReportData) -> str:
         kept={b.name: _kept_rows(b) for b in data.bundles},
         sizes=_keyed_table([b.sizes for b in data.bundles]),
         stages=_keyed_table([b.stage_seconds for b in data.bundles]),
-        engine_labels=list(dict.fromkeys(label for b in data.bundles for e in b.engines for label in e.facts)),
+        engine_labels={b.name: _labels(b.engines) for b in data.bundles},
+        timings={b.name: [timing_table(timing) for timing in b.timings] for b in data.bundles},
+        layer_maps={name: Markup(layer_map_chart(found, f"Layers of {name}")) for name, found in maps.items() if found},
+        layer_tables={b.name: layer_tables(b.layers, times[b.name]) for b in data.bundles if b.layers},
     )
 
 
@@ -247,11 +235,12 @@ def _role_rows(bundle: BundleReport) -> list[_RoleRow]:
     """Layers of one role and scheme as one row."""
     groups: dict[tuple[str, str, str], list[Layer]] = {}
     for layer in bundle.layers:
-        groups.setdefault((layer.role, layer.weight, layer.activation or "float"), []).append(layer)
+        if layer.weight is not None:
+            groups.setdefault((layer.role, layer.weight, layer.activation or "float"), []).append(layer)
     rows = []
     for (role, weight, activation), members in groups.items():
         errors = [m.error for m in members if m.error is not None]
-        bits = sum(m.bits for m in members) / len(members)
+        bits = sum(m.bits or 0 for m in members) / len(members)
         rows.append(_RoleRow(role, len(members), weight, activation, f"{bits:.2f}", f"{np.mean(errors):.2%}" if errors else "–"))
     return rows
 
@@ -259,10 +248,15 @@ def _role_rows(bundle: BundleReport) -> list[_RoleRow]:
 def _kept_rows(bundle: BundleReport) -> list[tuple[str, list[str]]]:
     """Reason -> the roles that stay for it, each with its number of layers where there are several."""
     reasons: dict[str, dict[str, int]] = {}
-    for layer in bundle.kept:
+    for layer in (one for one in bundle.layers if one.weight is None):
         roles = reasons.setdefault(layer.reason, {})
         roles[layer.role] = roles.get(layer.role, 0) + 1
     return [(reason, [role if n == 1 else f"{role} × {n}" for role, n in roles.items()]) for reason, roles in reasons.items()]
+
+
+def _labels(engines: Sequence[Engine]) -> list[str]:
+    """Of all engines, in the order of the one of which most is known."""
+    return list(dict.fromkeys(label for e in sorted(engines, key=lambda e: -len(e.facts)) for label in e.facts))
 
 
 @dataclasses.dataclass(frozen=True)

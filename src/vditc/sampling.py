@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.adapter import InputSpec
-from vditc.elementwise import guide
-from vditc.schedule import Scheduler
+from vditc.elementwise import guide, guide_block, in_blocks
+from vditc.schedule import BlockScheduler, Moves, Scheduler
 from vditc.step_cache import PROMPTED, UNPROMPTED, Skips
 
 Array = npt.NDArray[Any]
@@ -80,6 +80,13 @@ class Feeder:
             if s.fill != "timestep"
         }
         self._latents: Array | None = None
+        self.written = False  # whether `rows` have what is fed next
+
+    def rows(self, latents: Array) -> list[Array]:
+        """Where latents [B, C, F, H, W] lie in what is fed, flat, for each branch; none where they are fed as they are, or in pieces."""
+        if self._latents is None or (self.clips.channels is not None and len(latents) > 1):
+            return []
+        return [part.reshape(-1)[: latents.size] for part in np.split(self._latents, len(self.branches))]
 
     def feeds(self, seen: Array, timestep: float) -> dict[str, Array]:
         """Of latents as the model is shown them [B, C, F, H, W], at a time."""
@@ -93,7 +100,7 @@ class Feeder:
                 for part in np.split(self._latents, count):
                     part[:, channels:] = 0 if clips.channels is None else clips.channels
             latents = self._latents
-            for part in np.split(latents, count):
+            for part in [] if self.written else np.split(latents, count):
                 part[:, :channels] = seen
         found = {clips.specs[0].name: latents}
         for spec in clips.specs[1:]:
@@ -151,6 +158,8 @@ def sample(
     guided, latents = guidance_scale != 1.0, clips.start(scheduler) if latents is None else latents
     branches = (PROMPTED, UNPROMPTED) if guided else (PROMPTED,)
     feeders = [Feeder(clips, b, reuse=reuse) for b in ([branches] if passes == "batched" else [(b,) for b in branches])]
+    # A walk that shows the model the latents themselves can leave them where they are fed from.
+    moves = scheduler.moves if reuse and clips.known is None and isinstance(scheduler, BlockScheduler) and not scheduler.scales else None
     mixed: Array | None = None
     for index in range(begin, len(scheduler.timesteps) if end is None else end):
         seen, timestep = scheduler.shown(index, latents), float(scheduler.timesteps[index])
@@ -170,6 +179,11 @@ def sample(
             said += np.split(feeder.prediction, len(feeder.branches))
         if on_prediction:
             on_prediction(seen, said)
+        if moves is not None:
+            latents = _in_one_pass(moves, index, latents, latents if index > begin else None, said, guidance_scale, feeders)
+            if on_step:
+                on_step(index, latents)
+            continue
         predicted = said[0]
         if guided:
             with_text, without = (np.ascontiguousarray(branch, np.float32) for branch in said)
@@ -179,3 +193,35 @@ def sample(
         if on_step:
             on_step(index, latents)
     return np.array(latents, np.float32)
+
+
+def _in_one_pass(
+    moves: Moves, index: int, latents: Array, out: Array | None, said: Sequence[Array], scale: float, feeders: Sequence[Feeder]
+) -> Array:
+    """Guidance, the step, and all that is fed next, block by block: each array passes through a core's cache once.
+
+    `out`: may be written, where no place from which latents are fed takes them.
+    """
+    places = [row for feeder in feeders for row in feeder.rows(latents)]
+    if places:
+        out = places[0].reshape(latents.shape)
+    elif out is None:
+        out = np.empty(latents.shape, np.float32)
+    flat = out.reshape(-1)
+    # A denoiser may answer with what it was fed, in the very array.
+    branches = [np.array(b, np.float32) if np.may_share_memory(b, out) else np.ascontiguousarray(b, np.float32) for b in said]
+    told = [branch.reshape(-1) for branch in branches]
+    move = moves(index, latents, out)
+
+    def block(at: slice, scratch: Array) -> None:
+        predicted = told[0][at]
+        if len(told) > 1:
+            predicted = guide_block(scratch[: len(predicted)], predicted, told[1][at], scale)
+        move(at, predicted, scratch)
+        for place in places[1:]:
+            place[at] = flat[at]
+
+    in_blocks(flat.size, block)
+    for feeder in feeders:
+        feeder.written = bool(places)
+    return out

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,23 @@ class Scheduler(Protocol):
 
     def step(self, prediction: Array, index: int, latents: Array) -> Array:
         """Latents after step `index`. A scheduler may use the array again two steps later: copy what is kept."""
+        ...
+
+
+Moves = Callable[[int, Array, Array], Callable[[slice, Array, Array], None]]
+
+
+@runtime_checkable
+class BlockScheduler(Scheduler, Protocol):
+    """One whose steps can be taken block by block, in place."""
+
+    @property
+    def scales(self) -> bool:
+        """Whether what the denoiser sees of latents is at some step not they themselves."""
+        ...
+
+    def moves(self, index: int, latents: Array, out: Array) -> Callable[[slice, Array, Array], None]:
+        """See `vditc.runtimes.schedulers.walk.Walk.moves`."""
         ...
 
 

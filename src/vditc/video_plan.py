@@ -79,6 +79,11 @@ class VideoPlan:
             fix="compile with a --profile that holds clips of this length",
         )
 
+    def check(self, frames: int) -> None:
+        """InputError for a clip of so many latent frames that the graphs do not decode."""
+        for number, length in enumerate(chunks(frames, self.chunk)):
+            self.graph(length, first=number == 0)
+
     def save(self, folder: Path) -> None:
         """Write `decoder.json`."""
         write_text(folder / FILE, json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n")

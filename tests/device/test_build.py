@@ -119,7 +119,7 @@ def test_a_killed_build_goes_on(segments: Path, driver: Path) -> None:
     ]
     engine = read_engine(folder)
     assert [part["name"] for part in engine["engine"]["segments"]] == ["segment_00", "segment_01", "segment_02"]
-    assert [part["blocks"] for part in engine["engine"]["segments"]] == [[0], [1], [2]]
+    assert [part["blocks"] for part in engine["engine"]["segments"]] == [["blocks.0"], ["blocks.1"], ["blocks.2"]]
     assert engine["engine"]["plan_bytes"] == sum(plan["bytes"] for plan in engine["plans"].values())
     assert engine["engine"]["attentions"] == 6
 

@@ -86,7 +86,9 @@ def test_fewer_bits_are_proposed_where_no_swap_helps() -> None:
     """7 GiB of weights run on 10 GiB, but the GPU's part of one build alone does not fit; of eight graphs each does."""
     board = BoardMemory(int(8.9 * GIB), swap=64 * GIB)
     whole, cut = package(7, 1), package(7, 1, parts=8)
-    with pytest.raises(InputError, match="compile with a recipe of fewer bits or a smaller --profile, or build on a board with more"):
+    with pytest.raises(
+        InputError, match="compile with --segments, a recipe of fewer bits or a smaller --profile, or build on a board with more"
+    ):
         share(whole, dataclasses.replace(whole.graphs[0], builder=whole.graphs[0].weights + GIB), board)
     assert all(share(cut, graph, board).workspace > LEAST_WORKSPACE for graph in cut.graphs)
 

@@ -14,6 +14,7 @@ from vditc.scheme import Scheme
 
 CASES = cases()
 # Tracing takes seconds: `make test` does it for the first case of each family, `make test-all` for its variants too.
+SEGMENTED = ("wan", "latte")  # one list of blocks, and two that alternate
 TRACED = [pytest.param(case, marks=() if case.first else pytest.mark.slow) for case in CASES]
 
 
@@ -66,6 +67,13 @@ def test_quantized(prepared: checks.PreparedCase, scheme: Scheme) -> None:
 @traced
 def test_time_path(prepared: checks.PreparedCase) -> None:
     checks.check_time_path(prepared)
+
+
+@pytest.mark.parametrize(
+    "prepared", [pytest.param(c, marks=() if c.name in SEGMENTED else pytest.mark.slow) for c in CASES], indirect=True, ids=str
+)
+def test_segments(prepared: checks.PreparedCase) -> None:
+    checks.check_segments(prepared)
 
 
 @pytest.mark.slow

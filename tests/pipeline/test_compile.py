@@ -94,7 +94,7 @@ def test_bundle_is_complete(job: Job) -> None:
         clip = Conditioning(prompts=("x",), inputs={TEXT: text}, empty={TEXT: text}, seeds=(1,), latent_shape=(4, frames, 8, 8))
         clip.save(file := job.out.with_name("clip.safetensors"))
         with pytest.raises(InputError, match=words):
-            sample_bundle(bundle, job.out.with_name("latents.safetensors"), "", file, 0, backend, SILENT)
+            sample_bundle(bundle, job.out.with_name("latents.safetensors"), "", file, None, backend, SILENT)
 
 
 def test_a_target_in_bfloat16(job: Job) -> None:

@@ -117,7 +117,7 @@ def test_it_builds_there_alone(bundle: Bundle, tmp_path: Path) -> None:
     (device := tmp_path / "device").mkdir()
     subprocess.run(["tar", "xf", "../a.tar"], cwd=device, check=True)
     driver = device_case.fake_driver(tmp_path / "driver")
-    environment = device_case.environment(device / NAME / "engines" / NAME, driver)
+    environment = device_case.environment(driver)
     run = subprocess.run(
         ["sh", f"{NAME}/build.sh", "--memory", "8"], cwd=device, env=environment, capture_output=True, text=True, check=False
     )

@@ -15,24 +15,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import component_case
 import pytest
 from command import Run, vditc
+from fake_builder.fake_rtx import FakeRTX
 
+from vditc.build_jobs import BuildJob
 from vditc.bundle import MANIFEST, Bundle, list_files
 from vditc.bundle_update import WORK
 from vditc.device.package import DevicePackage
 from vditc.pipeline import local_builds
 from vditc.pipeline.cluster_worker import ability, own_resources, put_piece, wanted_resources
 from vditc.pipeline.compile import compile_bundle
-from vditc.pipeline.engine_task import EngineRequest
+from vditc.pipeline.engine_jobs import EngineJobs
+from vditc.pipeline.engine_task import EngineRequest, attempt
 from vditc.pipeline.job import Job
-from vditc.pipeline.local_builds import LocalBuilds, Order
+from vditc.pipeline.local_builds import Event, LocalBuilds, Order
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
+from vditc.runtimes.graph_precision import expected_precision
+from vditc.runtimes.registry import BACKENDS
 from vditc.target import Target
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -66,7 +72,7 @@ def lowered(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_fake_builder(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("FAKE_BUILDER", str(folder))
-    patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS / "fake_builder"), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS / "fake_builder"), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
 @pytest.fixture
@@ -164,6 +170,104 @@ def test_jobs_of_a_bundle(bundle: Path, fake: Path) -> None:
     opened = Bundle.open(bundle)
     assert opened.manifest.targets["rtx-ada"]["build"] == {"refit": True}
     assert opened.file("engines/rtx-ada/model.plan").read_text().endswith(" refit\n")
+
+
+class Here:
+    """Builds one after another in this process. `kill`: the command dies when it begins that many builds."""
+
+    def __init__(self, kill: int = 0) -> None:
+        self.kill = kill
+
+    def run(self, orders: list[Order]) -> Generator[Event]:
+        while orders:
+            order = orders.pop(0)
+            yield Event(order, "here")
+            if (kill := self.kill) == 1:
+                raise KeyboardInterrupt
+            self.kill = kill - 1
+            yield Event(order, "here", attempt(order.request.to_json(), order.name))
+
+
+@pytest.fixture
+def here(fake: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[tuple[str, str], BuildJob]]:
+    """`vditc build` with no process but this one: (part, target) -> job."""
+    monkeypatch.setitem(BACKENDS, "tensorrt_rtx", FakeRTX)
+
+    def run(bundle: Path, *targets: str, kill: int = 0, **asked: Any) -> dict[tuple[str, str], BuildJob]:
+        done = EngineJobs(bundle=bundle, targets=targets, **asked).run(Here(kill), SILENT)
+        return {(job.part, job.target): job for job in done}
+
+    return run
+
+
+def test_every_part_of_a_pipeline(bundle: Path, fake: Path, here: Callable[..., Any]) -> None:
+    """Text encoder and decoder are built beside the transformer: for new targets too, and what fails is one graph."""
+    component_case.add_components(bundle, [Target.load("h100")])
+    made = {name: (bundle / name).read_bytes() for name in Bundle.open(bundle).manifest.files if "components/" in name}
+    (fake / "fail").write_text("rtx-ada-vae/next")
+    found = here(bundle, "rtx-ada", "h100", "cpu")
+    parts = ("transformer", *component_case.NAMES)
+    wanted = {"rtx-ada": ("done", "built"), "h100": ("done", "to build on the device"), "cpu": ("done", "portable")}
+    assert {name: (job.state, job.status) for name, job in found.items()} == {(p, t): w for p in parts for t, w in wanted.items()} | {
+        ("vae/next", "rtx-ada"): ("failed", "")
+    }
+    begun = [line.split()[1] for line in (fake / "calls").read_text().splitlines()]
+    assert begun == ["wan.bundle", "text_encoder/model", "vae/first1", "vae/next"]
+    opened = Bundle.open(bundle)
+    graphs = {name: about["targets"]["rtx-ada"]["graphs"] for name, about in opened.manifest.components.items()}
+    assert [g["engine"]["status"] for about in graphs.values() for g in about.values()] == ["built", "built", "to build on the device"]
+    assert opened.manifest.components["text_encoder"]["targets"]["rtx-ada"]["compute"] == "bf16"
+    assert graphs["vae"]["first1"]["engine"]["version"] == "1.7" and 0 < graphs["vae"]["next"]["error"] < 0.05
+    plan = opened.file("components/vae/engines/rtx-ada/first1/model.plan").read_text().split()
+    assert plan[:2] == ["rtx-ada", opened.manifest.files["components/vae/first1.rtx-ada.onnx"].sha256]
+    assert opened.file("components/text_encoder/engines/rtx-ada/model/model.plan").read_text().startswith("rtx-ada-bf16 ")
+    assert {name: (bundle / name).read_bytes() for name in made} == made  # of the H100, built anew, and portable: as they were
+    for name in component_case.NAMES:
+        folder = bundle / "components" / name.partition("/")[0] / "engines/h100" / (name.partition("/")[2] or "model")
+        DevicePackage.read(folder).check_files(folder)
+
+    (fake / "fail").unlink()
+    assert here(bundle, "rtx-ada", retry_failed=True)["vae/next", "rtx-ada"].state == "done"
+    assert (fake / "calls").read_text().split()[-3] == "vae/next" and len(calls(fake)) == 5
+    whole = Bundle.open(bundle).manifest
+    assert whole.components["vae"]["targets"]["rtx-ada"]["graphs"]["next"]["engine"]["status"] == "built"
+    assert not list(bundle.rglob(f"{WORK}-*"))
+    here(bundle, "rtx-ada", "cpu", force=True)
+    assert len(calls(fake)) == 9 and Bundle.open(bundle).manifest == whole
+
+
+def test_what_a_component_is_built_from_has_changed(bundle: Path, here: Callable[..., Any]) -> None:
+    component_case.add_components(bundle)
+    data = bundle / "components/vae/first1.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"!")
+    failed = {part: job.reason for (part, _), job in here(bundle, "rtx-ada").items() if job.state == "failed"}
+    assert sorted(failed) == ["vae/first1", "vae/next"] and all("found sha256 " in why for why in failed.values())
+    lowered = bundle / "components/text_encoder/model.rtx-ada.onnx"
+    lowered.write_bytes(b"!" * lowered.stat().st_size)  # no graph at all
+    assert "model.rtx-ada.onnx: found sha256 " in here(bundle, "rtx-ada", force=True)["text_encoder", "rtx-ada"].reason
+
+
+def test_layers_that_do_not_land_go_down_the_ladder(bundle: Path, fake: Path, here: Callable[..., Any]) -> None:
+    """As with compile, and recorded as there; without being asked the job fails, and a killed command goes on from its rung."""
+    q, k, job = "blocks.0.attn1.to_q", "blocks.0.attn1.to_k", ("transformer", "rtx-ada")
+    (fake / "refuse").write_text(f"{q} {k}")
+    assert "computes half x half" in here(bundle, "rtx-ada")[job].reason
+    with pytest.raises(KeyboardInterrupt):
+        here(bundle, "rtx-ada", fallback=True, kill=2)
+    codes, alone, why = "W[int8 per_channel] A[int8 per_token dynamic]", "W[int8 per_channel] A[float]", "computes half x half"
+    first = {"layers": [q, k], "from": codes, "to": alone, "reason": why}
+    about = Bundle.open(bundle).manifest.targets["rtx-ada"]
+    assert about["fallback"] == [first] and 0 < about["graph"]["error"] < 0.05
+    assert here(bundle, verify=False)[job].state == "done"  # that a fallback was asked for is in the list
+    assert len(calls(fake)) == 4  # without, at the first rung, and, behind the kill, at the second and third
+    about = Bundle.open(bundle).manifest.targets["rtx-ada"]
+    assert about["fallback"] == [first, {"layers": [q, k], "from": alone, "to": "fp16", "reason": why}]
+    lowered = expected_precision(bundle / about["lowered"])
+    assert not {q, k} & {one.layer for one in lowered.quantized} and f"{q}/MatMul" in lowered.floating
+    assert about["engine"]["status"] == "built"
+    assert "rtx-ada falls back from W[int8 per_channel] A[float] to fp16: " in vditc("inspect", str(bundle)).stdout
+    here(bundle, "rtx-ada", force=True)  # nothing is left to fall
+    assert Bundle.open(bundle).manifest.targets["rtx-ada"] == about
 
 
 def test_a_killed_command_goes_on(bundle: Path, fake: Path) -> None:
@@ -312,6 +416,7 @@ def test_bad_input(bundle: Path, fake: Path, tmp_path: Path) -> None:
         ((str(bundle), "--target", "rtx-ada", "--cluster", "local:0"), "local:N"),
         ((str(bundle), "--target", "rtx-ada", "--cluster", "local:1", "--jobs", "2"), "--jobs 2"),
         ((str(graph), "--target", "rtx-ada", "-o", "x", "--jobs", "2"), "--jobs 2"),
+        ((str(graph), "--target", "rtx-ada", "-o", "x", "--fallback"), "--fallback"),
         ((str(graph), "--target", "rtx-ada"), "no -o"),
         ((str(graph), "--target", "rtx-ada", "--target", "cpu", "-o", "x"), "2 targets"),
         ((str(tmp_path), "--target", "rtx-ada"), "no readable manifest"),
@@ -328,6 +433,17 @@ def test_a_target_that_does_not_run_the_recipe(bundle: Path, fake: Path, tmp_pat
     (tmp_path / "few.toml").write_text(head + '[[products]]\nweight = ["fp8_e4m3"]\n')
     run = build(bundle, "--target", "rtx-ada", "--target", str(tmp_path / "few.toml"))
     assert run.code == 2 and "rule 1 of recipe w8a8" in run.stderr and calls(fake) == []
+    run = build(bundle, "--target", str(tmp_path / "few.toml"), "--fallback")  # all layers begin at the last rung
+    assert run.code == 0, run.stderr
+    (step,) = Bundle.open(bundle).manifest.targets["few"]["fallback"]
+    assert (len(step["layers"]), step["to"]) == (20, "fp32") and "it runs fp8_e4m3" in step["reason"]
+
+
+def test_a_worker_of_another_version() -> None:
+    """Of vditc, or with another target under the same name."""
+    data = order("x", 0).request.to_json()
+    assert attempt({**data, "vditc": "0.0.1"}, "x")["error"].endswith("wanted 0.0.1; install one version everywhere")
+    assert "rtx-ada: found another target of this name" in attempt({**data, "target": "rtx-ada", "attention": "fp16"}, "x")["error"]
 
 
 def test_what_a_worker_says_it_can_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,6 +489,20 @@ def test_a_lost_worker(bundle: Path, fake: Path) -> None:
     plan = Bundle.open(bundle).file("engines/rtx-ada/model.plan")
     assert plan.read_text().startswith("rtx-ada ")
     assert not {line.split()[1] for line in (fake / "calls").read_text().splitlines()} & {"wan.bundle"}  # they were sent
+
+
+@pytest.mark.slow
+def test_a_cluster_builds_all_parts_and_goes_down_the_ladder(bundle: Path, fake: Path) -> None:
+    pytest.importorskip("distributed", reason="no distributed: pip install 'vditc[cluster]'")
+    pytest.importorskip("tensorrt_rtx")
+    component_case.add_components(bundle)
+    (fake / "refuse").write_text("blocks.0.attn1.to_q")
+    run = build(bundle, "--cluster", "local:2", "--send", "--fallback", "--no-verify", "--target", "rtx-ada", "--json")
+    found = {job["part"]: job["state"] for job in json.loads(run.stdout)["jobs"]}
+    assert found == dict.fromkeys(("transformer", *component_case.NAMES), "done"), run.stdout
+    opened = Bundle.open(bundle)
+    assert [step["to"] for step in opened.manifest.targets["rtx-ada"]["fallback"]] == ["W[int8 per_channel] A[float]", "fp16"]
+    assert len(calls(fake)) == 6 and "components/vae/engines/rtx-ada/next/model.plan" in opened.manifest.files
 
 
 def running(bundle: Path) -> str:

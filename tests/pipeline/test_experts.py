@@ -31,10 +31,12 @@ from vditc.experts import ExpertSwitch, experts_of
 from vditc.model_dir import PARTS, ModelDir
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import compile_bundle, prepare_experts
+from vditc.pipeline.denoisers import open_denoiser
 from vditc.pipeline.experts import full_precision, joined, own_steps, sample_experts
 from vditc.pipeline.job import Job
 from vditc.pipeline.report_data import report_bundles
-from vditc.pipeline.use import RunOptions, check_bundle, evaluate_bundle, open_denoiser, sample_bundle
+from vditc.pipeline.use import check_bundle, evaluate_bundle, sample_bundle
+from vditc.pipeline.walk_plan import RunOptions
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
@@ -148,7 +150,7 @@ def test_who_walks_which_step_is_as_in_diffusers(model: Path, bundle: Bundle, wa
     plans = prepare_experts(job := make_job(model, tmp_path / "float.bundle", "fp16", clips=1))
     full = sample_experts([full_precision(plan.verified, "cpu") for plan in plans], tmp_path, SILENT, "sample")
     assert relative_l2(joined(full).latents[:, -1], walk.latents) < WALKED
-    sample_bundle(compile_bundle(job, SILENT), out := tmp_path / "out.safetensors", "", job.conditioning, 0, "cpu", SILENT)
+    sample_bundle(compile_bundle(job, SILENT), out := tmp_path / "out.safetensors", "", job.conditioning, None, "cpu", SILENT)
     latents = read_header(out)[0]["latents"].read()
     assert relative_l2(latents, walk.latents) < WALKED
     assert relative_l2(latents[::-1], walk.latents) > 0.1  # they are two clips
@@ -188,7 +190,7 @@ def test_one_model_at_a_time(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
         "OnnxRuntimeModel": 6,  # sampling, and the error of lowering
     }
     made.clear()
-    sample_bundle(compiled, tmp_path / "out.safetensors", "", model.with_name("conditioning.safetensors"), 0, "cpu", SILENT)
+    sample_bundle(compiled, tmp_path / "out.safetensors", "", model.with_name("conditioning.safetensors"), None, "cpu", SILENT)
     assert made == ["OnnxRuntimeModel"] * 2  # two clips, and each expert is loaded once
     prompts = ("a 7 moving left",)
     found = evaluate_bundle(compiled, model, (), 2, 7, prompts, "reference", tmp_path / "work", "cpu", SILENT)
@@ -264,7 +266,7 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     (path / "model_index.json").write_text(json.dumps(index))
     made = compile_bundle(make_job(path, tmp_path / "out.bundle", conditioning=conditioning), SILENT)
     assert made.manifest.quality is not None and 0 < made.manifest.quality["step_error"][-1] < 0.2
-    sample_bundle(made, out := tmp_path / "out.safetensors", "", conditioning, 0, "cpu", SILENT)
+    sample_bundle(made, out := tmp_path / "out.safetensors", "", conditioning, None, "cpu", SILENT)
     assert np.isfinite(read_header(out)[0]["latents"].read()).all()
 
 
@@ -300,10 +302,10 @@ def test_second_expert_is_no_bundle_to_sample_with(bundle: Bundle, model: Path, 
     with pytest.raises(
         InputError, match=r"transformer_2, which goes on with clips .* wanted the bundle of the whole model; use .*/out\.bundle$"
     ):
-        sample_bundle(second, out, "", conditioning, 0, "cpu", SILENT)
+        sample_bundle(second, out, "", conditioning, None, "cpu", SILENT)
     one = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, experts={}))
     with pytest.raises(InputError, match=r"found --guidance-2; wanted a bundle of two experts"):
-        sample_bundle(one, out, "", conditioning, 0, "cpu", SILENT, RunOptions(guidance_2=2.0))
+        sample_bundle(one, out, "", conditioning, None, "cpu", SILENT, RunOptions(guidance_2=2.0))
     with pytest.raises(InputError, match=r"found --lora-2; wanted a bundle of two experts"):
         evaluate_bundle(one, model, (), 1, 0, (), "reference", tmp_path, "cpu", SILENT, ("x",))
 
@@ -344,6 +346,24 @@ def test_a_switch_closes_one_expert_before_it_opens_the_other() -> None:
     assert happened == [*("open a", ("a", 0), ("a", 1), "close a", "open b", ("b", 0), ("b", 1), "close b", "open a", ("a", 1), "close a")]
     with pytest.raises(InputError, match="found step 4; wanted 0 to 3"):
         switch({}, 4)
+
+
+def test_a_switch_tells_the_times_of_the_expert_of_the_step() -> None:
+    class Timed:
+        context_bytes = 7
+
+        def __call__(self, feeds: Any, step: int) -> Any:
+            raise AssertionError
+
+        def layer_seconds(self, feeds: Any, step: int, runs: int) -> dict[str, float]:
+            return {f"step {step}": float(runs)}
+
+    untimed: Any = lambda feeds, step: None  # noqa: E731
+    switch = ExpertSwitch(
+        [(range(2), lambda: contextlib.nullcontext(untimed)), (range(2, 4), lambda: contextlib.nullcontext[Any](Timed()))]
+    )
+    assert (switch.layer_seconds({}, 1, 5), switch.context_bytes) == (None, None)
+    assert (switch.layer_seconds({}, 3, 5), switch.context_bytes) == ({"step 1": 5.0}, 7)
 
 
 @pytest.mark.parametrize(

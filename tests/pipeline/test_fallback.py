@@ -14,14 +14,15 @@ import tiny_export
 from command import vditc
 
 from vditc.bundle import Bundle
+from vditc.engine_facts import engine_facts
 from vditc.errors import InputError, PrecisionError, VditcError
+from vditc.files import whole_file
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import compile_bundle, prepare
 from vditc.pipeline.fallback import Ladder
 from vditc.pipeline.job import Job
-from vditc.pipeline.report_data import _engine as report_facts
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe, Rule
 from vditc.runtimes.backend import EngineFacts
@@ -88,6 +89,19 @@ class Stubborn(TensorRTRTX):
         return EngineFacts(status="built", backend=self.name)
 
 
+class Killed(BaseException):
+    """Stands for a signal: nothing but a test catches it."""
+
+
+class Dying(TensorRTRTX):
+    """Is killed with half of an engine written."""
+
+    def build(self, **rest: Any) -> EngineFacts:
+        with whole_file(rest["out"] / "model.plan") as plan:
+            plan.write_bytes(b"half")
+            raise Killed
+
+
 @pytest.fixture
 def job(tiny_dir: Path, tmp_path: Path) -> Job:
     recipe = dataclasses.replace(Recipe.load("w8a8"), gate=Gate())
@@ -95,10 +109,20 @@ def job(tiny_dir: Path, tmp_path: Path) -> Job:
 
 
 def test_layers_that_do_not_land_are_lowered_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a job whose first build was killed, and that goes on."""
     monkeypatch.setattr(job_module, "backend", lambda name: Stubborn())
     streaming = dataclasses.replace(job, engine=("weight-streaming",))
     assert prepare(streaming).digest == prepare(job).digest  # a killed build may go on otherwise
-    target = compile_bundle(streaming, SILENT).manifest.targets["rtx-ada"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(job_module, "backend", lambda name: Dying())
+        compile_bundle(streaming, SILENT)
+    partial = job.out.with_name("b.partial")
+    assert not job.out.exists() and (partial / "lowered/rtx-ada.onnx").is_file() and not list((partial / "engines").rglob("*.plan*"))
+    with pytest.raises(InputError, match=r"left by an interrupted run; .*--resume to go on with it"):
+        compile_bundle(streaming, SILENT)
+    for stage in ("calibrate", "export_model"):
+        monkeypatch.delattr(job_module, stage)  # a build that was killed goes on with the build
+    target = compile_bundle(dataclasses.replace(streaming, resume=True), SILENT).manifest.targets["rtx-ada"]
     assert target["build"] == {"weight-streaming": "auto"}
     why = "computes half x half"
     first, second = (
@@ -117,8 +141,9 @@ def test_layers_that_do_not_land_are_lowered_again(job: Job, monkeypatch: pytest
     assert weight.data_type == onnx.TensorProto.FLOAT16
     assert said_of(job.out, "falls back from W[int8 per_channel] A[float] to fp16") == 1
     assert said_of(job.out, "is built with weight-streaming\n") == 1
-    facts = report_facts(target)
-    assert facts["built with"] == "weight-streaming" and "falls back from W[int8" in facts["not as calibrated"]
+    facts = engine_facts(Bundle.open(job.out), "rtx-ada")
+    assert facts["build options"] == "weight-streaming"
+    assert [rung.partition(" per")[0] for rung in facts["fallback"]] == ["falls back from W[int8"] * 2
 
 
 def said_of(bundle: Path, words: str) -> int:

@@ -44,7 +44,7 @@ def test_from_conditionings_to_a_bundle_that_samples(name: str, scheduler: Any, 
     bundle = compile_bundle(job, SILENT)
     quality = bundle.manifest.quality
     assert quality is not None and quality["clips"] == 2 and 0 < quality["step_error"][-1] < 0.2
-    sample_bundle(bundle, tmp_path / "latents.safetensors", "", conditioning, 0, "cpu", SILENT)
+    sample_bundle(bundle, tmp_path / "latents.safetensors", "", conditioning, None, "cpu", SILENT)
     latents = read_header(tmp_path / "latents.safetensors")[0]["latents"].read()
     assert latents.shape[0] == 2 and np.isfinite(latents).all() and not np.array_equal(latents[0], latents[1])
     assert (latents[:, :, 0] == 0.25).all() == given

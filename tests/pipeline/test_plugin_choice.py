@@ -21,7 +21,7 @@ from vditc.errors import InputError, VditcError
 from vditc.files import sha256
 from vditc.numerics import Granularity, QType
 from vditc.pipeline import compile as job_module
-from vditc.pipeline import plugin_choice, plugin_library, use
+from vditc.pipeline import denoisers, plugin_choice, plugin_library
 from vditc.pipeline.compile import compile_bundle, prepare
 from vditc.pipeline.job import Job
 from vditc.pipeline.plugin_choice import PluginChoice, choose_plugins
@@ -287,8 +287,8 @@ def test_a_bundle_has_the_library_that_its_engine_needs(job: Job, libraries: Pat
     assert about["graph"]["error"] <= job_module.LOWERED_TOLERANCE and "plugins" not in about["graph"]
     assert DevicePackage.read(job.out / "engines" / "a100").library == name
     (engine := Mock()).open.return_value = contextlib.nullcontext()
-    monkeypatch.setattr(use, "backend_named", lambda _: engine)
-    with use.open_denoiser(Bundle.open(job.out), "a100"):
+    monkeypatch.setattr(denoisers, "backend_named", lambda _: engine)
+    with denoisers.open_denoiser(Bundle.open(job.out), "a100"):
         given = engine.open.call_args.kwargs["plugins"]
     assert given.library == job.out / name  # only what the engine has is asked of it
     assert given.wanted == (("QLinear", "1", "vditc"), ("QuantizeToken", "1", "vditc"))

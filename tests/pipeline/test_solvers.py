@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from vditc.bundle import Bundle
 from vditc.calibration import Calibration
 from vditc.errors import InputError
 from vditc.pipeline.compile import compile_bundle
+from vditc.pipeline.denoisers import guidance_passes
 from vditc.pipeline.job import Job
 from vditc.pipeline.schedules import Solver, WalkOptions, bundle_scheduler
-from vditc.pipeline.use import RunOptions, evaluate_bundle, guidance_passes, sample_bundle, step_cache, with_embedded_guidance
+from vditc.pipeline.use import evaluate_bundle, sample_bundle
+from vditc.pipeline.walk_plan import RunOptions, step_cache, with_embedded_guidance
 from vditc.progress import SILENT
 from vditc.recipe import Gate, Recipe
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
@@ -103,6 +107,22 @@ def test_a_schedule_that_the_table_does_not_hold(bundle: Bundle, tmp_path: Path,
     with pytest.raises(InputError, match=words):
         run(bundle, tmp_path / "a.safetensors", "cpu", walk=WalkOptions(**options))
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_the_guides_commands(bundle: Bundle, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/sampling.md: ONNX Runtime walks as it is told to, its graph has no tables."""
+    page = (Path(__file__).resolve().parents[2] / "docs/sampling.md").read_text()
+    lines = [shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert [words[:2] for words in lines] == [["vditc", "run"], ["vditc", "run"], ["vditc", "eval"]]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    for words in lines:
+        told = {"wan.bundle": str(bundle.path), "MODEL_DIR": str(model_dir), "...": PROMPT}
+        extra = ["--count", "1"] if words[1] == "eval" else []
+        done = vditc(*[told.get(word, word) for word in words[1:]], *extra)
+        assert done.code == 0, done.stderr
+        assert words[1] == "eval" or (tmp_path / "clip.mp4").stat().st_size > 0
+        (tmp_path / "clip.mp4").unlink(missing_ok=True)
 
 
 def with_sampling(bundle: Bundle, **changes: Any) -> Bundle:

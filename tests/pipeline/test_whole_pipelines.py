@@ -140,6 +140,16 @@ def test_engines_of_the_parts(tmp_path: Path) -> None:
     assert len(codes) == 14 and all(v.const_value.location == "model.onnx.data" for v in codes)  # type: ignore[union-attr]
     assert all(error <= 0.05 for g in vae["graphs"].values() if (error := g["error"]) is not None)
 
+    before = {n: (bundle / n).read_bytes() for n in Bundle.open(bundle).manifest.files if n.startswith("components/")}
+    run = vditc("build", str(bundle), "--target", "jetson-orin", "--target", "rtx-blackwell", "--no-verify", "--jobs", "2")
+    assert run.code == 0, run.stdout
+    made = Bundle.open(bundle).manifest  # as `compile` does, and for a target that it was not asked for
+    assert {n: (bundle / n).read_bytes() for n in before} == before
+    for name, graphs in engines.items():
+        found = made.components[name]["targets"]
+        assert found["jetson-orin"] == about[name]["targets"]["jetson-orin"]
+        assert {g: found["rtx-blackwell"]["graphs"][g]["engine"]["status"] for g in graphs} == dict.fromkeys(graphs, "built")
+
 
 @pytest.mark.parametrize("stored", ["model", pytest.param("w8", marks=pytest.mark.slow), pytest.param("fp8", marks=pytest.mark.slow)])
 def test_a_text_encoder_as_a_graph(stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ class Doubler:
 
     inputs: Mapping[str, Any] = {"x": np.float16, "step": np.int64}
     outputs: Mapping[str, Any] = {"y": np.float32}
+    generation = 0
 
     def __init__(self, stub: CudaStub) -> None:
         self.stub, self.enqueued = stub, 0
@@ -44,6 +45,9 @@ class Doubler:
             view("y", np.float32, count)[:] = view("x", np.float16, count) * 2 + view("step", np.int64, 1)
 
         self.stub.work(stream, run)
+
+    def release(self, stream: int) -> None:
+        """It has no memory of its own."""
 
 
 def feeds(seed: int, n: int = 5) -> dict[str, Any]:

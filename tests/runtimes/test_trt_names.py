@@ -301,9 +301,9 @@ def test_runner_feeds_the_engine_by_name_and_type(release: str) -> None:
             "IExecutionContext.execute_async_v3": run,
         }
     )
-    program = EngineProgram(trt, Thing(trt, "ICudaEngine"), Thing(trt, "IExecutionContext"))
+    program = EngineProgram(trt, Thing(trt, "ICudaEngine"))
     with DeviceRuns(Cuda(cuda, "stub"), program) as runs:
-        engine = EngineRunner(runs, program, StepTable((), "engine"))
+        engine = EngineRunner(runs, program, StepTable((), "engine"), [program])
         latents = np.arange(8, dtype=np.float32).reshape(2, 4)
         feeds = {"hidden_states": latents, "timestep": np.zeros(2, np.float32), "encoder_hidden_states": np.zeros((2, 3), np.float32)}
         velocity = engine(feeds, 5)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vditc.errors import InputError, VditcError
+from vditc.files import FULL
 from vditc.progress import SILENT
 from vditc.progress import Progress as Watcher
 
@@ -37,6 +38,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("sensitivity",),
     "use": ("run", "verify", "eval"),
     "bench": ("bench",),
+    "report": ("report",),
     "inspect": ("inspect",),
     "lists": ("recipes", "targets", "models"),
     "plugins": ("plugins",),
@@ -123,13 +125,14 @@ def main() -> None:
         sys.stderr.write(f"vditc: error: this command needs the package {error.name}: pip install 'vditc[{extra}]'\n")
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        full = error.errno in FULL
+        if error.filename is None and not full:
             raise
         trouble = VditcError(
-            found=str(error.strerror),
-            wanted="a file that can be used",
-            where=str(error.filename),
-            fix="check the path, its rights and the disk",
+            found="a full disk" if full else str(error.strerror),
+            wanted="room for what is written" if full else "a file that can be used",
+            where=str(error.filename or "vditc " + asked),
+            fix="free some space, or write to another disk" if full else "check the path, its rights and the disk",
         )
         sys.stderr.write(f"vditc: error: {trouble}\n")
         sys.exit(trouble.exit_code)

@@ -31,6 +31,9 @@ WaitOption = Annotated[
     float | None, typer.Option("--wait", min=0, help="seconds for which a job waits for a worker that can build it [default: 60]")
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="build once more what has failed")]
+FallbackOption = Annotated[
+    bool, typer.Option("--fallback", help="layers that do not land go down a recorded ladder, as with compile (docs/engines.md)")
+]
 VerifyOption = Annotated[bool, typer.Option(help="compare graphs that are lowered for new targets, pass by pass")]
 
 
@@ -52,6 +55,7 @@ def build_bundle(
     send: bool,
     wait: float | None,
     retry_failed: bool,
+    fallback: bool,
     verify: bool,
     force: bool,
     as_json: bool,
@@ -71,7 +75,9 @@ def build_bundle(
         from vditc.pipeline.cluster_builds import ClusterBuilds
 
         builds = ClusterBuilds(cluster, progress.note, send=send, **({} if wait is None else {"wait": wait}))
-    asked = EngineJobs(bundle=bundle, targets=targets, engine=engine, retry_failed=retry_failed, force=force, verify=verify)
+    asked = EngineJobs(
+        bundle=bundle, targets=targets, engine=engine, retry_failed=retry_failed, force=force, fallback=fallback, verify=verify
+    )
     done = asked.run(builds, progress)
     failed = [job for job in done if job.state == "failed"]
     if as_json:

@@ -26,8 +26,10 @@ from vditc.cli.options import (
     PromptsOption,
     RecipeOption,
     ResumeOption,
+    SegmentsOption,
     SizeOption,
     StepsOption,
+    engine_texts,
     read_prompts,
 )
 from vditc.recipe import Recipe
@@ -56,6 +58,7 @@ def compile_command(
         typer.Option(help="layers of few bits by the plugin library: auto (where it is there), on (build it if it is not) or off (Q/DQ)"),
     ] = "auto",
     engine: EngineOption = None,
+    segments: SegmentsOption = None,
     fallback: Annotated[
         bool,
         typer.Option("--fallback", help="layers that a target does not compute as calibrated: codes to weights alone to floating point"),
@@ -84,7 +87,7 @@ def compile_command(
     from vditc.pipeline.compile import compile_bundle
     from vditc.pipeline.job import Job
     from vditc.pipeline.parts import PartChoice
-    from vditc.pipeline.report_data import report_bundles
+    from vditc.pipeline.report_data import report_bundle
 
     job = Job(
         model_dir=model,
@@ -104,7 +107,7 @@ def compile_command(
         gate=gate,
         keep_time_path=keep_time_path,
         plugins=plugins,
-        engine=tuple(engine or ()),
+        engine=engine_texts(engine, segments),
         fallback=fallback,
         device=device,
         resume=resume,
@@ -114,8 +117,8 @@ def compile_command(
         loras_2=tuple(lora_2 or ()),
     )
     bundle = compile_bundle(job, RichProgress())
-    report_bundles([bundle], bundle.path / "report" / "index.html")
+    page = report_bundle(bundle)
     if as_json:
         print(json.dumps({"bundle": str(bundle.path), "quality": bundle.manifest.quality, "gate": bundle.manifest.gate}))
     else:
-        console.print(f"wrote {bundle.path}; see {bundle.path / 'report' / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"wrote {bundle.path}; see {page}", markup=False, highlight=False, soft_wrap=True)

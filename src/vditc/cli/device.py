@@ -13,8 +13,8 @@ from vditc.cli.app import app, console
 from vditc.cli.options import ForceOption, JsonOption, fresh
 from vditc.device.__main__ import boards
 from vditc.device.build import read_engine
-from vditc.device.facts import UNKNOWN
 from vditc.device.package import BUILT, DEVICE, DevicePackage
+from vditc.engine_facts import device_words
 
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `vditc compile` wrote")]
 
@@ -112,13 +112,6 @@ def show_package(path: Path, facts: dict[str, Any]) -> None:
         for name, plan in built["plans"].items():
             _say(f"  {name}: {plan['bytes'] / 1e6:.2f} MB, sha256 {plan['sha256'][:16]}")
         _say(f"  built by TensorRT {built['engine'].get('version')} on {device_words(built['device'])}")
-
-
-def device_words(device: dict[str, Any]) -> str:
-    """ "NVIDIA Jetson AGX Orin Developer Kit, JetPack 6.2+b77, L4T 36.4.3, MAXN_SUPER (2), driver 540.4.0": what is known."""
-    named = {"board": "", "jetpack": "JetPack ", "l4t": "L4T ", "power_mode": "power mode ", "driver": "driver ", "cuda": "CUDA "}
-    known = [f"{words}{device[key]}" for key, words in named.items() if key in device and not str(device[key]).startswith(UNKNOWN)]
-    return ", ".join(known) or "a machine that is no Jetson"
 
 
 def _say(text: str) -> None:

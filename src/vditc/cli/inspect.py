@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,27 @@ from vditc.build_memory import gigabytes
 from vditc.build_options import BuildOptions
 from vditc.bundle import MANIFEST, Bundle, rung_text
 from vditc.cli.app import app, console
+from vditc.cli.inspect_components import show_components
 from vditc.cli.options import JsonOption
+from vditc.engine_facts import device_words, engine_facts
 from vditc.errors import InputError
+from vditc.pipeline.report_notes import timings_of
+
+# Of `engine_facts`, what the table and the lines above it do not say.
+_TOLD = (
+    *(
+        "GPUs",
+        "computes in",
+        "build",
+        "segments",
+        "files",
+        "memory, estimated",
+        "memory, of the builder's log",
+        "constants",
+        "lowered graph",
+    ),
+    *("quantized layers", "products of several layers", "inputs quantized where they are made", "inputs quantized by kernels of their own"),
+)
 
 
 @app.command("inspect")
@@ -51,39 +70,26 @@ def inspect_command(
             for one in (bundle, *bundle.experts.values()):
                 _show_bundle(one)
         return
-    readers = {".onnx": _graph, ".plan": _plan, ".safetensors": _calibration}
-    if path.suffix not in readers or not path.is_file():
+    if path.suffix not in (".onnx", ".plan", ".safetensors") or not path.is_file():
         wanted = "a bundle, a model directory, a calibration, a .onnx or a .plan file"
         raise InputError(found=str(path), wanted=wanted, where="vditc inspect", fix="check the path")
-    facts = readers[path.suffix](path)
+    facts_of, show = _reader(path.suffix)
+    facts = facts_of(path)
     if as_json:
         print(json.dumps(facts))
-    elif path.suffix == ".safetensors":
-        from vditc.cli.inspect_calibration import show_calibration
-
-        show_calibration(path, facts)
     else:
-        console.print_json(json.dumps(facts))
+        show(path, facts)
 
 
-def _calibration(path: Path) -> dict[str, Any]:
-    from vditc.cli.inspect_calibration import calibration_facts
+def _reader(suffix: str) -> tuple[Callable[[Path], dict[str, Any]], Callable[[Path, dict[str, Any]], None]]:
+    """What reads a file, and what shows what was read; a bundle is shown without what they load."""
+    if suffix == ".safetensors":
+        from vditc.cli.inspect_calibration import calibration_facts, show_calibration
 
-    return calibration_facts(path)
+        return calibration_facts, show_calibration
+    from vditc.cli.inspect_file import graph_facts, plan_facts, show_graph, show_plan
 
-
-def _graph(path: Path) -> dict[str, Any]:
-    from vditc.graph_passes.facts import graph_facts
-
-    return graph_facts(path)
-
-
-def _plan(path: Path) -> dict[str, Any]:
-    from vditc.runtimes.fusion import summary
-    from vditc.runtimes.plan_text import program, read_plan
-
-    engine = program(read_plan(path))
-    return {"summary": summary(engine), **dataclasses.asdict(engine)}
+    return (graph_facts, show_graph) if suffix == ".onnx" else (plan_facts, show_plan)
 
 
 def _show_bundle(bundle: Bundle) -> None:
@@ -131,12 +137,18 @@ def _show_bundle(bundle: Bundle) -> None:
         if target.get("build"):
             lines.append(f"is built with {BuildOptions.from_json(target['build'])}")
         if "device" in target:
-            from vditc.cli.device import device_words
-
             lines.append(f"built by {target['backend']} {target['engine'].get('version')} on {device_words(target['device'])}")
         lines += [rung_text(rung) for rung in target.get("fallback", ())]
+        facts = engine_facts(bundle, name)
+        lines += [f"{label}: {words if isinstance(words, str) else ', '.join(words)}" for label, words in facts.items() if label in _TOLD]
         for line in lines:
             console.print(f"{name} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    for timing in timings_of(bundle):
+        for f in timing.of:
+            speed = f"{f.median * 1e3:.2f} ms a step, {timing.clip_seconds(f):.3g} s a clip"
+            console.print(f"{f.name} takes {speed} on {timing.device}", markup=False, highlight=False, soft_wrap=True)
+    show_components(m.components)
 
     layers = Table("layers", "role", "weight", "activation", "bits", title="layers", title_justify="left")
     groups: dict[tuple[str, str, str, float], list[str]] = {}

@@ -36,11 +36,25 @@ EngineOption = Annotated[
     list[str] | None,
     typer.Option("--engine", metavar="[TARGET:]OPTIONS", help="how engines are built: level=5,workspace=8GiB,refit (docs/engines.md)"),
 ]
+SegmentsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--segments",
+        metavar="[TARGET:]N|auto",
+        help="build N engines of whole blocks one by one, run them as one; auto: as few as the builder's memory allows",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:N]")]
 MemoryOption = Annotated[float | None, typer.Option("--memory", help="GiB that weights may take [default: half of what is free]")]
 ForceOption = Annotated[bool, typer.Option("--force", help="replace what is there")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def engine_texts(engine: list[str] | None, segments: list[str] | None) -> tuple[str, ...]:
+    """Of --engine and --segments: `[TARGET:]OPTIONS` as vditc.build_options reads them."""
+    cuts = [text.rpartition(":") for text in segments or ()]
+    return (*(engine or ()), *(f"{target}{colon}segments={count}" for target, colon, count in cuts))
 
 
 def memory_bytes(gibibytes: float | None) -> int | None:

@@ -14,6 +14,7 @@ from vditc.cli.app import RichProgress, app, console, progress_of
 from vditc.cli.build_bundle import (
     BuilderMemoryOption,
     ClusterOption,
+    FallbackOption,
     JobsOption,
     RetryOption,
     SendOption,
@@ -37,7 +38,9 @@ from vditc.cli.options import (
     ProfileOption,
     PromptsOption,
     RecipeOption,
+    SegmentsOption,
     StepsOption,
+    engine_texts,
     fresh,
     memory_bytes,
     read_prompts,
@@ -181,12 +184,14 @@ def build_command(
         typer.Option("--plugins", metavar="LIB", help="plugin library, or folder with it [default: VDITC_PLUGINS, or the cache]"),
     ] = None,
     engine: EngineOption = None,
+    segments: SegmentsOption = None,
     jobs: JobsOption = None,
     memory: BuilderMemoryOption = None,
     cluster: ClusterOption = None,
     send: SendOption = False,
     wait: WaitOption = None,
     retry_failed: RetryOption = False,
+    fallback: FallbackOption = False,
     verify: VerifyOption = True,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -198,19 +203,22 @@ def build_command(
 
     A graph with operators of the plugin library (`vditc lower --plugins`) needs the library; so does its engine when it runs.
     """
+    said = engine_texts(engine, segments)
     many = {"--jobs": jobs, "--memory": memory, "--cluster": cluster, "--send": send, "--wait": wait, "--retry-failed": retry_failed}
+    many["--fallback"] = fallback
     if source.is_dir():
         refuse_options({"-o": out, "--profile": profile, "--plugins": plugins}, f"{source}, a bundle", "has its own; leave it out")
         build_bundle(
             source,
             tuple(target or ()),
-            engine=tuple(engine or ()),
+            engine=said,
             jobs=jobs,
             memory=memory,
             cluster=cluster,
             send=send,
             wait=wait,
             retry_failed=retry_failed,
+            fallback=fallback,
             verify=verify,
             force=force,
             as_json=as_json,
@@ -226,40 +234,31 @@ def build_command(
         )
     assert target is not None
     lowered, chosen, path = source, Target.load(target[0]), fresh(out, force, folder=True)
-    check_targets(engine or (), [chosen.name])
-    options = BuildOptions.for_target(engine or (), chosen.name)
+    check_targets(said, [chosen.name])
+    options = BuildOptions.for_target(said, chosen.name)
 
     from vditc.files import sha256
-    from vditc.pipeline.device_files import write_stand_alone
+    from vditc.pipeline.build_engine import build_alone
     from vditc.pipeline.plugin_choice import plugin_operators
     from vditc.pipeline.plugin_library import find_library
     from vditc.profile import Profile
     from vditc.runtimes.attention_keys import float16_keys
-    from vditc.runtimes.backend import TO_BUILD
-    from vditc.runtimes.graph_inputs import graph_sizes, input_specs
-    from vditc.runtimes.registry import backend
+    from vditc.runtimes.graph_inputs import graph_sizes
 
-    backend(chosen.backend).check(chosen, options)
-    inputs = input_specs(lowered)
     ranges = Profile.parse(profile, Profile({}), graph_sizes(lowered))
     chosen.check_attention(float16_keys(lowered, ranges.largest), f"{lowered} at the largest sizes of --profile")
-    work = path.with_name(path.name + ".work")
     operators = plugin_operators(lowered) if chosen.backend != "onnxruntime" else {}
     library = find_library(chosen, plugins) if operators or plugins is not None else None
-    facts = backend(chosen.backend).build(
+    facts = build_alone(
         lowered=lowered,
+        out=path,
         target=chosen,
         profile=ranges,
-        inputs=inputs,
-        out=path,
-        work=work,
+        work=path.with_name(path.name + ".work"),
         progress=RichProgress(),
-        plugins=library,
+        library=library if operators else None,
         options=options,
     )
-    if facts.status == TO_BUILD:
-        needed = library if operators else None
-        write_stand_alone(lowered=lowered, out=path, target=chosen, profile=ranges, inputs=inputs, library=needed, options=options)
     result: dict[str, Any] = facts.to_json() | ({"options": options.to_json()} if options.asked else {})
     if library is not None and operators:
         result["plugin_library"] = {"path": str(library), "sha256": sha256(library)}

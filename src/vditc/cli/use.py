@@ -53,7 +53,8 @@ def run_command(
     prompt: Annotated[str, typer.Option(help="what the clip shows")] = "",
     negative_prompt: Annotated[str, typer.Option(help="what the clip is to lead away from")] = "",
     conditioning: ConditioningOption = None,
-    seed: Annotated[int, typer.Option(help="of the noise")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of the noise [default: 0, or those of the conditioning]")] = None,
+    size: Annotated[str, typer.Option(help="a preset, or FRAMESxHEIGHTxWIDTH in frames and pixels [default: the bundle's]")] = "",
     backend: Annotated[str, typer.Option(help="onnxruntime, or the name of a target of the bundle whose engine runs")] = "onnxruntime",
     guidance: Annotated[float | None, typer.Option("--guidance", help="guidance scale [default: the bundle's]")] = None,
     embedded_guidance: Annotated[
@@ -75,7 +76,8 @@ def run_command(
     opened, path = Bundle.open(bundle), fresh(out, force)
 
     from vditc.pipeline.schedules import WalkOptions
-    from vditc.pipeline.use import RunOptions, sample_bundle
+    from vditc.pipeline.use import sample_bundle
+    from vditc.pipeline.walk_plan import RunOptions
 
     options = RunOptions(
         walk=WalkOptions(solver=None if solver == "auto" else solver, steps=steps, shift=shift),
@@ -84,10 +86,20 @@ def run_command(
         embedded_guidance=embedded_guidance,
         passes=None if passes is GuidancePasses.AUTO else passes.value,
         step_cache=step_cache,
-        weight_budget=None if weight_budget is None else byte_count(weight_budget, "--weight-budget"),
-        negative=negative_prompt,
     )
-    sample_bundle(opened, path, prompt, conditioning, seed, backend, RichProgress(), options)
+    sample_bundle(
+        opened,
+        path,
+        prompt,
+        conditioning,
+        seed,
+        backend,
+        RichProgress(),
+        options,
+        negative=negative_prompt,
+        size=size,
+        weight_budget=None if weight_budget is None else byte_count(weight_budget, "--weight-budget"),
+    )
     say(f"wrote {path}")
 
 

@@ -10,8 +10,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def build_package(folder: Path, *, say: Say, library: Path | None = None, board:
         "vditc": package.vditc,
         "target": package.target,
         "profile": package.profile,
-        "engine": _together(package, facts),
+        "engine": _together(package, facts).to_json(),
         "device": device_facts(),
         "memory": {graph: {"workspace": limit.workspace, "tactic_memory": limit.tactic_memory} for graph, limit in limits.items()},
         "plans": {g.plan: {"bytes": (folder / g.plan).stat().st_size, "sha256": sha256(folder / g.plan)} for g in package.graphs},
@@ -182,36 +181,11 @@ def _build(
     return done
 
 
-def _together(package: DevicePackage, facts: dict[str, EngineFacts]) -> dict[str, Any]:
-    """The facts of the engine, of several segments their sum, as a manifest has them."""
+def _together(package: DevicePackage, facts: dict[str, EngineFacts]) -> EngineFacts:
+    """The facts of the engine, of several segments those of all."""
     if len(facts) == 1:
-        return next(iter(facts.values())).to_json()
-    parts = list(facts.values())
-    whole = dataclasses.replace(
-        parts[0],
-        plan_bytes=sum(p.plan_bytes or 0 for p in parts),
-        weight_bytes=sum(p.weight_bytes or 0 for p in parts),
-        activation_bytes=max((p.activation_bytes or 0 for p in parts), default=0),
-        seconds=sum(p.seconds or 0 for p in parts),
-        peak_rss_bytes=max((p.peak_rss_bytes or 0 for p in parts), default=0),
-        attentions=sum(p.attentions or 0 for p in parts),
-        plugins=sum(p.plugins or 0 for p in parts),
-        layers={name: kind for p in parts for name, kind in p.layers.items()},
-        merged=tuple(group for p in parts for group in p.merged),
-        cut={name: count for p in parts for name, count in p.cut.items()},
-        gemms=_sum(p.gemms for p in parts),
-        plugin_operators=_sum(p.plugin_operators for p in parts),
-        fused=_sum(p.fused for p in parts),
-    )
-    segments = [{"name": g.name, "plan_bytes": facts[g.name].plan_bytes, "blocks": list(g.blocks)} for g in package.graphs]
-    return {**whole.to_json(), "segments": segments}
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(total)
+        return next(iter(facts.values()))
+    return EngineFacts.joined(facts, {graph.name: graph.blocks for graph in package.graphs})
 
 
 def read_engine(folder: Path) -> dict[str, Any]:
@@ -220,7 +194,7 @@ def read_engine(folder: Path) -> dict[str, Any]:
     try:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         plans = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in said["plans"].items()}
-        EngineFacts.from_json({key: value for key, value in said["engine"].items() if key != "segments"})
+        EngineFacts.from_json(said["engine"])
         for key in ("package", "target", "device", "profile"):
             said[key]
     except OSError as error:

@@ -108,9 +108,10 @@ def _fix(lacking: int, coldest: int, board: BoardMemory) -> str:
         size = -(-(lacking - board.swap) // 2**30) + 1
         return (
             f"end other programs (sudo systemctl isolate multi-user.target), or add {size} GiB of swap: sudo fallocate -l {size}G "
-            "/swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile; or compile with fewer bits"
+            "/swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile; or compile with --segments or "
+            "fewer bits"
         )
-    return "compile with a recipe of fewer bits or a smaller --profile, or build on a board with more memory"
+    return "compile with --segments, a recipe of fewer bits or a smaller --profile, or build on a board with more memory"
 
 
 def gib(count: int) -> str:

@@ -43,7 +43,7 @@ class DeviceGraph:
     expectation: Expectation
     weights: int
     builder: int
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     @property
     def plan(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,43 +18,12 @@ from vditc.bundle import Bundle
 from vditc.errors import InputError, VditcError
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir
-from vditc.pipeline.use import PORTABLE
+from vditc.pipeline.denoisers import PORTABLE
+from vditc.pipeline.machine import machine_facts, package_versions
 from vditc.progress import Progress
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.graph_inputs import graph_sizes
-from vditc.runtimes.layer_times import kinds
-
-FULL = "full precision"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
-    """One contestant. Seconds of a step: one call of the denoiser, copies to and from the device included."""
-
-    name: str
-    step_seconds: tuple[float, ...]
-    open_seconds: float
-    peak_rss_bytes: int
-    layers: Mapping[str, float] | None  # seconds of a step by module, blocks together; None: this backend does not tell
-
-    @property
-    def median(self) -> float:
-        """Of the seconds of a step."""
-        return statistics.median(self.step_seconds)
-
-    def to_json(self, against: Figures) -> dict[str, Any]:
-        """Plain data; `ratio`: how many of its steps the other does in the time of one."""
-        low, high = (statistics.quantiles(self.step_seconds, n=10)[i] for i in (0, 8)) if len(self.step_seconds) > 1 else [self.median] * 2
-        return {
-            "name": self.name,
-            "step_seconds": self.median,
-            "step_seconds_p10": low,
-            "step_seconds_p90": high,
-            "ratio": against.median / self.median,
-            "open_seconds": self.open_seconds,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "layers": None if self.layers is None else dict(self.layers),
-        }
+from vditc.timing import FULL, Figures, Timing, calls_and_clips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +42,7 @@ class BenchJob:
     apart: bool = False
 
 
-def bench(job: BenchJob, progress: Progress) -> list[Figures]:
+def bench(job: BenchJob, progress: Progress) -> Timing:
     """Figures of every contestant, the one that ratios are of first: the full-precision model, or the portable graph.
 
     Each runs in a process of its own. They take turns step by step, so that a machine that slows down slows all of them; `apart`, for
@@ -91,7 +60,30 @@ def bench(job: BenchJob, progress: Progress) -> list[Figures]:
                         worker.step(i % len(worker.request["timesteps"]), counted=i >= job.warmup)
                         advance()
                 done += [worker.figures(job.layers) for worker in workers]
-    return done
+    return _timing(job, requests, done)
+
+
+def _timing(job: BenchJob, requests: Mapping[str, Mapping[str, Any]], done: list[Figures]) -> Timing:
+    manifest, sizes = job.bundle.manifest, next(iter(requests.values()))["sizes"]
+    calls, clips = calls_and_clips(manifest.sampling["guidance_scale"], sizes.get("batch", 1))
+    return Timing(
+        model=manifest.model["class"],
+        model_digest=manifest.model["digest"],
+        recipe=manifest.recipe["name"],
+        recipe_digest=manifest.recipe["digest"],
+        sizes=sizes,
+        steps=manifest.sampling["steps"],
+        calls=calls,
+        clips=clips,
+        runs=job.runs,
+        warmup=job.warmup,
+        profiled=job.layers,
+        apart=job.apart,
+        machine=machine_facts(),
+        packages=package_versions(),
+        taken=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        of=tuple(done),
+    )
 
 
 def _requests(job: BenchJob) -> dict[str, dict[str, Any]]:
@@ -132,7 +124,7 @@ class _Worker:
     """A contestant's process."""
 
     def __init__(self, name: str, request: dict[str, Any], folder: Path) -> None:
-        self.name, self.request, self._seconds = name, request, list[float]()
+        self.name, self.request, self._seconds, self._first = name, request, list[float](), 0.0
         file = folder / f"{len(list(folder.iterdir()))}.json"
         file.write_text(json.dumps(request))
         self._log = file.with_suffix(".log").open("w+")
@@ -151,19 +143,21 @@ class _Worker:
     def step(self, step: int, *, counted: bool) -> None:
         """Run one step."""
         seconds = self._ask({"step": step})["seconds"]
+        self._first = self._first or seconds
         if counted:
             self._seconds.append(seconds)
 
     def figures(self, runs: int) -> Figures:
         """Of all counted steps; the process ends."""
         layers = self._ask({"layers": runs})["layers"] if runs else None
-        peak = self._ask({"end": True})["peak_rss_bytes"]
+        memory = self._ask({"end": True})
         return Figures(
             name=self.name,
             step_seconds=tuple(self._seconds),
+            first_seconds=self._first,
             open_seconds=self._opened,
-            peak_rss_bytes=peak,
-            layers=None if layers is None else kinds(layers),
+            modules=layers,
+            **memory,
         )
 
     def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`python -m vditc.pipeline.bench_worker REQUEST.json`: one contestant of a benchmark, in a process of its own.
 
 Orders come as JSON lines on stdin, answers go to stdout: {"step": i} is answered by {"seconds": s}, {"layers": runs} by {"layers": {...}},
-{"end": true} by {"peak_rss_bytes": n}. The first answer, unasked, is {"open_seconds": s}. An error ends it with {"error": {...}}.
+{"end": true} by {"peak_rss_bytes": n, "device_bytes": n, "context_bytes": n}, null where there is no GPU. The first answer, unasked, is
+{"open_seconds": s}. An error ends it with {"error": {...}}.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vditc.adapter import InputSpec
 from vditc.errors import VditcError
+from vditc.runtimes.trt_worker import peak_rss_bytes
 from vditc.sampling import Denoiser, Feeds
 
 
@@ -27,12 +29,14 @@ def main(request_path: str) -> int:
     def answer(data: Mapping[str, Any]) -> None:
         print(json.dumps(data), file=out, flush=True)
 
+    device = DeviceMemory()
     try:
         with contextlib.ExitStack() as stack:
             began = time.monotonic()
-            denoise, specs = _opened(request, stack)
+            with device.watched():
+                denoise, specs = _opened(request, stack)
             answer({"open_seconds": time.monotonic() - began})
-            feeds = _feeds(specs, request["sizes"])
+            feeds, peak = _feeds(specs, request["sizes"]), peak_rss_bytes()
             for line in sys.stdin:
                 order = json.loads(line)
                 if "end" in order:
@@ -42,16 +46,45 @@ def main(request_path: str) -> int:
                     answer({"layers": measure(_at(feeds, specs, request, 0), 0, order["layers"]) if measure else None})
                     continue
                 told = _at(feeds, specs, request, order["step"])
-                began = time.perf_counter()
-                denoise(told, order["step"])
-                answer({"seconds": time.perf_counter() - began})
+                with device.watched():
+                    began = time.perf_counter()
+                    denoise(told, order["step"])
+                    seconds = time.perf_counter() - began
+                peak = peak_rss_bytes()  # before the layers are profiled, which takes more
+                answer({"seconds": seconds})
+            context_bytes = getattr(denoise, "context_bytes", None)
     except VditcError as error:
         answer({"error": {"found": error.found, "wanted": error.wanted, "where": error.where, "fix": error.fix}})
         return 1
-    from vditc.runtimes.trt_worker import peak_rss_bytes
-
-    answer({"peak_rss_bytes": peak_rss_bytes()})
+    answer({"peak_rss_bytes": peak, "device_bytes": device.peak, "context_bytes": context_bytes})
     return 0
+
+
+class DeviceMemory:
+    """Most that this process held of the GPU when a step had ended, in bytes; None without a GPU.
+
+    The driver tells what is free for all. Contestants take turns, so what goes while one is watched is its own, unless somebody else
+    uses the GPU at the same time.
+    """
+
+    def __init__(self) -> None:
+        from vditc.runtimes.cuda_runtime import Cuda
+        from vditc.runtimes.gpu import compute_capability
+
+        self.peak: int | None = None
+        self._held, self._cuda = 0, None
+        if compute_capability() is not None:
+            with contextlib.suppress(VditcError):  # no CUDA runtime: engines say so, other contestants may do without
+                self._cuda = Cuda.load()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """What is taken inside counts."""
+        before = self._cuda.free_memory() if self._cuda else 0
+        yield
+        if self._cuda:
+            self._held += before - self._cuda.free_memory()
+            self.peak = max(self.peak or 0, self._held)
 
 
 def _opened(request: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Denoiser, tuple[InputSpec, ...]]:
@@ -65,7 +98,7 @@ def _opened(request: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[De
         adapter = adapter_for(source)
         return ReferenceModel(adapter, source, None, device=request["device"]), adapter.inputs(source)
     from vditc.bundle import Bundle
-    from vditc.pipeline.use import open_denoiser
+    from vditc.pipeline.denoisers import open_denoiser
     from vditc.runtimes.graph_inputs import model_inputs
 
     bundle = Bundle.open(Path(request["bundle"]), hashes=False)  # the parent has checked them

@@ -9,6 +9,7 @@ from typing import Any
 
 from vditc.bundle import MANIFEST, Bundle, FileEntry, Manifest
 from vditc.bundle_update import WORK, commit
+from vditc.errors import InputError
 from vditc.files import room_for, sha256, write_text
 
 
@@ -38,14 +39,41 @@ def parts_of(path: Path) -> list[Part]:
     return [Part(path, "", outer.manifest), *(Part(path, folder, Bundle.open(path / folder, hashes=False).manifest) for folder in nested)]
 
 
-def update(parts: list[Part], part: Part, target: str, about: Mapping[str, Any], staged: Mapping[str, Path], dropped: set[str]) -> None:
-    """Make `staged` (name in the part -> file, anywhere in the bundle) files of the part, and `about` what its manifest says of a target.
+def with_target(manifest: Manifest, target: str, about: Mapping[str, Any]) -> Manifest:
+    """The manifest that says `about` of a target."""
+    return dataclasses.replace(manifest, targets={**manifest.targets, target: about})
+
+
+def with_component_engine(manifest: Manifest, component: str, target: str, graph: str, facts: Mapping[str, Any]) -> Manifest:
+    """The manifest that says `facts` (engine, device) of a component's graph for a target; InputError where it knows no such graph."""
+    about = manifest.components.get(component, {}).get("targets", {}).get(target, {"graphs": {}})
+    if graph not in about["graphs"]:
+        raise InputError(
+            found=f"an engine of {component}/{graph} for {target}",
+            wanted="graphs that the manifest has for its components",
+            where="manifest",
+            fix="compile the bundle again",
+        )
+    known = {key: value for key, value in about["graphs"][graph].items() if key != "device"}
+    graphs = {**about["graphs"], graph: {**known, **facts}}
+    return with_component_target(manifest, component, target, {**about, "graphs": graphs})
+
+
+def with_component_target(manifest: Manifest, component: str, target: str, about: Mapping[str, Any]) -> Manifest:
+    """The manifest that says `about` of a target of a component."""
+    known = manifest.components[component]
+    changed = {**known, "targets": {**known["targets"], target: about}}
+    return dataclasses.replace(manifest, components={**manifest.components, component: changed})
+
+
+def update(parts: list[Part], part: Part, said: Manifest, staged: Mapping[str, Path], dropped: set[str]) -> None:
+    """Make `staged` (name in the part -> file, anywhere in the bundle) files of the part, and `said` its manifest but for its files.
 
     Files that are `dropped` are listed no more, and then removed. Whole or not at all; VditcError for a full disk.
     """
     entries = {name: FileEntry(path.stat().st_size, sha256(path)) for name, path in staged.items()}
     kept = {name: entry for name, entry in part.manifest.files.items() if name not in dropped}
-    manifest = dataclasses.replace(part.manifest, targets={**part.manifest.targets, target: about}, files={**kept, **entries})
+    manifest = dataclasses.replace(said, files={**kept, **entries})
     renames = {_in_outer(part, name): path for name, path in staged.items()}
     changed = [(part, manifest)]
     if part.folder:  # whose files the outer manifest lists too

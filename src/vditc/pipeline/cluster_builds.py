@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class ClusterBuilds:
         self.address, self.note, self.send, self.wait = address, note, send, wait
         self.local = _workers(address) if address.startswith(LOCAL) else None
 
-    def run(self, orders: Sequence[Order]) -> Generator[Event]:
+    def run(self, orders: list[Order]) -> Generator[Event]:
         """See `vditc.pipeline.local_builds.Builds`. A worker that is lost is Dask's business: another one builds."""
         if not orders:
             return
@@ -68,20 +68,19 @@ class ClusterBuilds:
 class _Run:
     """One command: the jobs that were given to the scheduler and have not ended."""
 
-    def __init__(self, builds: ClusterBuilds, orders: Sequence[Order], client: Client) -> None:
-        self.builds, self.client, self.note = builds, client, builds.note
+    def __init__(self, builds: ClusterBuilds, orders: list[Order], client: Client) -> None:
+        self.builds, self.orders, self.client, self.note = builds, orders, client, builds.note
         self.futures: dict[str, tuple[Order, Future]] = {}
         self.since: dict[str, float] = {}  # key -> when it was first seen without a worker for it
         self.seen = 0
         self.token = f"vditc-{uuid.uuid4().hex[:8]}"
-        for number, order in enumerate(orders):
-            key = f"{self.token}-{number}"
-            self.futures[key] = order, self._submit(key, order)
+        self.given = 0
 
     def events(self) -> Generator[Event]:
         """Until every job has ended; those of a command that ends early are taken back."""
         try:
-            while self.futures:
+            while self.orders or self.futures:
+                self._give()
                 yield from self._begun()
                 for key, (order, future) in list(self.futures.items()):
                     if future.done():
@@ -94,6 +93,13 @@ class _Run:
                 time.sleep(_POLL)
         finally:
             self.client.cancel([future for _, future in self.futures.values()], force=True)
+
+    def _give(self) -> None:
+        """All orders that there are to the scheduler."""
+        while self.orders:
+            order, key = self.orders.pop(0), f"{self.token}-{self.given}"
+            self.given += 1
+            self.futures[key] = order, self._submit(key, order)
 
     def _submit(self, key: str, order: Order) -> Future:
         return self.client.submit(

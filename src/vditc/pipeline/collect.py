@@ -9,11 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vditc.bundle import MANIFEST, FileEntry, Manifest, read_manifest, write_manifest
+from vditc.bundle_update import updating
 from vditc.device.build import read_engine
 from vditc.device.package import BUILT, DEVICE, DevicePackage
 from vditc.errors import InputError
 from vditc.files import room_for, sha256
+from vditc.pipeline.bundle_parts import with_component_engine
 from vditc.runtimes.built_with import NAME as BUILT_WITH
+from vditc.runtimes.trt_process import TIMING_CACHE
 
 _RUN = ("seconds", "peak_rss_bytes")  # differ from run to run: no part of a manifest
 
@@ -22,9 +25,15 @@ def collect(built: Path, bundle: Path) -> dict[str, Mapping[str, Any]]:
     """Copy the engines of `built`, a package or one of its engine folders, into `bundle`; folder there -> what its built.json says.
 
     InputError when nothing was built there, when an engine is not as its built.json says, or when it is of another bundle,
-    profile or target; VditcError when the disk is full. Engines are copied beside their places first, and a collect that was killed
-    can be repeated.
+    profile or target; VditcError when the disk is full, or another command builds engines of the bundle. Engines are copied beside their
+    places first, and a collect that was killed can be repeated.
     """
+    read_manifest(bundle)  # nothing is written into what is no bundle
+    with updating(bundle):
+        return _collect(built, bundle)
+
+
+def _collect(built: Path, bundle: Path) -> dict[str, Mapping[str, Any]]:
     manifest = read_manifest(bundle)
     folders = [PurePosixPath(name).parent for name in manifest.files if PurePosixPath(name).name == DEVICE]
     known = {DevicePackage.read(bundle / folder).identity: folder for folder in folders}
@@ -62,7 +71,7 @@ def collect(built: Path, bundle: Path) -> dict[str, Mapping[str, Any]]:
 def _copied(source: Path, said: Mapping[str, Any], bundle: Path, folder: PurePosixPath) -> dict[str, FileEntry]:
     """Copies of an engine's files beside their places in the bundle, and what the manifest will say of them."""
     made = {}
-    names = [*said["plans"], BUILT, BUILT_WITH]
+    names = [*said["plans"], BUILT, BUILT_WITH, *([TIMING_CACHE] if (source / TIMING_CACHE).is_file() else [])]
     with room_for(bundle / folder / BUILT, sum((source / name).stat().st_size for name in names)):
         for name in names:
             temporary = _beside(bundle / folder / name)
@@ -76,11 +85,13 @@ def _beside(path: Path) -> Path:
 
 
 def _recorded(manifest: Manifest, engines: Mapping[PurePosixPath, Mapping[str, Any]], files: Mapping[str, FileEntry]) -> Manifest:
-    """The manifest with the engines of its own targets, and the new files."""
-    targets = dict(manifest.targets)
+    """The manifest with the engines of its own targets and components, and the new files. Those of a nested bundle are for its own."""
     for folder, said in engines.items():
-        name = folder.name
-        if len(folder.parts) == 2 and name in targets:  # engines/<target>; those of components have their facts in built.json
-            engine = {key: value for key, value in said["engine"].items() if key not in _RUN}
-            targets[name] = {**targets[name], "engine": engine, "device": said["device"]}
-    return dataclasses.replace(manifest, targets=targets, files={**manifest.files, **files})
+        engine = {key: value for key, value in said["engine"].items() if key not in _RUN}
+        known = {"engine": engine, "device": said["device"]}
+        match folder.parts:
+            case ("engines", name) if name in manifest.targets:
+                manifest = dataclasses.replace(manifest, targets={**manifest.targets, name: {**manifest.targets[name], **known}})
+            case ("components", component, "engines", name, graph):
+                manifest = with_component_engine(manifest, component, name, graph, known)
+    return dataclasses.replace(manifest, files={**manifest.files, **files})

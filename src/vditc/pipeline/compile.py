@@ -16,7 +16,7 @@ from vditc.adapter import InputSpec
 from vditc.axis import CLIP
 from vditc.build_memory import check_build_memory
 from vditc.build_options import BuildOptions, check_targets
-from vditc.bundle import Bundle, FileEntry, Manifest, list_files, rung_text, write_manifest
+from vditc.bundle import CLIPS, Bundle, FileEntry, Manifest, list_files, rung_text, write_manifest
 from vditc.calibrate.methods.registry import method_for
 from vditc.calibrate.stage import calibrate
 from vditc.calibration import Calibration
@@ -29,10 +29,10 @@ from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import Memory, attention_keys, model_memory
 from vditc.model_dir import PARTS, ModelDir
+from vditc.pipeline.build_engine import build_engine
 from vditc.pipeline.comparable import portable_twin, runnable_twin
-from vditc.pipeline.device_files import Part, write_device_files
 from vditc.pipeline.experts import FULL_PRECISION, Walker, full_precision, own_steps, sample_experts
-from vditc.pipeline.fallback import Ladder
+from vditc.pipeline.fallback import Ladder, check_refusals
 from vditc.pipeline.job import Job
 from vditc.pipeline.manifest_facts import graph_inputs, input_range, timeless
 from vditc.pipeline.opened import TRANSFORMER, OpenedModel
@@ -50,12 +50,11 @@ from vditc.pipeline.verify_clips import verify_clips
 from vditc.profile import Profile, Range
 from vditc.progress import SILENT, Progress
 from vditc.runtimes.attention_keys import float16_keys
-from vditc.runtimes.backend import TO_BUILD
-from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.onnxruntime import OnnxRuntimeModel
 from vditc.runtimes.registry import backend
 from vditc.sampled_model import SampledModel
 from vditc.schedule import Schedule
+from vditc.segments import check_count
 from vditc.target import Target
 from vditc.workspace import Workspace
 
@@ -64,7 +63,6 @@ from vditc.workspace import Workspace
 LOWERED_TOLERANCE = 0.05
 # Seeds of the verified clips start here, far from those of the calibration prompts.
 VERIFY_SEED = 1_000
-CLIPS = "report/clips.safetensors"  # finished clips of the verification, float32 [clips, F, H, W], for the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +172,11 @@ def prepare(job: Job, progress: Progress = SILENT) -> Plan:
         for target in (t for t in job.targets if (t.attention or t.compute) == "fp16"):
             target.check_attention(keys, f"{job.model_dir} at the largest sizes of the profile")
     memory = {t.name: model_memory(source, adapter, schemes, profile, t) for t in job.targets}
-    for target in (t for t in job.targets if backend(t.backend).builds_here(t)):
-        limit = options[target.name].memory
-        check_build_memory(memory[target.name].builder, limit, f"building for {target.name}", progress)
+    for target in job.targets:
+        said = options[target.name]
+        check_count(said.segments, adapter.layer_roles(source), f"target {target.name}")
+        if said.segments is None and backend(target.backend).builds_here(target):  # the greatest segment is known when the graph is cut
+            check_build_memory(memory[target.name].builder, said.memory, f"building for {target.name}", progress)
     plugins = choose_plugins(job.plugins, job.targets, job.recipe, progress, fallback=job.fallback)
     verified = model.sampled(verify_set, solved=True)
     return Plan(job, model, profile, memory, model.sampled(calibration_set), verified, plugins, options)
@@ -428,13 +428,7 @@ def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass,
             )
 
         facts = lower_for(chosen := target)
-        if refused := [r for done in facts.passes[: len(fallback)] for r in done.refusals]:
-            raise PrecisionError(
-                found="; ".join(f"{r.node}: {r.reason}" for r in refused),
-                wanted="layers that can be computed without the codes of their inputs",
-                where=f"--fallback, target {target.name}",
-                fix="keep these layers in floating point in the recipe, or choose another target",
-            )
+        check_refusals(facts.passes[: len(fallback)], target)
         # `prepare` has counted tokens; a model may give attention more than those.
         if (wider := target.for_keys(float16_keys(root / lowered, plan.profile.largest))) != target:
             facts = lower_for(chosen := wider)
@@ -476,7 +470,6 @@ def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass,
         progress.note(f"{target.name} computes attention in {facts['plugins']['attention']['computed']}")
     if facts["attention"] != target.compute and target.fp16_keys is not None:
         progress.note(f"{target.name} computes attention in {facts['attention']}: {target.fp16_keys.says}")
-    maker, folder = backend(target.backend), root / "engines" / target.name
 
     def run_copy() -> None:
         assert choice.library is not None
@@ -495,32 +488,21 @@ def _attempt(plan: Plan, space: Workspace, target: Target, fallback: tuple[Pass,
     library = root / library_in_bundle(target) if plugins else None
 
     def run_build() -> dict[str, Any]:
-        built = maker.build(
+        return build_engine(
+            root=root,
+            folder=root / "engines" / target.name,
             lowered=root / lowered,
             target=target,
             profile=plan.profile,
-            inputs=input_specs(root / lowered),
-            out=folder,
             work=space.scratch / target.name,
             progress=progress,
-            plugins=library,
+            library=library,
             options=options,
-        )
-        if built.status == TO_BUILD:
-            part = Part("model", root / lowered, input_specs(root / lowered))
-            write_device_files(
-                root=root,
-                folder=folder,
-                parts=[part],
-                target=target,
-                profile=plan.profile,
-                library=library,
-                memory=plan.memory[target.name],
-                options=options,
-            )
-        return built.to_json()
+            memory=plan.memory[target.name],
+        ).to_json()
 
-    engine = space.stage(f"build {target.name}", run_build, (f"engines/{target.name}/*",), key=[options.to_json(), rungs])
+    made = (f"engines/{target.name}/*", f"lowered/{target.name}.segment_*.onnx")
+    engine = space.stage(f"build {target.name}", run_build, made, key=[options.to_json(), rungs])
     return {
         "backend": target.backend,
         "built_in": target.name if target.built_in else None,

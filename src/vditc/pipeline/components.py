@@ -98,7 +98,7 @@ def sampling_of(source: ModelDir, sizes: Sizes, steps: int | None, guidance_scal
     `size`: a preset, or FRAMESxHEIGHTxWIDTH in frames and pixels.
     """
     own = source.sampling or _pipeline_sampling(source, sizes)
-    changed = {} if not size else _size(size, sizes)
+    changed = {} if not size else clip_size(size, sizes)
     return dataclasses.replace(
         own,
         steps=own.steps if steps is None else steps,
@@ -123,20 +123,24 @@ def _pipeline_sampling(source: ModelDir, sizes: Sizes) -> SamplingDefaults:
     return SamplingDefaults(steps=found.steps, guidance_scale=found.guidance_scale, frames=frames, height=height, width=width)
 
 
-def _size(text: str, sizes: Sizes) -> dict[str, int]:
-    if text in sizes.presets:
-        return sizes.preset(text, "--size")
-    words = text.split("x")
-    if len(words) != len(CLIP) or not all(w.isdigit() for w in words):
+def clip_size(asked: str | Sequence[int | None], sizes: Sizes) -> dict[str, int]:
+    """Latent steps of the axes of a clip: a preset, FRAMESxHEIGHTxWIDTH in frames and pixels, or these as numbers, None for what is left.
+
+    InputError for anything else, and for what the model does not take. Axes that it has not are left out.
+    """
+    if isinstance(asked, str) and asked in sizes.presets:
+        return sizes.preset(asked, "--size")
+    words = asked.split("x") if isinstance(asked, str) else ["" if n is None else str(n) for n in asked]
+    if len(words) != len(CLIP) or not all(w.isdigit() or (not w and not isinstance(asked, str)) for w in words):
         raise InputError(
-            found=f"--size {text}",
-            wanted=f"FRAMESxHEIGHTxWIDTH in frames and pixels, or one of {', '.join(sizes.presets)}",
+            found=f"--size {asked}",
+            wanted=f"FRAMESxHEIGHTxWIDTH in frames and pixels{', or one of ' + ', '.join(sizes.presets) if sizes.presets else ''}",
             where="--size",
             fix="for example 49x480x720",
         )
     found = {}
     for axis, word in zip(CLIP, words, strict=True):
-        if axis in sizes.axes:
+        if axis in sizes.axes and word:
             steps = sizes.read(axis, f"{word}{sizes.axes[axis].suffix}", "--size")
             assert steps is not None  # a number with the axis's own ending
             found[axis] = steps
@@ -164,9 +168,14 @@ def model_schedule(source: ModelDir, steps: int | None, progress: Progress) -> S
 def load_conditioning(path: Path, specs: Sequence[InputSpec], sizes: Sizes) -> Conditioning:
     """Saved conditionings; InputError for a clip, a text or another input that the model does not take, or one that it lacks."""
     given = Conditioning.load(path)
-    given.check(specs)
-    sizes.check(given.sizes(specs), str(path))
+    check_conditioning(given, specs, sizes, str(path))
     return given
+
+
+def check_conditioning(given: Conditioning, specs: Sequence[InputSpec], sizes: Sizes, where: str) -> None:
+    """InputError as above."""
+    given.check(specs)
+    sizes.check(given.sizes(specs), where)
 
 
 def conditioning_for(

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import io
 import os
-import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from vditc.build_options import DEFAULTS, BuildOptions
 from vditc.bundle import FileEntry
 from vditc.device.package import ARCHIVE, DEVICE, SCRIPT, SOURCES, SUMS, DeviceGraph, DevicePackage
 from vditc.errors import InputError
-from vditc.files import data_digest, room_for, sha256, whole_file, write_text
+from vditc.files import data_digest, sha256, whole_file, write_text
 from vditc.memory import Memory, builder_memory
 from vditc.pipeline.device_archive import archive
 from vditc.plugins import build as plugin_build
@@ -26,6 +25,8 @@ from vditc.profile import Profile
 from vditc.runtimes.graph_precision import expected_precision, weight_bytes
 from vditc.runtimes.trt_options import check_embedded
 from vditc.runtimes.trt_process import shapes
+from vditc.segments import NAME as SEGMENTS
+from vditc.segments import Segments
 from vditc.target import Target
 from vditc.version_range import VersionRange
 
@@ -51,12 +52,16 @@ tensorrt{versions}
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A lowered graph that becomes one engine: the whole model, or a segment with the blocks that it holds."""
+    """A lowered graph that becomes one engine: the whole model, or a segment with the blocks that it holds.
+
+    `profile`: of a segment's own inputs; None for the model's.
+    """
 
     name: str
     lowered: Path
     inputs: tuple[InputSpec, ...]
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[str, ...] = ()
+    profile: Profile | None = None
 
 
 def write_device_files(
@@ -70,14 +75,15 @@ def write_device_files(
     memory: Memory | None = None,
     options: BuildOptions = DEFAULTS,
     out: Path | None = None,
+    segments: Segments | None = None,
 ) -> DevicePackage:
     """Write into `folder`, which lies in `root` as the graphs and the plugin library do; what is there is replaced.
 
     `out`: where the files are written instead, by somebody who moves them to `folder`.
-    `memory`: an estimate for all parts; without it nobody knows the activations. InputError for operators of the plugin library
-    without it. The same input gives the same bytes.
+    `memory`: an estimate for all parts; without it nobody knows the activations. `segments`: how several parts run as one.
+    InputError for operators of the plugin library without it. The same input gives the same bytes.
     """
-    graphs = tuple(_graph(root, part, profile, plugins=library is not None) for part in parts)
+    graphs = tuple(_graph(root, part, part.profile or profile, plugins=library is not None) for part in parts)
     plugins = any(graph.expectation.plugins for graph in graphs)
     check_embedded(options, library if plugins else None, parts[0].lowered)
     if options.strip_weights and len(parts) > 1:
@@ -91,6 +97,7 @@ def write_device_files(
         ARCHIVE: archive(),
         "requirements.txt": _REQUIREMENTS.format(versions=specifier(target.versions)).encode(),
         **({SOURCES: plugin_sources()} if plugins else {}),
+        **({SEGMENTS: segments.to_text().encode()} if segments is not None else {}),
         SCRIPT: _SCRIPT.format(
             description=target.description, arch=" ".join(target.arch), runtime=target.runtime, device=DEVICE, archive=ARCHIVE, sums=SUMS
         ).encode(),
@@ -132,27 +139,6 @@ def write_device_files(
     write_text(device, package.to_text())
     write_text(device.with_name(SUMS), sums(package, folder.relative_to(root).as_posix(), sha256(device)))
     return package
-
-
-def write_stand_alone(
-    *,
-    lowered: Path,
-    out: Path,
-    target: Target,
-    profile: Profile,
-    inputs: tuple[InputSpec, ...],
-    library: Path | None = None,
-    options: BuildOptions = DEFAULTS,
-) -> DevicePackage:
-    """A package of one lowered graph in the folder `out`, with copies of everything; VditcError when the disk is full."""
-    copies = {path: out / "lowered" / path.name for path in (lowered, *data_files(lowered))}
-    kept = None if library is None else out / "plugins" / target.platform / library.name
-    with room_for(out, sum(path.stat().st_size for path in copies)):
-        for source, to in [*copies.items(), *([(library, kept)] if library is not None and kept is not None else [])]:
-            with whole_file(to) as temporary:
-                shutil.copyfile(source, temporary)
-        parts = [Part("model", copies[lowered], inputs)]
-        return write_device_files(root=out, folder=out, parts=parts, target=target, profile=profile, library=kept, options=options)
 
 
 def data_files(lowered: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from vditc.bundle import Bundle
 from vditc.errors import InputError, VditcError
 from vditc.export.adapters.registry import adapters
 from vditc.export.diffusers_adapter import DiffusersAdapter
-from vditc.pipeline.use import backend_here, open_denoiser
+from vditc.pipeline.denoisers import backend_here, open_denoiser
 from vditc.runtimes.graph_inputs import model_inputs
 from vditc.runtimes.step_table import StepTable
 from vditc.sampling import Denoiser

@@ -13,21 +13,20 @@ from typing import Any
 
 from vditc.build_jobs import FILE, BuildJob, JobList
 from vditc.build_options import BuildOptions, check_targets
+from vditc.bundle import Bundle
 from vditc.bundle_update import WORK, updating
 from vditc.errors import InputError, VditcError
 from vditc.files import data_digest
-from vditc.memory import builder_memory
-from vditc.pipeline.bundle_parts import Part, parts_of, update
-from vditc.pipeline.engine_task import EngineRequest, check_files, target_digest
+from vditc.pipeline.bundle_parts import Part, parts_of
+from vditc.pipeline.component_engine import component_engines
+from vditc.pipeline.engine_part import EnginePart
+from vditc.pipeline.engine_task import check_files, target_digest
 from vditc.pipeline.local_builds import Builds, Event, Order
-from vditc.pipeline.new_target import NewTarget
-from vditc.plugins.build import LIBRARY
+from vditc.pipeline.transformer_engine import TransformerEngine
 from vditc.progress import Progress
-from vditc.runtimes.trt_process import TIMING_CACHE
 from vditc.target import Target
 
 ALL = "all"
-_RUN = ("seconds", "peak_rss_bytes")  # differ from run to run: no part of a manifest
 _OVER = ("built", "portable")
 
 
@@ -35,7 +34,8 @@ _OVER = ("built", "portable")
 class EngineJobs:
     """What is asked for. `targets`: as people name them, ALL for those of the bundle, none for those of its list of jobs.
 
-    `engine`: [TARGET:]OPTIONS of `vditc.build_options`; left out, those of the list, or those that the bundle was compiled with.
+    `engine`: [TARGET:]OPTIONS of `vditc.build_options` for transformers; left out, those of the list, or those that the bundle was compiled
+    with. `fallback`: layers that do not land go down the ladder of `vditc.pipeline.fallback`.
     `retry_failed`: jobs that have failed begin anew; `force`: the whole list does. `verify`: graphs that are lowered here are compared.
     """
 
@@ -44,6 +44,7 @@ class EngineJobs:
     engine: tuple[str, ...] = ()
     retry_failed: bool = False
     force: bool = False
+    fallback: bool = False
     verify: bool = True
 
     def run(self, builds: Builds, progress: Progress) -> list[BuildJob]:
@@ -61,13 +62,14 @@ class _Run:
     """One command, which holds the bundle."""
 
     def __init__(self, asked: EngineJobs, builds: Builds, progress: Progress, parts: list[Part]) -> None:
-        self.asked, self.builds, self.progress, self.parts = asked, builds, progress, parts
+        self.asked, self.builds, self.progress = asked, builds, progress
         if asked.force:
             (asked.bundle / FILE).unlink(missing_ok=True)
-        self.list = JobList.read(asked.bundle, _depends_on(parts))
-        self.targets = self._targets()
+        self.parts: list[EnginePart] = [*(TransformerEngine(parts, part) for part in parts), *component_engines(parts)]
+        self.list = JobList.read(asked.bundle, _depends_on(self.parts))
+        self.targets = self._targets(parts[0].manifest.targets)
         check_targets(asked.engine, [target.name for target in self.targets.values()])
-        self.new: dict[str, NewTarget] = {}  # by the job's name
+        self.orders: list[Order] = []
         self.began: dict[str, float] = {}
 
     def run(self) -> list[BuildJob]:
@@ -77,23 +79,23 @@ class _Run:
         wanted = [self._job(part, said, target) for said, target in self.targets.items() for part in self.parts]
         for job in wanted:
             part, target = self._of(job)
-            if target.name not in part.manifest.targets:
-                self.new[job.name] = NewTarget.check(part, target, self.progress)
+            if part.about(target.name) is None:
+                listed = self._listed(part, target)
+                part.prepare(target, self.progress, fallback=job.fallback or (listed is not None and listed.fallback))
         jobs = self.list.add(wanted, retry_failed=self.asked.retry_failed)
         open_jobs = [job for job in jobs if not self._done(job)]
-        orders = [order for job in open_jobs if (order := self._ordered(job)) is not None]
+        self.orders += [order for job in open_jobs if (order := self._ordered(job)) is not None]
         with (
-            self.progress.task("build engines", len(jobs), len(jobs) - len(orders)) as advance,
-            contextlib.closing(self.builds.run(orders)) as events,  # so that no build goes on behind an error
+            self.progress.task("build engines", len(jobs), len(jobs) - len(self.orders)) as advance,
+            contextlib.closing(self.builds.run(self.orders)) as events,  # so that no build goes on behind an error
         ):
             for event in events:
                 if self._take(event):
                     advance()
         return jobs
 
-    def _targets(self) -> dict[str, Target]:
+    def _targets(self, known: Mapping[str, Any]) -> dict[str, Target]:
         """What was said -> target; InputError for names that are unknown, or of one target twice."""
-        known = self.parts[0].manifest.targets
         said = list(self.asked.targets) or [job.said for job in self.list.jobs if job.part == self.parts[0].name]
         if not said:
             raise InputError(
@@ -107,76 +109,76 @@ class _Run:
             raise InputError(found=f"targets {', '.join(said)}", wanted="each once", where="--target", fix="leave out what is repeated")
         return found
 
-    def _job(self, part: Part, said: str, target: Target) -> BuildJob:
-        about = part.manifest.targets.get(target.name)
-        options = str(self._options(part, target))
-        other = bool(self.asked.engine) and about is not None and BuildOptions.parse(options).to_json() != about.get("build", {})
-        made_of = {"target": target_digest(target), "options": options, "files": {} if about is None else _inputs(part, about)}
+    def _job(self, part: EnginePart, said: str, target: Target) -> BuildJob:
+        about, own = part.about(target.name), part.options(target.name)
+        options = "" if own is None else str(self._options(part, target, own))
+        other = bool(self.asked.engine) and about is not None and own is not None and BuildOptions.parse(options) != own
+        made_of = {"target": target_digest(target), "options": options, "files": {} if about is None else part.inputs(about)}
         return BuildJob(
-            options=options, part=part.name, target=target.name, said=said, key=data_digest(made_of), anew=self.asked.force or other
+            options=options,
+            part=part.name,
+            target=target.name,
+            said=said,
+            key=data_digest(made_of),
+            anew=self.asked.force or other,
+            fallback=self.asked.fallback,
         )
 
-    def _options(self, part: Part, target: Target) -> BuildOptions:
+    def _options(self, part: EnginePart, target: Target, own: BuildOptions) -> BuildOptions:
         """InputError for what the target does not do."""
-        listed = next((job for job in self.list.jobs if (job.part, job.target) == (part.name, target.name)), None)
         if self.asked.engine:
             options = BuildOptions.for_target(self.asked.engine, target.name)
-            if options.memory is not None:
+            if options.memory is not None and options.segments is None:
                 raise InputError(
                     found="--engine memory", wanted="--memory GIB", where="vditc build", fix="say it for all builders together"
                 )
-        elif listed is not None:
+        elif (listed := self._listed(part, target)) is not None:
             options = BuildOptions.parse(listed.options)
         else:
-            said = part.manifest.targets.get(target.name, {}).get("build", {})
-            options = BuildOptions.from_json({name: value for name, value in said.items() if name != "memory"})
+            options = own
         target.check_options(options)
         return options
 
-    def _of(self, job: BuildJob) -> tuple[Part, Target]:
+    def _listed(self, part: EnginePart, target: Target) -> BuildJob | None:
+        return next((job for job in self.list.jobs if (job.part, job.target) == (part.name, target.name)), None)
+
+    def _of(self, job: BuildJob) -> tuple[EnginePart, Target]:
         return next(p for p in self.parts if p.name == job.part), next(t for t in self.targets.values() if t.name == job.target)
 
     def _done(self, job: BuildJob) -> bool:
         """Whether there is nothing to do, or a failure that is not tried again."""
         if job.state == "failed":
             return True
-        part, _ = self._of(job)
-        engine = part.manifest.targets.get(job.target, {}).get("engine", {})
-        if engine.get("status") in _OVER and (job.state == "done" or not job.anew):
+        part, target = self._of(job)
+        about = part.about(target.name)
+        if about is None:
+            return False
+        status = about["engine"]["status"]
+        portable = "lowered" not in about  # a component in ONNX Runtime: there is nothing to build anew
+        if status in _OVER and (job.state == "done" or not job.anew or portable):
             if job.state != "done":
-                self.list.mark(job, "done", status=engine["status"], where="an earlier command")
+                self.list.mark(job, "done", status=status, where="an earlier command")
             return True
         return False
 
     def _ordered(self, job: BuildJob) -> Order | None:
-        """What is to be built; None for a job that failed before that."""
+        """What is to be built; None for a job that failed before that, or has nothing to build."""
         part, target = self._of(job)
         try:
-            if (new := self.new.get(job.name)) is not None:
-                check_files(part.root, _files(part, ("model.onnx", "model.onnx.data")), "copy the bundle again, or compile it again")
-                new.lower(self.parts, verify=self.asked.verify, progress=self.progress)
+            if part.about(target.name) is None:
+                part.lower(target, verify=self.asked.verify, progress=self.progress)
                 job.key = self._job(part, job.said, target).key
+                if self._done(job):
+                    return None
             return self._order(part, target, job)
         except (VditcError, OSError) as error:
             self._fail(job, str(error))
             return None
 
-    def _order(self, part: Part, target: Target, job: BuildJob) -> Order:
-        about = part.manifest.targets[target.name]
-        attention, cache = about.get("attention", target.compute), f"engines/{target.name}/{TIMING_CACHE}"
-        request = EngineRequest(
-            root=str(part.root.resolve()),
-            target=job.said,
-            target_digest=target_digest(target.attending(attention) if attention != target.compute else target),
-            attention=attention,
-            lowered=about["lowered"],
-            library=about.get("plugins", {}).get("library"),
-            profile=part.manifest.profile,
-            options=job.options,
-            inputs=_files(part, (*_inputs(part, about), *([cache] if cache in part.manifest.files else []))),
-            out=f"{WORK}-{uuid.uuid4().hex[:8]}/{target.name}",
-        )
-        return Order(job.name, request, target, _memory(part, about))
+    def _order(self, part: EnginePart, target: Target, job: BuildJob) -> Order:
+        out = part.out(target.name, uuid.uuid4().hex[:8])
+        memory = part.memory(target.name, BuildOptions.parse(job.options))
+        return Order(job.name, part.request(target, job.said, job.options, out), target, memory)
 
     def _take(self, event: Event) -> bool:
         """Note what happened; whether a job has ended."""
@@ -185,43 +187,42 @@ class _Run:
             self.began[job.name] = time.monotonic()
             self.list.mark(job, "running", where=event.where)
             return False
-        if "error" in event.result:
-            self._fail(job, str(event.result["error"]), event.where)
-        else:
-            try:
-                self._collect(event.order, event.result)
+        part, target = self._of(job)
+        out, ended = part.root / event.order.request.out, True
+        try:
+            if "error" not in event.result:
+                files = event.result["files"]
+                check_files(out, files, "repeat the command with --retry-failed; if it happens again, check disk and network")
+                part.collect(target.name, event.result["facts"], event.order.request.options, out, files)
                 seconds = round(time.monotonic() - self.began[job.name], 2)
                 self.list.mark(job, "done", status=event.result["facts"]["status"], where=event.where, seconds=seconds)
-            except (VditcError, OSError) as error:
-                self._fail(job, str(error), event.where)
-        out = Path(event.order.request.root) / event.order.request.out
-        shutil.rmtree(out.parent if job.state == "done" else out, ignore_errors=True)  # the log of a failure stays
-        return True
-
-    def _collect(self, order: Order, result: Mapping[str, Any]) -> None:
-        """The engine's files into the bundle, as they left the builder."""
-        request = order.request
-        part = next(p for p in self.parts if str(p.root.resolve()) == request.root)
-        out, folder = part.root / request.out, f"engines/{order.target.name}"
-        check_files(out, result["files"], "repeat the command with --retry-failed; if it happens again, check disk and network")
-        staged = {f"{folder}/{name}": out / name for name in result["files"]}
-        dropped = {name for name in part.manifest.files if name.startswith(f"{folder}/")} - set(staged)
-        engine = {key: value for key, value in result["facts"].items() if key not in _RUN}
-        options = BuildOptions.parse(request.options).to_json()
-        about = {**part.manifest.targets[order.target.name], "engine": engine, "build": options}
-        update(self.parts, part, order.target.name, about, staged, dropped)
+            elif job.fallback and event.result.get("layers") and part.falls_back(target, event.result["layers"], self.progress):
+                part.lower(target, verify=self.asked.verify, progress=self.progress)
+                job.key = self._job(part, job.said, target).key
+                self.list.mark(job, "pending")
+                self.orders.append(self._order(part, target, job))
+                ended = False
+            else:
+                self._fail(job, str(event.result["error"]), event.where)
+        except (VditcError, OSError) as error:
+            self._fail(job, str(error), event.where)
+        # The log of a failure stays.
+        hidden = part.root / Path(event.order.request.out).parts[0]
+        shutil.rmtree(out if job.state == "failed" else hidden, ignore_errors=True)
+        return ended
 
     def _fail(self, job: BuildJob, reason: str, where: str = "") -> None:
         self.progress.note(f"{job.name} failed: {reason}")
         self.list.mark(job, "failed", reason=reason, where=where)
 
 
-def _depends_on(parts: Sequence[Part]) -> dict[str, str]:
+def _depends_on(parts: Sequence[EnginePart]) -> dict[str, str]:
     found = {}
     for part in parts:
-        for name in ("model.onnx", "model.onnx.data"):
-            found[f"{part.name}/{name}"] = part.manifest.files[name].sha256
-        found[f"{part.name}'s profile"] = data_digest(part.manifest.profile)
+        for name in part.portable():
+            Bundle(part.bundle.root, part.bundle.manifest).file(name)  # whether it is listed
+            found[f"{part.name}/{Path(name).name}"] = part.bundle.manifest.files[name].sha256
+        found[f"{part.name}'s profile"] = data_digest(part.bundle.manifest.profile)
     return found
 
 
@@ -239,24 +240,3 @@ def _loaded(said: str, known: Mapping[str, Any]) -> Target:
 
 def _absolute(said: str) -> str:
     return str(Path(said).resolve()) if said.endswith(".toml") else said
-
-
-def _inputs(part: Part, about: Mapping[str, Any]) -> dict[str, str]:
-    """Files that an engine is built from -> sha256: the graph, the data files that may belong to it, the plugin library."""
-    lowered, library = about["lowered"], about.get("plugins", {}).get("library")
-    names = (lowered, f"{lowered}.data", "lowered/model.onnx.data", *([library] if library else []))
-    return {name: part.manifest.files[name].sha256 for name in names if name in part.manifest.files}
-
-
-def _files(part: Part, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    return {name: dataclasses.asdict(part.manifest.files[name]) for name in names}
-
-
-def _memory(part: Part, about: Mapping[str, Any]) -> int:
-    """About how many bytes the builder takes: what the manifest says, or by the size of what it reads."""
-    if about["backend"] == "onnxruntime":
-        return 0
-    if "memory" in about:
-        return int(about["memory"]["builder"])
-    weights = sum(part.manifest.files[name].bytes for name in _inputs(part, about) if Path(name).name != LIBRARY)
-    return builder_memory(len(part.manifest.layers), weights)

@@ -20,21 +20,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from vditc.build_options import BuildOptions
-from vditc.errors import InputError, VditcError
+from vditc.errors import InputError, PrecisionError, VditcError
 from vditc.files import data_digest, sha256, write_text
 from vditc.target import Target
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+GRAPHS = "graphs"  # folder of a result: what comes into the bundle beside the lowered graph
 Files = Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """What to build. Names are relative to `root`, the folder of one part's bundle, or a copy of what is needed of it.
+    """What to build. Names are relative to `root`, the folder of a bundle or of a component in it, or a copy of what is needed of it.
 
-    `target`: built-in, or the path of its file, and `attention` its type of attention where that is another; `target_digest`: of what
-    both say, so that a worker with other targets is noticed. `options`: of `vditc.build_options`. `inputs`: files that are read.
-    `out`: a new folder, as deep in `root` as the engine's own and of its name, since a script in it names other files of the bundle.
+    `target`: built-in, or the path of its file, in another of its types with `compute`, and `attention` its type of attention where that
+    is another; `target_digest`: of what these say, so that a worker with other targets is noticed. `options`: of `vditc.build_options`.
+    `inputs`: files that are read. `out`: a new folder, which stands for ROOT/engines: as deep in `root`, and with the same folders in it,
+    since a script names other files of the bundle. `memory`: the estimate of what the engine needs (`vditc.memory`), for a device.
     """
 
     root: str
@@ -47,6 +49,8 @@ class EngineRequest:
     options: str
     inputs: Files
     out: str
+    compute: str | None = None
+    memory: Mapping[str, int] | None = None
     vditc: str = dataclasses.field(default_factory=lambda: importlib.metadata.version("vditc"))
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +67,7 @@ class EngineRequest:
     def load_target(self) -> Target:
         """InputError where the name stands for something else here."""
         target = Target.load(self.target)
+        target = target.computing(self.compute) if self.compute not in (None, target.compute) else target
         target = target.attending(self.attention) if self.attention != target.compute else target
         if target_digest(target) != self.target_digest:
             raise InputError(
@@ -98,12 +103,10 @@ def check_files(root: Path, files: Files, fix: str) -> None:
 
 def build(request: EngineRequest) -> dict[str, Any]:
     """Build the engine; returns its facts, and the files that it consists of. VditcError as the backend, or for a changed input."""
-    from vditc.pipeline.device_files import Part, write_device_files
+    from vditc.memory import Memory
+    from vditc.pipeline.build_engine import build_engine
     from vditc.profile import Profile
     from vditc.progress import SILENT
-    from vditc.runtimes.backend import TO_BUILD
-    from vditc.runtimes.graph_inputs import input_specs
-    from vditc.runtimes.registry import backend
     from vditc.runtimes.trt_process import TIMING_CACHE
 
     root, target = Path(request.root), request.load_target()
@@ -111,33 +114,26 @@ def build(request: EngineRequest) -> dict[str, Any]:
     out = root / request.out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    if (cache := root / "engines" / out.name / TIMING_CACHE).exists():
+    engine = root.joinpath("engines", *Path(request.out).parts[1:])  # its place in the bundle
+    if (cache := engine / TIMING_CACHE).exists():
         shutil.copyfile(cache, out / TIMING_CACHE)  # what kernels took in an earlier build
-    lowered, profile = root / request.lowered, Profile.from_json(request.profile)
-    inputs, options = input_specs(lowered), BuildOptions.parse(request.options)
-    library = None if request.library is None else root / request.library
-    facts = backend(target.backend).build(
+    lowered = root / request.lowered
+    facts = build_engine(
+        root=root,
+        folder=engine,
         lowered=lowered,
         target=target,
-        profile=profile,
-        inputs=inputs,
-        out=out,
+        profile=Profile.from_json(request.profile),
         work=out.with_name(f"{out.name}.work"),
         progress=SILENT,
-        plugins=library,
-        options=options,
+        library=None if request.library is None else root / request.library,
+        memory=None if request.memory is None else Memory.from_json(request.memory),
+        options=BuildOptions.parse(request.options),
+        out=out,
     )
-    if facts.status == TO_BUILD:
-        write_device_files(
-            root=root,
-            folder=root / "engines" / out.name,
-            parts=[Part("model", lowered, inputs)],
-            target=target,
-            profile=profile,
-            library=library,
-            options=options,
-            out=out,
-        )
+    for graph in sorted(lowered.parent.glob(f"{lowered.stem}.segment_*.onnx")):  # that a device builds
+        (out / GRAPHS).mkdir(exist_ok=True)
+        graph.replace(out / GRAPHS / graph.name)
     return {"facts": facts.to_json(), "files": listed(out)}
 
 
@@ -152,7 +148,7 @@ def start(request: EngineRequest, work: Path) -> subprocess.Popen[bytes]:
 
 
 def finished(child: subprocess.Popen[bytes], work: Path) -> dict[str, Any]:
-    """The result of a process that has ended: `build`'s, or {"error": in words}."""
+    """The result of a process that has ended: `build`'s, or {"error": in words}, with {"layers": layer -> why} that did not land."""
     if (path := work / "result.json").is_file():
         result: dict[str, Any] = json.loads(path.read_text())
         return result
@@ -169,16 +165,23 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
+def attempt(request: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Whatever goes wrong with the input or the build is a result; `where`: what to name for a file that nobody names."""
+    try:
+        return build(EngineRequest.from_json(request))
+    except PrecisionError as error:
+        return {"error": str(error), "layers": dict(error.layers)}
+    except VditcError as error:
+        return {"error": str(error)}
+    except OSError as error:
+        return {"error": f"{error.filename or where}: found {error.strerror}; wanted a file that can be used; check the disk"}
+
+
 def main(request: str, result: str) -> None:
-    """Whatever goes wrong with the input or the build is a result; a traceback is left to the log."""
+    """A traceback is left to the log."""
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    try:
-        found = build(EngineRequest.from_json(json.loads(Path(request).read_text())))
-    except VditcError as error:
-        found = {"error": str(error)}
-    except OSError as error:
-        found = {"error": f"{error.filename or request}: found {error.strerror}; wanted a file that can be used; check the disk"}
+    found = attempt(json.loads(Path(request).read_text()), request)
     write_text(Path(result), json.dumps(found))
 
 

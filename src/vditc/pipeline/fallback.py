@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from vditc.calibration import Calibration
 from vditc.errors import PrecisionError
 from vditc.files import write_text
-from vditc.graph_passes.core import Pass
+from vditc.graph_passes.core import Pass, PassFacts
 from vditc.graph_passes.dequantize_layers import DequantizeLayers, Names
 from vditc.numerics import QType
 from vditc.scheme import Scheme
@@ -32,7 +32,7 @@ class Ladder:
 
     target: Target
     schemes: Mapping[str, Scheme]  # of the quantized layers, as calibrated
-    notes: Path  # keeps `taken` for a job that is resumed
+    notes: Path | None  # keeps `taken` for a job that is resumed; None where a manifest does
     rungs: dict[str, Rung] = dataclasses.field(default_factory=dict)
     taken: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -43,14 +43,25 @@ class Ladder:
         With the rungs of an interrupted job, or those that the target's refusals ask for before anything is built.
         """
         made = cls(target, {name: layer.scheme for name, layer in calibration.layers.items()}, notes)
-        if notes.is_file():
-            for step in json.loads(notes.read_text()):
-                made._take(step["layers"], step["rung"], step["reason"])
-            return made
-        refused = {name: why for name, scheme in made.schemes.items() if (why := target.refusal(scheme, plugins=plugins)) is not None}
-        if refused:
-            made.step(refused)
-        return made
+        return made._begun(json.loads(notes.read_text()) if notes.is_file() else [], plugins=plugins)
+
+    @classmethod
+    def recorded_in(
+        cls, target: Target, calibration: Calibration, recorded: Iterable[Mapping[str, Any]], *, plugins: bool = False
+    ) -> Ladder:
+        """The same from what a manifest says: see `recorded`."""
+        made = cls(target, {name: layer.scheme for name, layer in calibration.layers.items()}, None)
+        steps = [{**step, "rung": "float" if step["to"] == target.compute else "weights"} for step in recorded]
+        return made._begun(steps, plugins=plugins)
+
+    def _begun(self, steps: Iterable[Mapping[str, Any]], *, plugins: bool) -> Ladder:
+        """With the rungs of `steps`, or without any those that the target's refusals ask for."""
+        for step in steps:
+            self._take(step["layers"], step["rung"], step["reason"])
+        refused = {name: why for name, scheme in self.schemes.items() if (why := self.target.refusal(scheme, plugins=plugins)) is not None}
+        if refused and not self.taken:
+            self.step(refused)
+        return self
 
     def step(self, faults: Mapping[str, str]) -> list[dict[str, Any]]:
         """One rung down for each layer of `faults` (layer -> reason); returns what is new. PrecisionError for a layer at the bottom."""
@@ -60,7 +71,8 @@ class Ladder:
         before = len(self.taken)
         for (rung, reason), layers in groups.items():
             self._take(layers, rung, reason)
-        write_text(self.notes, json.dumps(self.taken, indent=1))
+        if self.notes is not None:
+            write_text(self.notes, json.dumps(self.taken, indent=1))
         return self.taken[before:]
 
     def passes(self) -> tuple[Pass, ...]:
@@ -99,3 +111,14 @@ class Ladder:
         for (before, after), names in groups.items():
             self.taken.append({"layers": names, "from": before, "to": after, "reason": reason, "rung": rung})
         self.rungs |= dict.fromkeys(layers, rung)
+
+
+def check_refusals(rungs: Iterable[PassFacts], target: Target) -> None:
+    """PrecisionError for layers that the passes of a ladder have refused."""
+    if refused := [r for done in rungs for r in done.refusals]:
+        raise PrecisionError(
+            found="; ".join(f"{r.node}: {r.reason}" for r in refused),
+            wanted="layers that can be computed without the codes of their inputs",
+            where=f"--fallback, target {target.name}",
+            fix="keep these layers in floating point in the recipe, or choose another target",
+        )

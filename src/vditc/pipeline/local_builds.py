@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -36,8 +36,8 @@ class Event(NamedTuple):
 class Builds(Protocol):
     """What builds engines. Ended early (an exception, a generator that is closed), it ends the builds that run."""
 
-    def run(self, orders: Sequence[Order]) -> Generator[Event]:
-        """Each order begins, maybe again where its worker was lost, and ends once."""
+    def run(self, orders: list[Order]) -> Generator[Event]:
+        """Each order begins, maybe again where its worker was lost, and ends once. They are taken out of the list, which may be filled."""
         ...
 
 
@@ -50,14 +50,17 @@ class LocalBuilds:
     def __init__(self, jobs: int, memory: int | None, note: Callable[[str], None], free: Callable[[], int] = available_memory) -> None:
         self.jobs, self.memory, self.note, self.free = jobs, memory, note, free
 
-    def run(self, orders: Sequence[Order]) -> Generator[Event]:
+    def run(self, orders: list[Order]) -> Generator[Event]:
         """See `Builds`."""
-        waiting = [order if backend(order.target.backend).builds_here(order.target) else order._replace(memory=0) for order in orders]
+        waiting: list[Order] = []
         running = dict[int, tuple[Order, subprocess.Popen[bytes], Path]]()
         told: set[str] = set()
         room = 0
         try:
-            while waiting or running:
+            while orders or waiting or running:
+                while orders:
+                    order = orders.pop(0)
+                    waiting.append(order if backend(order.target.backend).builds_here(order.target) else order._replace(memory=0))
                 if not running:
                     room = self.free() if self.memory is None else self.memory
                 for order in list(waiting):
@@ -89,5 +92,6 @@ class LocalBuilds:
 def _too_large(order: Order, room: int) -> str:
     return (
         f"found {gigabytes(room)} of memory; wanted about {gigabytes(order.memory)}, which the builder needs; "
-        "end other programs, say with --memory that it may take more, or choose a recipe of fewer bits or a larger machine"
+        "end other programs, say with --memory that it may take more, cut the engine (--segments auto), or choose a recipe of fewer bits "
+        "or a larger machine"
     )

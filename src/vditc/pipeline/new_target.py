@@ -1,5 +1,7 @@
 """A target that a bundle was not compiled for: its graph is lowered from the bundle's own model.onnx, with the settings of the others.
 
+So is one that the bundle has, when layers of it go down the ladder of `vditc.pipeline.fallback`.
+
 The model directory is not needed. What `compile` compares on a clip of the model, the lowered graph with the portable one, is compared
 here pass by pass on made-up inputs, as `vditc lower --verify` does.
 """
@@ -19,36 +21,42 @@ from vditc.files import sha256
 from vditc.graph_passes.quantize_attention import QuantizeAttention
 from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import BYTES
-from vditc.pipeline.bundle_parts import Part, update
+from vditc.pipeline.bundle_parts import Part, update, with_target
+from vditc.pipeline.fallback import Ladder, check_refusals
 from vditc.pipeline.manifest_facts import graph_inputs
 from vditc.pipeline.plugin_choice import PluginChoice, attention_left, choose_plugins, library_in_bundle, plugin_operators, recorded
 from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.recipe import Gate, Recipe, Rule
 from vditc.runtimes.attention_keys import float16_keys
+from vditc.runtimes.backend import TO_BUILD
 from vditc.target import Target
 
 TIME_PATH = "precompute-time-path"  # the pass that a bundle of --keep-time-path is lowered without
-_TO_BUILD = "to build on the device"
 
 
 @dataclasses.dataclass(frozen=True)
 class NewTarget:
-    """A target whose graph is still to be lowered; its recipe has been checked."""
+    """A target whose graph is to be lowered; its recipe has been checked. `ladder`: where its layers stand, None without a fallback."""
 
     part: Part
     target: Target
     choice: PluginChoice
     attention: QuantizeAttention | None
     keep_time_path: bool
+    ladder: Ladder | None = None
 
     @classmethod
-    def check(cls, part: Part, target: Target, progress: Progress) -> NewTarget:
-        """InputError where the target does not run what the bundle was calibrated for; `--plugins on` may build the plugin library."""
+    def check(cls, part: Part, target: Target, progress: Progress, *, fallback: bool = False) -> NewTarget:
+        """InputError where the target does not run what the bundle was calibrated for; `--plugins on` may build the plugin library.
+
+        With a `fallback` layers that it does not run begin further down, and those that are down already stay there.
+        """
         calibration = Calibration.load(part.root / "calibration.safetensors")
         others = list(part.manifest.targets.values())
         modes = [other["plugins"]["mode"] for other in others if "mode" in other.get("plugins", {})]
-        choice = choose_plugins(modes[0] if modes else "auto", [target], _recipe(calibration, part), progress)[target.name]
+        recipe = _recipe(calibration, part)
+        choice = choose_plugins(modes[0] if modes else "auto", [target], recipe, progress, fallback=fallback)[target.name]
         library = library_in_bundle(target)
         if choice.library is not None and (there := part.manifest.files.get(library)) and there.sha256 != choice.sha256:
             raise InputError(
@@ -61,10 +69,15 @@ class NewTarget:
         largest = Profile.from_json(part.manifest.profile).largest
         passes = [one["name"] for other in others for one in other["graph"]["passes"]]
         keep = bool(passes) and not any(name.startswith(TIME_PATH) for name in passes)
-        return cls(part, target, choice, QuantizeAttention.asked(asked, largest) if choice.scores else None, keep)
+        taken = part.manifest.targets.get(target.name, {}).get("fallback", ())
+        ladder = Ladder.recorded_in(target, calibration, taken, plugins=choice.layers) if fallback else None
+        return cls(part, target, choice, QuantizeAttention.asked(asked, largest) if choice.scores else None, keep, ladder)
 
-    def lower(self, parts: list[Part], *, verify: bool, progress: Progress) -> None:
-        """Lower, and record the target in the part's manifest. DialectError, or PrecisionError where a pass changed the numbers."""
+    def lower(self, parts: list[Part], dropped: set[str], *, verify: bool, progress: Progress) -> None:
+        """Lower, and record the target in the part's manifest, which lists the files `dropped` no more: of an engine of the graph before.
+
+        DialectError, or PrecisionError where a pass changed the numbers.
+        """
         part, name = self.part, f"lowered/{self.target.name}.onnx"
         if self.choice.lacking:
             progress.note(f"{self.target.name} without plugins: {self.choice.reason}")
@@ -99,18 +112,20 @@ class NewTarget:
             "plugins": plugins,
             "graph": graph,
             "build": {},
-            "engine": {"status": _TO_BUILD, "backend": chosen.backend},
+            "engine": {"status": TO_BUILD, "backend": chosen.backend},
+            **({"fallback": self.ladder.recorded} if self.ladder is not None and self.ladder.taken else {}),
         }
-        update(parts, part, self.target.name, about, staged, set())
+        update(parts, part, with_target(part.manifest, self.target.name, about), staged, dropped - set(staged))
 
     def _lower(self, target: Target, out: Path, verify: bool, progress: Progress) -> tuple[LowerFacts, float | None]:
         """Also the greatest relative error of a pass, None where nothing was verified."""
         model, verifier = self.part.root / "model.onnx", None
+        rungs = () if self.ladder is None else self.ladder.passes()
         if verify:
             from vditc.graph_passes.claims import CheckClaims
             from vditc.pipeline.verify_passes import VerifyPasses  # here, so that nothing else needs onnxruntime
 
-            verifier = VerifyPasses(model)
+            verifier = VerifyPasses(model, taken=len(rungs))
         facts = lower(
             model=model,
             target=target,
@@ -118,9 +133,11 @@ class NewTarget:
             keep_time_path=self.keep_time_path,
             plugins=self.choice.layers,
             attention=self.attention,
+            first=rungs,
             observers=() if verifier is None else (CheckClaims(), verifier),
             progress=progress,
         )
+        check_refusals(facts.passes[: len(rungs)], target)
         return facts, None if verifier is None else max((v.error for v in verifier.verdicts if v is not None), default=0.0)
 
     def _copied(self) -> Path:

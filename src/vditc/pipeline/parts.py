@@ -7,44 +7,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vditc.axis import CLIP
 from vditc.build_memory import gigabytes
 from vditc.checkpoint import read_json
 from vditc.conditioner import Conditioner, conditioner_for, known_pipelines
-from vditc.errors import InputError, PrecisionError
+from vditc.errors import InputError
 from vditc.export.parts.encode import BATCH, open_torch_part
 from vditc.export.parts.families.registry import part_for
 from vditc.export.parts.part import Part, open_part
-from vditc.export.parts.stage import STORED, export_part, graph_axes
+from vditc.export.parts.stage import STORED, export_part
 from vditc.export.parts.tokenizers import save_tokenizer
 from vditc.export.parts.vae import VaeDecoder
 from vditc.files import data_digest
-from vditc.graph_passes.stage import lower
-from vditc.memory import BUILDER, BUILDER_PER_WEIGHT, BYTES
-from vditc.part_graph import PartGraph, axis_size, unscaled
+from vditc.part_graph import PartGraph
 from vditc.pipeline.device_files import Part as DevicePart
 from vditc.pipeline.device_files import write_device_files
-from vditc.profile import Profile, Range
+from vditc.pipeline.part_lowering import clip_profile, lower_part, lowered_name, part_memory, part_profile, part_target
+from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.prompt_cleaning import installed_steps
 from vditc.runtimes.backend import TO_BUILD
 from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.parts.prompt_tokens import PromptTokens
-from vditc.runtimes.parts.session import OrtPart
 from vditc.runtimes.parts.text_encoder import TextEncoder
 from vditc.runtimes.registry import backend
 from vditc.target import Target
 from vditc.workspace import Workspace
 
-# Relative error of a lowered graph's output, on random inputs, against the portable one: float16 keeps 11 bits, and a decoder is some
-# thirty layers deep. What overflows is not finite, or far beyond.
-LOWERED_TOLERANCE = 0.05
 CHOICES = ("all", "transformer")
-_PASSES = ("fold-constants", "convert-compute-type{{to={}}}", "eliminate-dead-nodes")
 FPS = 16  # of a pipeline that says nothing
-_CHECKED_SIDE = 8  # latent rows and columns of the inputs on which a lowered graph is checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +152,7 @@ class PipelineParts:
         """
         if self.choice.parts == "transformer":
             return {}
-        whole = Profile({**{axis: Range(n, n, n) for axis, n in zip(CLIP, size, strict=True)}, **profile.axes})
+        whole = clip_profile(profile, size)
         return self._for_profile(whole)._compile(space, targets, whole, progress)
 
     def _compile(self, space: Workspace, targets: tuple[Target, ...], profile: Profile, progress: Progress) -> dict[str, Any]:
@@ -189,44 +179,38 @@ class PipelineParts:
 
         facts = space.stage(f"export {name}", run, tuple(f"components/{name}/{end}" for end in ("*.onnx", "*.onnx.data", "*.json")))
         tiled = {"tiled": self.choice.tiled} if isinstance(part, VaeDecoder) else {}
-        return {"class": part.model_class, "digest": part.source.digest, "stored": stored, **tiled, **facts}
+        known = {"class": part.model_class, "digest": part.source.digest, "weights": part.weight_count, "stored": stored}
+        return {**known, **tiled, **facts}
 
     def _target(self, name: str, part: Part, target: Target, space: Workspace, profile: Profile, progress: Progress) -> dict[str, Any]:
         """Lower and build every graph of a part for one target; ONNX Runtime runs the portable ones."""
-        compute = part_compute(part, target)
+        chosen = part_target(target, text=part.quantizable)
         if backend(target.backend).name == "onnxruntime":
-            return {"compute": compute, "graphs": {g.name: {"status": "portable"} for g in part.graphs()}}
-        chosen = target.computing(compute) if compute != target.compute else target
-        weights = part.weight_count * (1 if self.choice.text_encoder != "model" and part.quantizable else BYTES[compute])
-        builder = BUILDER + int(BUILDER_PER_WEIGHT * weights)
-        progress.note(f"{name} for {target.name}: about {gigabytes(weights)} of weights; building takes about {gigabytes(builder)}")
+            return {"compute": chosen.compute, "graphs": {g.name: {"status": "portable"} for g in part.graphs()}}
+        eight_bits = self.choice.text_encoder != "model" and part.quantizable
+        memory = part_memory(part.weight_count, chosen.compute, eight_bits=eight_bits)
+        weights, builder = map(gigabytes, (memory["weights"], memory["builder"]))
+        progress.note(f"{name} for {target.name}: about {weights} of weights; building takes about {builder}")
         graphs = {g.name: self._graph(name, part, g, chosen, target.name, space, profile, progress) for g in part.graphs()}
-        return {"compute": compute, "memory": {"weights": weights, "builder": builder}, "graphs": graphs}
+        return {"compute": chosen.compute, "memory": memory, "graphs": graphs}
 
     def _graph(
         self, name: str, part: Part, graph: PartGraph, target: Target, label: str, space: Workspace, profile: Profile, progress: Progress
     ) -> dict[str, Any]:
         folder = space.path / "components" / name
-        lowered = f"{graph.name}.{label}.onnx"  # beside the portable graph, whose weights it shares
+        lowered = lowered_name(graph.name, label)
 
         def run_lower() -> dict[str, Any]:
-            found = lower(model=folder / graph.file, target=target, out=folder / lowered, progress=progress, passes=_passes(target.compute))
-            error = None if target.compute == "bf16" else _error(folder / graph.file, folder / lowered, graph)
-            if error is not None and not error <= LOWERED_TOLERANCE:
-                raise PrecisionError(
-                    found=f"a relative error of {error:.3g}",
-                    wanted=f"at most {LOWERED_TOLERANCE}",
-                    where=f"{name}/{graph.name} in {target.compute} for {label}",
-                    fix=f"compile for {label}-bf16" if "bf16" in target.computes else "leave the part out with --parts transformer",
-                )
-            return {"nodes": found.nodes_after, "error": None if error is None else round(error, 6)}
+            found = lower_part(folder / graph.file, folder / lowered, target, label, compare=True, progress=progress)
+            return {"nodes": found.nodes, "error": found.error}
 
         outputs = (f"components/{name}/{lowered}", f"components/{name}/{lowered}.data")
         facts = space.stage(f"lower {name}/{graph.name} {label}", run_lower, outputs)
         engine = f"components/{name}/engines/{label}/{graph.name}"
 
         def run_build() -> dict[str, Any]:
-            ranges, inputs = part_profile(part, graph, profile, tiled=self.choice.tiled), input_specs(folder / lowered)
+            tiles = part.plan().tiles if isinstance(part, VaeDecoder) and self.choice.tiled else None
+            ranges, inputs = part_profile(folder / graph.file, profile, tiles), input_specs(folder / lowered)
             built = backend(target.backend).build(
                 lowered=folder / lowered,
                 target=target,
@@ -243,49 +227,6 @@ class PipelineParts:
 
         built = space.stage(f"build {name}/{graph.name} {label}", run_build, (f"{engine}/*",))
         return {**facts, "lowered": lowered, "engine": {k: v for k, v in built.items() if k not in ("seconds", "peak_rss_bytes")}}
-
-
-def part_compute(part: Part, target: Target) -> str:
-    """What a part is computed in: a text encoder's sums overflow float16, so it takes bfloat16, or float32 where there is none."""
-    if not part.quantizable:
-        return target.compute
-    return next((c for c in ("bf16", "fp32") if c in target.computes), target.compute)
-
-
-def part_profile(part: Part, graph: PartGraph, profile: Profile, *, tiled: bool) -> Profile:
-    """Ranges of a part's axes: those of the transformer's profile, or of a tile; texts of any length up to the longest."""
-    tiles = part.plan().tiles if isinstance(part, VaeDecoder) and tiled else None
-    ranges: dict[str, Range] = {}
-    named = {d for spec in graph.all_inputs for d in spec.dims}
-    for axis, about in graph_axes(graph, part.axes()).items():
-        base, factor, _ = unscaled(axis)
-        if axis not in named:
-            continue
-        if base == "text_tokens":
-            longest = profile.axes[base].max if base in profile.axes else about.default
-            own = Range(1, longest, longest)
-        else:
-            own = _tile_range(profile.axes[base], None if tiles is None or base == "frames" else tiles.latent[base == "width"])
-        ranges[axis] = Range(own.min * factor, own.opt * factor, own.max * factor)
-    return Profile(ranges)
-
-
-def _tile_range(own: Range, tile: int | None) -> Range:
-    """The last tile of a row may have any width."""
-    return own if tile is None or own.max <= tile else Range(1, tile, tile)
-
-
-def _passes(compute: str) -> list[str]:
-    return [p.format(compute) for p in _PASSES]
-
-
-def _error(portable: Path, lowered: Path, graph: PartGraph) -> float:
-    """Relative error of the output on random inputs, both in ONNX Runtime; infinite for numbers that are not finite."""
-    random, sizes = np.random.default_rng(0), {"text_tokens": 16, "frames": 2, "height": _CHECKED_SIDE, "width": _CHECKED_SIDE}
-    whole = {d: axis_size(d, sizes) for s in graph.all_inputs for d in s.dims if isinstance(d, str)}
-    feeds = {s.name: s.example(whole, random) for s in graph.all_inputs}
-    want, got = (OrtPart(p)(feeds)[graph.output] for p in (portable, lowered))
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want)) if np.isfinite(got).all() else float("inf")
 
 
 def _kind(folder: Path) -> str | None:

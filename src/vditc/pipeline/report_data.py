@@ -11,40 +11,72 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vditc.build_memory import gigabytes
-from vditc.build_options import BuildOptions
-from vditc.bundle import Bundle, rung_text
+from vditc.bundle import CLIPS, Bundle
+from vditc.engine_facts import RUN, engine_facts
+from vditc.errors import InputError
 from vditc.metrics import ClipScores, Summary
-from vditc.pipeline.compile import CLIPS
-from vditc.report import BundleReport, Engine, GateLine, KeptLayer, Layer, ReportData, Variant, write_report
+from vditc.pipeline.report_notes import PAGE, costs_of, timings_of
+from vditc.report import BundleReport, Engine, GateLine, ReportData, Variant, write_report
+from vditc.report_layers import Layer
 from vditc.safetensors_file import read_header
 
 Array = npt.NDArray[Any]
 
 
+def report_bundle(bundle: Bundle) -> Path:
+    """Write the page of one bundle, in it, with all that is known of it by now; returns its path."""
+    report_bundles([bundle], bundle.path / PAGE)
+    return bundle.path / PAGE
+
+
 def report_bundles(bundles: Sequence[Bundle], out: Path) -> None:
-    """Write the HTML file `out` about one or more bundles of one model that were verified on the same prompts."""
+    """Write the HTML file `out` about one or more bundles of one model that were verified on the same prompts.
+
+    InputError when they are of several models, or were verified otherwise.
+    """
+    _check_alike(bundles)
     first = bundles[0].manifest
     quality = first.quality or {}
     s = first.sampling
+    names = _names(bundles)
     facts = {
         "model": f"{first.model['class']}, {first.model['weights'] / 1e6:.2f} M weights",
         "latent clip": " x ".join(map(str, s["latent_shape"])) + " (channels, frames, height, width)",
-        "sampling": f"{s['steps']} Euler steps, guidance {s['guidance_scale']:g}",
+        "sampling": f"{s['steps']} steps of {s.get('solver', {}).get('class', 'Euler')}, guidance {s['guidance_scale']:g}",
         **{
             name: f"from step {e['first_step']} on, guidance {s.get('guidance_scale_2', s['guidance_scale']):g}"
             for name, e in first.experts.items()
         },
+        "profile": ", ".join(f"{a} {lo}:{best}:{hi}" for a, (lo, best, hi) in first.profile.items()),
         "checked on": f"{quality.get('clips')} clips, sampled in ONNX Runtime from the same noise as the full-precision model's",
     }
     data = ReportData(
-        title="vditc: " + ", ".join(b.manifest.recipe["name"] for b in bundles),
+        title="vditc: " + ", ".join(names),
         facts=facts,
         prompts=quality.get("prompts", []),
         full_precision=_variant(bundles[0], "full_precision"),
-        bundles=[report for b in bundles for report in (_bundle(b), *(_expert(b, name) for name in b.experts))],
+        bundles=[r for b, n in zip(bundles, names, strict=True) for r in (_bundle(b, n), *(_expert(b, n, e) for e in b.experts))],
     )
     write_report(out, data)
+
+
+def _check_alike(bundles: Sequence[Bundle]) -> None:
+    models = {str(b.path): str(b.manifest.model["digest"])[:12] for b in bundles}
+    prompts = {str(b.path): ", ".join((b.manifest.quality or {}).get("prompts", ["none"])) for b in bundles}
+    for what, found in (("one model", models), ("the same prompts", prompts)):
+        if len(set(found.values())) > 1:
+            raise InputError(
+                found="; ".join(f"{path}: {value[:80]}" for path, value in found.items()),
+                wanted=f"bundles of {what}",
+                where="report",
+                fix="compile them from the same model with the same --prompts and --clips, or write a report for each",
+            )
+
+
+def _names(bundles: Sequence[Bundle]) -> list[str]:
+    """Of their recipes; where these repeat, of their folders."""
+    recipes = [b.manifest.recipe["name"] for b in bundles]
+    return recipes if len(set(recipes)) == len(recipes) else [b.path.resolve().name for b in bundles]
 
 
 def clips_of(bundle: Bundle, name: str) -> Array | None:
@@ -65,7 +97,7 @@ def _summary(data: Mapping[str, Any]) -> Summary:
     return Summary(**{**data, "clips": tuple(ClipScores(**c) for c in data["clips"])})
 
 
-def _bundle(bundle: Bundle) -> BundleReport:
+def _bundle(bundle: Bundle, name: str) -> BundleReport:
     m = bundle.manifest
     quality = m.quality or {}
     errors = quality.get("layer_error", {})
@@ -73,36 +105,45 @@ def _bundle(bundle: Bundle) -> BundleReport:
         GateLine(name=n, threshold=t, measured=m.gate["measured"][n], passed=n not in m.gate["failed"])
         for n, t in m.gate.get("thresholds", {}).items()
     ]
+    costs = costs_of(bundle)
+    engines = {target: about["engine"].get("layers", {}) for target, about in m.targets.items()}
+    landed = {n: {target: of[n] for target, of in engines.items() if n in of} for n in (*m.layers, *m.kept)}
     layers = [
         Layer(
-            name=name,
+            name=n,
             role=layer["role"],
             weight=layer["weight"],
             activation=None if layer["activation"] == "float" else layer["activation"],
             bits=layer["bits"],
-            error=errors.get(name),
+            error=errors.get(n),
+            cost=costs.get(n),
+            landed=landed[n],
         )
-        for name, layer in m.layers.items()
+        for n, layer in m.layers.items()
+    ]
+    layers += [
+        Layer(name=n, role=k["role"], weight=None, activation=None, bits=None, landed=landed[n], reason=k["reason"])
+        for n, k in m.kept.items()
     ]
     return BundleReport(
-        name=m.recipe["name"],
+        name=name,
         description=m.recipe["description"],
         mean_bits=m.mean_bits,
         sampled=_variant(bundle, "quantized"),
         gate=gate,
         step_error=quality.get("step_error", []),
         layers=layers,
-        kept=[KeptLayer(name=n, role=k["role"], reason=k["reason"]) for n, k in m.kept.items()],
         sizes=_sizes(bundle),
-        engines=[Engine(target=n, facts=_engine(t)) for n, t in m.targets.items()],
+        engines=[Engine(target=n, facts=engine_facts(bundle, n)) for n in m.targets],
         stage_seconds=_seconds(bundle),
+        timings=timings_of(bundle),
     )
 
 
-def _expert(bundle: Bundle, name: str) -> BundleReport:
+def _expert(bundle: Bundle, name: str, expert: str) -> BundleReport:
     """The second of two experts, without what was measured of both."""
-    report = _bundle(bundle.experts[name])
-    return dataclasses.replace(report, name=f"{bundle.manifest.recipe['name']}, {name}", sampled=None, gate=[], step_error=[])
+    report = _bundle(bundle.experts[expert], name)
+    return dataclasses.replace(report, name=f"{name}, {expert}", sampled=None, gate=[], step_error=[])
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:
@@ -110,48 +151,14 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
     sizes = {"float32 weights": 4 * m.model["weights"], "checkpoint": m.model["checkpoint_bytes"]}
     sizes["model.onnx + data"] = sum(e.bytes for n, e in m.files.items() if n.startswith("model.onnx"))
     for name in m.targets:
-        plan = m.files.get(f"engines/{name}/model.plan")
-        if plan is not None:
-            sizes[f"engine {name}"] = plan.bytes
+        plans = [e.bytes for n, e in m.files.items() if n.startswith(f"engines/{name}/") and n.endswith(".plan")]
+        if plans:
+            sizes[f"engine {name}"] = sum(plans)
     return sizes
 
 
-def _engine(target: Mapping[str, Any]) -> dict[str, str]:
-    engine = target["engine"]
-    facts = {
-        "status": engine["status"],
-        "backend": target["backend"],
-        "against the portable graph": f"{target['graph']['error']:.2g} relative error",
-    }
-    if "memory" in target:
-        facts["memory, estimated"] = _memory(target["memory"])
-    if target.get("build"):
-        facts["built with"] = str(BuildOptions.from_json(target["build"]))
-    if target.get("fallback"):
-        facts["not as calibrated"] = "; ".join(rung_text(rung) for rung in target["fallback"])
-    if "version" in engine:
-        facts["builder"] = engine["version"]
-    if "compute_capabilities" in engine:
-        facts["one plan for"] = ", ".join(engine["compute_capabilities"])
-    if "gemms" in engine:
-        facts["matrix products"] = "; ".join(f"{n} × {kind}" for kind, n in engine["gemms"].items())
-    if "attentions" in engine:
-        facts["fused attentions"] = str(engine["attentions"])
-    if "plugins" in engine:
-        facts["plugins"] = str(engine["plugins"])
-    for key, label in (("weight_bytes", "weights"), ("activation_bytes", "activations"), ("scratch_bytes", "scratch")):
-        if key in engine:
-            facts[label] = f"{engine[key] / 1e6:.2f} MB"
-    return facts
-
-
-def _memory(estimate: Mapping[str, int]) -> str:
-    parts = f"{gigabytes(estimate['weights'])} of weights, {gigabytes(estimate['activations'])} of activations"
-    return f"{gigabytes(estimate['total'])}: {parts} at {estimate['tokens']} tokens a clip"
-
-
 def _seconds(bundle: Bundle) -> dict[str, float]:
-    file = bundle.path / "report" / "run.json"
+    file = bundle.path / RUN
     if not file.exists():
         return {}
     return {name: stage["seconds"] for name, stage in json.loads(file.read_text())["stages"].items()}

@@ -140,7 +140,7 @@ def bundle_scheduler(bundle: Bundle, backend: str | None, size: Sequence[int], o
         solver = dataclasses.replace(chosen, in_place_of=solver.in_place_of)
     if options.shift is not None:
         solver = solver.shifted(options.shift)
-    walk = solver.walk(options.steps or bundle.manifest.sampling["steps"], size)
+    walk = solver.walk(bundle.manifest.sampling["steps"] if options.steps is None else options.steps, size)
     inputs = bundle.manifest.inputs if backend is None else bundle.manifest.targets[backend]["inputs"]
     if any(spec["name"] == "step" for spec in inputs):
         StepTable(tuple(bundle.manifest.sampling["schedule"]["timesteps"]), where).check_times(walk.timesteps.tolist())

@@ -3,117 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from vditc.adapter import InputSpec
 from vditc.bundle import Bundle
 from vditc.calibration import Calibration
-from vditc.clips import VIDEOS, write_clip, write_video
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
-from vditc.experts import Expert, ExpertSwitch, experts_of
+from vditc.experts import Expert, experts_of
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir, SamplingDefaults
-from vditc.pipeline.components import Components, conditioning_for, load_conditioning
-from vditc.pipeline.schedules import AS_COMPILED, WalkOptions, bundle_schedule, bundle_scheduler
-from vditc.profile import Profile
+from vditc.pipeline.components import Components, conditioning_for
+from vditc.pipeline.denoisers import open_expert
+from vditc.pipeline.sampler import Sampler
+from vditc.pipeline.schedules import bundle_schedule, bundle_scheduler
+from vditc.pipeline.walk_plan import RunOptions, step_cache
 from vditc.progress import Progress
-from vditc.runtimes.backend import EnginePlugins
-from vditc.runtimes.gpu import compute_capability
-from vditc.runtimes.graph_inputs import graph_sizes, model_inputs
-from vditc.runtimes.registry import backend as backend_named
 from vditc.runtimes.schedulers.walk import Walk
-from vditc.safetensors_file import write_tensors
 from vditc.sampled_model import SampledModel
-from vditc.sampling import Denoiser, Passes, sample
-from vditc.schedule import Scheduler
-from vditc.step_cache import UNPROMPTED, Skips, StepCache
-
-PORTABLE = "onnxruntime"  # the backend that runs model.onnx itself
-PASSES: dict[Passes, int] = {"batched": 2, "two": 1}  # of guidance -> clips that the model runs at once
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a bundle is sampled, where that is not left to it."""
-
-    walk: WalkOptions = AS_COMPILED
-    guidance: float | None = None
-    guidance_2: float | None = None  # of a second expert
-    embedded_guidance: float | None = None  # of models that are told a guidance scale
-    passes: Passes | None = None  # of guidance; None: as the engine's profile allows
-    step_cache: str | None = None  # a threshold, or a share of steps
-    weight_budget: int | None = None  # bytes of the GPU for the weights of an engine that streams them
-    negative: str = ""  # a prompt that the clip is to lead away from
-
-
-@contextlib.contextmanager
-def open_denoiser(bundle: Bundle, backend: str, weight_budget: int | None = None) -> Iterator[Denoiser]:
-    """Of all steps: the portable graph in ONNX Runtime, or the engine of one of the bundle's targets.
-
-    Of a bundle of two experts each is opened when its steps come (`vditc.experts.ExpertSwitch`). `weight_budget`: see `Backend.open`.
-    """
-    with contextlib.ExitStack() as stack:
-        if bundle.experts:
-            switch = ExpertSwitch(
-                [(e.steps, functools.partial(_open_expert, e.bundle, backend, weight_budget)) for e in experts_of(bundle)]
-            )
-            stack.callback(switch.close)
-            yield switch
-        else:
-            yield stack.enter_context(_open_expert(bundle, backend, weight_budget))
-
-
-@contextlib.contextmanager
-def _open_expert(bundle: Bundle, backend: str, weight_budget: int | None = None) -> Iterator[Denoiser]:
-    """The bundle's own graph or engine alone."""
-    targets = bundle.manifest.targets
-    if backend != PORTABLE and backend not in targets:
-        raise InputError(
-            found=f"--backend {backend}", wanted=", ".join([PORTABLE, *targets]), where=str(bundle.path), fix="choose one of these"
-        )
-    name = PORTABLE if backend == PORTABLE else targets[backend]["backend"]
-    said = targets.get(backend, {}).get("plugins", {})
-    plugins = None
-    if "library" in said:
-        named = [operator.rpartition(".")[2] for operator in said["operators"]]
-        wanted = tuple((name, said["version"], said["namespace"]) for name in named)
-        plugins = EnginePlugins(library=bundle.file(said["library"]), wanted=wanted)
-    with backend_named(name).open(
-        model=bundle.path / "model.onnx",
-        engine=bundle.path / "engines" / backend,
-        plugins=plugins,
-        weight_budget=weight_budget,
-    ) as denoiser:
-        yield denoiser
-
-
-def backend_here(bundle: Bundle) -> str:
-    """The target with an engine for this machine's GPU; on a machine without one the portable graph.
-
-    InputError for a GPU without an engine: a CPU would be too slow a surprise.
-    """
-    arch = compute_capability()
-    if arch is None:
-        return PORTABLE
-    built = {name: t for name, t in bundle.manifest.targets.items() if t["engine"]["status"] == "built"}
-    found = next((name for name, t in built.items() if arch in t["arch"]), None)
-    if found is None:
-        raise InputError(
-            found=f"engines for {', '.join(a for t in built.values() for a in t['arch']) or 'no GPU'}",
-            wanted=f"an engine for this machine's {arch}",
-            where=str(bundle.path),
-            fix=f"build one here (engines/<target>/build.sh, or `vditc build`), or ask for the backend {PORTABLE}",
-        )
-    return found
+from vditc.sampling import Denoiser
 
 
 def sample_bundle(
@@ -121,146 +30,29 @@ def sample_bundle(
     out: Path,
     prompt: str,
     conditioning: Path | None,
-    seed: int,
+    seed: int | None,
     backend: str,
     progress: Progress,
     options: RunOptions | None = None,
+    *,
+    negative: str = "",
+    size: str = "",
+    weight_budget: int | None = None,
 ) -> None:
-    """Sample one clip from a prompt, or every clip of a conditioning file, into `out`: a video (vditc.clips.VIDEOS) or .safetensors."""
-    options = options or RunOptions()
+    """Sample one clip from a prompt, or every clip of a conditioning file, into `out`: a video (vditc.clips.VIDEOS) or .safetensors.
+
+    `seed`: None for 0, or the file's own. One part is in memory at a time; see `vditc.Sampler`, which this is a call of.
+    """
     if bool(prompt) == (conditioning is not None):
         raise InputError(found="both or neither", wanted="--prompt or --conditioning", where="vditc run", fix="give one of them")
-    if options.negative and conditioning is not None:
-        raise InputError(
-            found="--negative-prompt with --conditioning", wanted="one of them", where="vditc run", fix="save it in the conditioning"
-        )
-    if out.suffix not in (*VIDEOS, ".safetensors"):
-        raise InputError(found=f"-o {out}", wanted=f"{', '.join(VIDEOS)} or .safetensors", where="vditc run", fix="change the ending")
-    experts = experts_of(bundle, options.guidance, options.guidance_2)
-    parts, info = Components.open(bundle.path / "components", backend, bundle.manifest.components), bundle.manifest.sampling
-    c, f, h, w = info["latent_shape"]
-    specs = model_inputs(bundle.file("model.onnx"))
-    if conditioning is None:
-        given = parts.encode((prompt,), (seed,), (c, f, h, w), info["extra_channels"], options.negative)
-    else:
-        sizes = graph_sizes(bundle.file("model.onnx"))
-        given = load_conditioning(conditioning, specs, sizes)
-        if backend != PORTABLE:
-            for expert in experts:
-                Profile.from_json(expert.bundle.manifest.profile).check(given.sizes(specs), sizes, str(conditioning))
-    seen = parts.codec or parts.decoder
-    if out.suffix != ".safetensors" and (seen is None or len(given) > 1):
-        raise InputError(
-            found=f"{len(given)} clips{'' if seen else ' and no codec that vditc runs'}",
-            wanted="-o latents.safetensors",
-            where=str(bundle.path),
-            fix="write latents and decode them with the model's own VAE",
-        )
-    given = with_embedded_guidance(given, specs, options.embedded_guidance)
-    scheduler = bundle_scheduler(bundle, None if backend == PORTABLE else backend, given.latent_shape[1:], options.walk)
-    steps, scales = len(scheduler.timesteps), {expert.guidance_scale for expert in experts}
-    if len(experts) > 1 and steps != experts[-1].steps.stop:
-        raise InputError(
-            found=f"{steps} steps",
-            wanted=f"{experts[-1].steps.stop}, which the experts share",
-            where=str(bundle.path),
-            fix="leave out --steps, or compile for another number of them",
-        )
-    passes = guidance_passes(bundle, backend, options.passes) if scales != {1.0} else "batched"
-    cache = None if options.step_cache is None else step_cache(bundle, options.step_cache, experts[0].guidance_scale, scheduler)
-    skips = None if cache is None else Skips(*cache, steps)
-    latents = dict[int, npt.NDArray[np.float32]]()
-    # A solver remembers the clip that it walks: of several experts each has all clips in turn, for one is open at a time.
-    walks = [scheduler if len(experts) == 1 else copy.deepcopy(scheduler) for _ in range(len(given))]
-    with open_denoiser(bundle, backend, options.weight_budget) as denoiser, progress.task("sample", len(given) * steps) as advance:
-        for expert in experts:
-            for i, walk in enumerate(walks):
-                latents[i] = sample(
-                    denoiser,
-                    walk,
-                    given.clips([i], specs),
-                    expert.guidance_scale,
-                    lambda *_: advance(),
-                    begin=expert.steps.start,
-                    end=steps if len(experts) == 1 else expert.steps.stop,
-                    latents=latents.get(i),
-                    passes=passes,
-                    cache=skips,
-                    reuse=True,
-                )
-    if skips is not None:
-        progress.note(f"the step cache left out {skips.skipped} of {skips.asked} runs of the model")
-    if out.suffix == ".safetensors":
-        write_tensors(out, {"latents": np.concatenate(list(latents.values()))})
-    elif parts.codec is not None:
-        write_clip(out, parts.codec.decode(latents[0])[0])
-    elif parts.decoder is not None:
-        write_video(out, (frame for chunk in parts.decoder.stream(latents[0]) for frame in chunk), info["fps"])
-
-
-def guidance_passes(bundle: Bundle, backend: str, asked: Passes | None) -> Passes:
-    """Both branches in one run of the model where the engine takes that, or one by one; InputError for what it does not take.
-
-    The portable graph takes any number of clips where it names that axis.
-    """
-    manifest = bundle.manifest
-    inputs = manifest.inputs if backend == PORTABLE else manifest.targets[backend]["inputs"]
-    clips = inputs[0]["dims"][0]  # a number, or the axis's name
-    low, _, high = (clips, clips, clips) if isinstance(clips, int) else (1, 1, 2) if backend == PORTABLE else manifest.profile[clips]
-    takes: list[Passes] = [name for name, count in PASSES.items() if low <= count <= high]
-    if not takes or asked not in (None, *takes):
-        raise InputError(
-            found=f"--guidance-passes {asked or 'auto'} with an engine for {low} to {high} clips at once",
-            wanted=" or ".join(takes) or "an engine for one clip or two",
-            where=f"{bundle.path}, {backend}",
-            fix="choose another way, --guidance 1, or build an engine with --profile batch=1:2:2",
-        )
-    return asked or ("batched" if "batched" in takes else "two")
-
-
-def with_embedded_guidance(given: Conditioning, specs: Sequence[InputSpec], scale: float | None) -> Conditioning:
-    """Clips whose model is told a guidance scale, in thousandths as HunyuanVideo is; InputError for a model that is told none."""
-    if scale is None:
-        return given
-    told = next((spec for spec in specs if spec.name == "guidance" and not isinstance(spec.fill, str)), None)
-    if told is None:
-        raise InputError(
-            found=f"--embedded-guidance {scale:g}",
-            wanted="a model with an input `guidance`",
-            where="vditc run",
-            fix="use --guidance: this model is guided by two branches",
-        )
-    value = np.full(told.shape({"batch": len(given)}), 1000 * scale, told.dtype)
-    return dataclasses.replace(given, inputs={**given.inputs, told.name: value})
-
-
-def step_cache(bundle: Bundle, asked: str, guidance: float, scheduler: Scheduler) -> tuple[StepCache, float]:
-    """The bundle's calibrated step cache and the threshold; InputError for a bundle without one, or another walk than its own."""
-    about, where = bundle.manifest.sampling.get("step_cache"), f"bundle {bundle.path}"
-    if about is None:
-        raise InputError(
-            found="no step cache",
-            wanted="a polynomial that was fitted at compile",
-            where=where,
-            fix="compile the model again, in more than 3 steps",
-        )
-    table = bundle_schedule(bundle)
-    if len(scheduler.timesteps) != len(table.timesteps) or not np.allclose(scheduler.timesteps, table.timesteps, atol=1):
-        raise InputError(
-            found=f"--step-cache on {len(scheduler.timesteps)} steps of another schedule",
-            wanted=f"the {len(table.timesteps)} steps that it was fitted to",
-            where=where,
-            fix="leave out --steps, --shift and --solver, or --step-cache; or compile for this schedule",
-        )
-    cache = StepCache.from_json(about)
-    if guidance != 1.0 and UNPROMPTED not in cache.coefficients:
-        raise InputError(
-            found=f"--step-cache at guidance {guidance:g}",
-            wanted="guidance 1, which it was fitted to",
-            where=where,
-            fix="compile with --guidance",
-        )
-    return cache, cache.threshold(asked)
+    with Sampler(bundle, backend=backend, weight_budget=weight_budget, keep_open=False) as sampler:
+        given = prompt if conditioning is None else sampler.load(conditioning)
+        frames = given.latent_shape[1] if isinstance(given, Conditioning) and not size else sampler.latent_shape(size or None)[1]
+        sampler.video.check(out, len(given) if isinstance(given, Conditioning) else 1, frames)
+        found = sampler.run(given, negative, seed, size or None, options or RunOptions(), progress=progress)
+        if found.asked:
+            progress.note(f"the step cache left out {found.skipped} of {found.asked} runs of the model")
+        found.save(out)
 
 
 def check_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -345,7 +137,7 @@ def evaluate_bundle(
                 if backend == "reference":
                     calibration = Calibration.load(expert.bundle.file("calibration.safetensors"))
                     return ReferenceModel(sampled.adapter, sampled.source, calibration, device=device)
-                return stack.enter_context(_open_expert(expert.bundle, backend))
+                return stack.enter_context(open_expert(expert.bundle, backend))
 
             full.append(full_precision(sampled, device))
             # A step cache samples twice; of two experts one is in memory at a time.

@@ -46,11 +46,12 @@ class Verdict:
 class VerifyPasses(Observer):
     """PrecisionError for the first pass that leaves its tolerance; VditcError for one that cannot be run or compared.
 
-    `verdicts`: of the passes so far, None of one that changed nothing and was not run.
+    `verdicts`: of the passes so far, None of one that changed nothing and was not run. The first `taken` passes are as they are: what they
+    make is what the others are compared with.
     """
 
-    def __init__(self, model: Path) -> None:
-        self.path = model
+    def __init__(self, model: Path, taken: int = 0) -> None:
+        self.path, self.taken = model, taken
         self.verdicts: list[Verdict | None] = []
         self._spec = Spec.canonical()
 
@@ -64,7 +65,9 @@ class VerifyPasses(Observer):
     def after(self, done: Pass, facts: PassFacts, model: ir.Model) -> None:
         """Run the new graph and compare."""
         self._spec = done.spec_after(self._spec)
-        if not facts.modified:
+        if len(self.verdicts) < self.taken:
+            self._graph = _snapshot(model)
+        if not facts.modified or len(self.verdicts) < self.taken:
             self.verdicts.append(None)
             return
         before = self._outputs if self._outputs is not None else self._run(self._graph, "before the first pass that changed it")

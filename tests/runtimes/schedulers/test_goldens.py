@@ -37,5 +37,6 @@ def test_the_file_holds_what_walks_are_today() -> None:
     for name, about in json.loads(metadata["vditc"]).items():
         walk = scheduler_of({"_class_name": about["class"], **about["config"]}, about["steps"])
         assert {**walk.about, "start": walk.start} == about
-        np.testing.assert_array_equal(entries[f"{name}/timesteps"].read(), walk.timesteps)
-        np.testing.assert_allclose(np.array(entries[f"{name}/rows"].read()), [packed(row) for row in walk.rows], rtol=1e-9, atol=1e-12)
+        # numpy's logarithms of float32 are a unit in the last place apart on CPUs with other vectors.
+        np.testing.assert_allclose(np.array(entries[f"{name}/timesteps"].read()), walk.timesteps, rtol=2.4e-7, atol=1e-7)
+        np.testing.assert_allclose(np.array(entries[f"{name}/rows"].read()), [packed(row) for row in walk.rows], rtol=2e-6, atol=1e-9)
