@@ -116,6 +116,7 @@ def test_what_python_refuses_is_refused(library: Library, root: Path, what: str)
     with pytest.raises(LibraryError) as caught, library.bundle(root, hashes=1):
         pass
     assert caught.value.status == f"VDITC_ERROR_{status}"
+    assert ("use vditc 0.1.0, which wrote it" in caught.value.message) == (what in ("a newer schema", "no schema"))
     try:
         Bundle.open(root)
     except (InputError, RecursionError, UnicodeDecodeError, ValueError) as error:

@@ -23,7 +23,7 @@ from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
 from vditc.experts import ExpertSwitch, experts_of
 from vditc.pipeline.schedules import WalkOptions, bundle_scheduler
-from vditc.pipeline.use import with_embedded_guidance
+from vditc.pipeline.walk_plan import with_embedded_guidance
 from vditc.sampling import Denoiser, Passes, sample
 from vditc.step_cache import Skips
 

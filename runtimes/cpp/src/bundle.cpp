@@ -50,7 +50,8 @@ void Bundle::read(const std::string& path) {
   manifest_ = Json::parse(text_, where);
   const Json& schema = manifest_["schema"];
   if (!manifest_.is(Json::OBJECT) || !schema.is(Json::INTEGER) || schema.integer != SCHEMA) {
-    throw Error(VDITC_ERROR_SCHEMA, where, "schema " + schema.words(), "schema " + std::to_string(SCHEMA), "use a matching vditc");
+    throw Error(VDITC_ERROR_SCHEMA, where, "schema " + schema.words(), "schema " + std::to_string(SCHEMA),
+                manifest_["vditc"].is(Json::TEXT) ? "use vditc " + manifest_["vditc"].text + ", which wrote it" : "use a matching vditc");
   }
   const auto wrong = [&](const std::string& why) {
     throw Error(VDITC_ERROR_DAMAGED, where, "a manifest with wrong keys (" + why + ")", "a whole manifest", "compile again");
