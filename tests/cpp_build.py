@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 from vditc.plugins.wheels import cache_home
 
 SOURCES = Path(__file__).resolve().parents[1] / "runtimes" / "cpp"
+# Programs of this virtual environment, cmake and ninja of PyPI, behind the system's.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
 BASELINE = SOURCES / "abi" / "vditc-1.txt"
 
 

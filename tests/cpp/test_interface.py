@@ -56,7 +56,7 @@ def exported(library: Path) -> list[str]:
 
 def test_nothing_that_was_promised_has_changed(tmp_path: Path) -> None:
     found = interface(tmp_path)
-    if not BASELINE.exists():  # a new version: look at it, and add it
+    if os.environ.get("VDITC_WRITE_BASELINE"):  # something was added: read the difference before it is committed
         BASELINE.write_text(found)
     assert found == BASELINE.read_text(), "programs that were compiled before rely on this: add functions and fields, change none"
 
