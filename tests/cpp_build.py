@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def json_include() -> list[str]:
     """The package of PyPI before the system's, which is not everywhere."""
     spec = importlib.util.find_spec("nlohmann_json")
     return [] if spec is None or spec.origin is None else [f"-DVDITC_JSON_INCLUDE={Path(spec.origin).parent / 'include'}"]
+
+
+def page_blocks(language: str) -> list[str]:
+    """Code of docs/cpp.md."""
+    return re.findall(rf"```{language}\n(.*?)```", (SOURCES.parents[1] / "docs" / "cpp.md").read_text(), re.DOTALL)
 
 
 def built(*options: str, compiler: Sequence[str] = ()) -> Path:

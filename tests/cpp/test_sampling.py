@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import threading
 from collections.abc import Mapping, Sequence
@@ -251,6 +252,10 @@ def test_conditionings_by_setters(library: Library, tmp_path: Path, what: str) -
     with library.bundle(root) as bundle, library.session(bundle) as session:
         found = library.sample(session, handle, LATENTS)
     np.testing.assert_array_equal(found, ours(library, root, given, tmp_path)[0])
+    library("conditioning_set_seeds", handle, (c_uint64 * 2)(3, 2**62), c_uint64(2))
+    with library.bundle(root) as bundle, library.session(bundle) as session:
+        found = library.sample(session, handle, LATENTS)
+    np.testing.assert_array_equal(found, ours(library, root, dataclasses.replace(given, seeds=(3, 2**62)), tmp_path)[0])
     count, shape = c_uint64(), (c_int64 * 4)()
     library("conditioning_shape", handle, byref(count), shape)
     assert (count.value, tuple(shape)) == (2, LATENTS)
@@ -290,6 +295,8 @@ def test_setters_refuse(library: Library) -> None:
         ("set_channels", (byref(tensor(small)),), r"INPUT: .*channels \[2, 1, 3, 4, 5\]; wanted \[1 or 2, E, 3, 4, 6\]"),
         ("set_known", (byref(tensor(image)), (c_int64 * 1)(3), c_uint64(1)), "INPUT: .*frames 0 to 2 of the latents"),
         ("set_known", (byref(tensor(image)), None, c_uint64(0)), "INPUT: .*0 known frames"),
+        ("set_seeds", ((c_uint64 * 3)(1, 2, 3), c_uint64(3)), "INPUT: .*3 seeds; wanted 2, one a clip"),
+        ("set_seeds", (None, c_uint64(2)), "ARGUMENT: seeds: found NULL"),
         ("set_input", (None, byref(tensor(text))), "ARGUMENT: name: found NULL"),
         ("set_input", (b"x", None), "ARGUMENT: tensor: found NULL"),
     ):  # fmt: skip

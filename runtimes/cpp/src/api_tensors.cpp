@@ -125,6 +125,10 @@ vditc_status vditc_conditioning_set_known(vditc_conditioning* conditioning, cons
   return guarded([&] { conditioning_of(conditioning)->set_known(required(tensor, "tensor"), count ? &required(frames, "frames") : nullptr, count); });
 }
 
+vditc_status vditc_conditioning_set_seeds(vditc_conditioning* conditioning, const uint64_t* seeds, uint64_t clips) {
+  return guarded([&] { conditioning_of(conditioning)->set_seeds(&required(seeds, "seeds"), clips); });
+}
+
 vditc_status vditc_conditioning_shape(vditc_conditioning* conditioning, uint64_t* clips, int64_t latent_shape[4]) {
   return guarded([&] {
     const Clips found = conditioning_of(conditioning)->snapshot();

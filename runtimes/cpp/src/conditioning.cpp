@@ -192,6 +192,12 @@ Clips Conditioning::snapshot() const {
   return clips_;
 }
 
+void Conditioning::set_seeds(const uint64_t* seeds, size_t clips) {
+  std::lock_guard<std::mutex> hold(lock_);
+  if (clips != clips_.count()) throw bad(text("%zu seeds", clips), text("%zu, one a clip", clips_.count()), "give every clip a seed");
+  clips_.seeds.assign(seeds, seeds + clips);
+}
+
 void Conditioning::set_input(const std::string& name, const vditc_tensor& tensor) {
   HostArray made = copied(tensor);
   std::lock_guard<std::mutex> hold(lock_);

@@ -45,6 +45,7 @@ class Conditioning : public Object {
   Conditioning(const int64_t latent_shape[4], const uint64_t* seeds, size_t clips);
 
   Clips snapshot() const;
+  void set_seeds(const uint64_t* seeds, size_t clips);
   void set_input(const std::string& name, const vditc_tensor& tensor);
   void set_empty(const std::string& name, const vditc_tensor& tensor);
   void set_channels(const vditc_tensor& tensor);

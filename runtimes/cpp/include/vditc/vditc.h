@@ -229,6 +229,8 @@ VDITC_API vditc_status vditc_conditioning_set_channels(vditc_conditioning* condi
 /* Latents of given frames, [1 or clips, channels, frames, height, width], of which only `frames` [count] matter. */
 VDITC_API vditc_status vditc_conditioning_set_known(vditc_conditioning* conditioning, const vditc_tensor* tensor, const int64_t* frames,
                                                     uint64_t count);
+/* Other noise for the same clips: [clips], as many as before. */
+VDITC_API vditc_status vditc_conditioning_set_seeds(vditc_conditioning* conditioning, const uint64_t* seeds, uint64_t clips);
 VDITC_API vditc_status vditc_conditioning_shape(vditc_conditioning* conditioning, uint64_t* clips, int64_t latent_shape[4]);
 
 /* Standard normal noise as numpy.random.default_rng(seed).standard_normal(count, numpy.float32) draws it. */

@@ -3,7 +3,7 @@
 //   vditc::Bundle bundle("wan.bundle");
 //   vditc::Session session(bundle, vditc::SessionOptions().backend("rtx-ada"));
 //   vditc::Conditioning clips("conditioning.safetensors");
-//   std::vector<float> latents = session.sample(clips, [](const vditc_progress& now) { return now.done < 100; });
+//   std::vector<float> latents = session.sample(clips, [&](const vditc_progress&) { return !stopped; });
 #ifndef VDITC_VDITC_HPP
 #define VDITC_VDITC_HPP
 
@@ -208,6 +208,8 @@ class Conditioning {
   void set_known(const vditc_tensor& tensor, const std::vector<int64_t>& frames) {
     check(vditc_conditioning_set_known(get(), &tensor, frames.data(), frames.size()));
   }
+  // One a clip.
+  void set_seeds(const std::vector<uint64_t>& seeds) { check(vditc_conditioning_set_seeds(get(), seeds.data(), seeds.size())); }
   uint64_t clips() const {
     uint64_t count = 0;
     check(vditc_conditioning_shape(get(), &count, nullptr));

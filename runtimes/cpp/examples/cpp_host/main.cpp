@@ -1,0 +1,205 @@
+// A host in C++17: a bundle and a saved conditioning in, latents out. The same as c_host, with the wrapper, and with a thread that cancels.
+//
+//   cpp_host BUNDLE CONDITIONING -o OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
+//   cpp_host BUNDLE --list
+//
+// Ctrl-C ends it after the step at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "vditc/vditc.hpp"
+
+namespace {
+
+constexpr const char* USAGE =
+    "usage: cpp_host BUNDLE CONDITIONING -o OUT.safetensors [options]\n"
+    "       cpp_host BUNDLE --list\n"
+    "  -o, --out FILE    latents, float32 [clips, channels, frames, height, width]\n"
+    "  --backend NAME    null, or a target of the bundle [default: the engine for this GPU]\n"
+    "  --seed N          of the first clip's noise, one more for each further clip [default: those of the conditioning]\n"
+    "  --steps N         sampling steps [default: the bundle's]\n"
+    "  --force           replace what is there\n"
+    "  --list            what is in the bundle\n";
+
+struct Usage : std::runtime_error {
+  Usage(const std::string& found, const std::string& wanted) : std::runtime_error("found " + found + "; wanted " + wanted) {}
+};
+
+struct Asked {
+  std::string bundle, conditioning, out, backend;
+  uint64_t seed = 0;
+  int32_t steps = 0;
+  bool has_seed = false, force = false, list = false;
+};
+
+uint64_t whole_number(const std::string& option, const std::string& text, uint64_t least, uint64_t greatest) {
+  errno = 0;
+  char* end = nullptr;
+  const uint64_t value = std::strtoull(text.c_str(), &end, 10);
+  if (text.empty() || text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || value < least || value > greatest) {
+    throw Usage(option + " " + text, "a whole number, " + std::to_string(least) + " to " + std::to_string(greatest));
+  }
+  return value;
+}
+
+Asked parse(const std::vector<std::string>& words) {
+  Asked asked;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    const auto value = [&]() -> const std::string& {
+      if (i + 1 == words.size()) throw Usage(word, "a value behind it");
+      return words[++i];
+    };
+    if (word == "--list") asked.list = true;
+    else if (word == "--force") asked.force = true;
+    else if (word == "-o" || word == "--out") asked.out = value();
+    else if (word == "--backend") asked.backend = value();
+    else if (word == "--seed") asked.seed = whole_number("--seed", value(), 0, INT64_MAX), asked.has_seed = true;
+    else if (word == "--steps") asked.steps = static_cast<int32_t>(whole_number("--steps", value(), 1, 100000));
+    else if (!word.empty() && word[0] == '-') throw Usage("option " + word, "one of these");
+    else if (asked.bundle.empty()) asked.bundle = word;
+    else if (asked.conditioning.empty()) asked.conditioning = word;
+    else throw Usage("argument " + word, "a bundle and a conditioning");
+  }
+  if (asked.bundle.empty()) throw Usage("no bundle", "the folder that `vditc compile` wrote");
+  if (asked.list) {
+    if (!asked.conditioning.empty() || !asked.out.empty()) throw Usage("--list with something to sample", "a bundle alone");
+    return asked;
+  }
+  if (asked.conditioning.empty()) throw Usage("no conditioning", "a file that vditc.conditioning saved");
+  if (asked.out.empty()) throw Usage("no --out", "a file for the latents");
+  const std::string ending = ".safetensors";
+  if (asked.out.size() <= ending.size() || asked.out.compare(asked.out.size() - ending.size(), ending.size(), ending) != 0) {
+    throw Usage("--out " + asked.out, "a name that ends in .safetensors: libvditc has no decoder yet, latents are what it gives");
+  }
+  if (!asked.force && access(asked.out.c_str(), F_OK) == 0) throw Usage("--out " + asked.out, "a new file, or --force");
+  return asked;
+}
+
+void list(const vditc::Bundle& bundle) {
+  const vditc_bundle_info about = bundle.info();
+  std::printf("model    %s, recipe %s, %.2f bits a weight, by vditc %s\n", about.model_class, about.recipe, about.mean_bits, about.made_by);
+  std::printf("sampling %d steps, guidance %g, latents", about.steps, about.guidance_scale);
+  for (int i = 0; i < 4; ++i) std::printf("%s%lld", i ? " x " : " ", static_cast<long long>(about.latent_shape[i]));
+  std::printf(", experts %llu\n", static_cast<unsigned long long>(about.experts + 1));
+  for (uint64_t i = 0; i < about.inputs; ++i) {
+    const vditc_input_info input = bundle.input(i);
+    std::string dims;
+    for (uint32_t axis = 0; axis < input.rank; ++axis) {
+      dims += (axis ? ", " : "") + (input.axes[axis] ? std::string(input.axes[axis]) : std::to_string(input.dims[axis]));
+    }
+    std::printf("input    %s [%s]\n", input.name, dims.c_str());
+  }
+  for (uint64_t i = 0; i < about.targets; ++i) {
+    const vditc_target_info target = bundle.target(i);
+    std::printf("target   %s: %s %s, %s, %s\n", target.name, target.backend, target.version, target.arch, target.status);
+  }
+  for (uint64_t i = 0; i < about.files; ++i) {
+    const vditc_file_info file = bundle.file(i);
+    std::printf("file     %s, %llu bytes\n", file.name, static_cast<unsigned long long>(file.bytes));
+  }
+}
+
+// Every thread that is made from now on leaves Ctrl-C to `Interrupts`.
+sigset_t block_interrupts() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+// Waits for Ctrl-C and cancels the session, as long as it lives.
+class Interrupts {
+ public:
+  Interrupts(vditc::Session& session, const sigset_t& signals) {
+    thread_ = std::thread([this, &session, signals] {
+      const timespec pause{0, 50'000'000};
+      while (!done_) {
+        if (sigtimedwait(&signals, nullptr, &pause) != SIGINT) continue;
+        pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second Ctrl-C ends the process
+        vditc_session_cancel(session.get());
+        while (!done_) nanosleep(&pause, nullptr);  // this thread has to live to be the one that the second ends
+      }
+    });
+  }
+  ~Interrupts() {
+    done_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+void sample(const vditc::Bundle& bundle, const Asked& asked) {
+  const sigset_t signals = block_interrupts();  // before the session makes threads
+  vditc::Conditioning conditioning(asked.conditioning);
+  const uint64_t clips = conditioning.clips();
+  if (asked.has_seed) {
+    std::vector<uint64_t> seeds(clips);
+    for (uint64_t i = 0; i < clips; ++i) seeds[i] = asked.seed + i;
+    conditioning.set_seeds(seeds);
+  }
+  vditc::SessionOptions options;
+  options.backend(asked.backend).steps(asked.steps);
+  vditc::Session session(bundle, options);
+  const int32_t steps = session.info().steps;
+  const Interrupts interrupts(session, signals);
+  const bool terminal = isatty(2);
+  const std::vector<float> latents = session.sample(conditioning, [&](const vditc_progress& now) {
+    std::fprintf(stderr, "%sclip %llu/%llu, step %llu/%d%s", terminal ? "\r" : "", static_cast<unsigned long long>(now.clip + 1),
+                 static_cast<unsigned long long>(clips), static_cast<unsigned long long>(now.step + 1), steps,
+                 terminal && now.done < now.total ? "" : "\n");
+    return true;
+  });
+  const auto shape = conditioning.latent_shape();
+  vditc_tensor made = vditc::tensor(latents.data(), {static_cast<int64_t>(clips), shape[0], shape[1], shape[2], shape[3]});
+  made.name = "latents";
+  vditc::Tensors::write(asked.out, {made});
+  std::printf("%s: latents", asked.out.c_str());
+  for (uint32_t i = 0; i < made.rank; ++i) std::printf("%s%lld", i ? " x " : " ", static_cast<long long>(made.shape[i]));
+  std::printf("\n");
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  try {
+    const Asked asked = parse({words + std::min(count, 1), words + count});
+    const vditc::Bundle bundle(asked.bundle);
+    if (asked.list) {
+      list(bundle);
+      return 0;
+    }
+    sample(bundle, asked);
+    return 0;
+  } catch (const Usage& wrong) {
+    std::fprintf(stderr, "cpp_host: %s\n%s", wrong.what(), USAGE);
+    return 2;
+  } catch (const vditc::Error& error) {
+    if (error.cancelled()) {
+      std::fprintf(stderr, "\ncpp_host: stopped, nothing was written\n");
+      return 130;
+    }
+    std::fprintf(stderr, "cpp_host: %s\n", error.what());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "cpp_host: no memory for the latents\n");
+  }
+  return 1;
+}

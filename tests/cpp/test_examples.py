@@ -1,0 +1,196 @@
+"""The examples of libvditc, built and run by the commands of docs/cpp.md, against the install tree; and the code of that page."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cpp_bundle
+import numpy as np
+import pytest
+from cpp_build import SOURCES, built, missing, page_blocks, run
+from cpp_library import Library
+
+from vditc.bundle import Bundle
+from vditc.conditioning import Conditioning
+from vditc.safetensors_file import read_header
+
+ROOT = SOURCES.parents[1]
+DATA = SOURCES / "tests" / "data"
+GIVEN = ("wan.bundle", "conditioning.safetensors")
+pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+
+
+def place(work: Path) -> None:
+    """A bundle and a conditioning under the names of the page."""
+    shutil.copytree(DATA / "bundle", work / GIVEN[0])
+    shutil.copy(DATA / GIVEN[1], work)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with the library installed, after the commands of the page."""
+    work = tmp_path_factory.mktemp("examples")
+    place(work)
+    (work / "runtimes").symlink_to(ROOT / "runtimes")
+    (work / "build" / "cpp" / "x86_64").mkdir(parents=True)
+    (work / "build" / "cpp" / "x86_64" / "installed").symlink_to(built() / "installed")
+    making, examples = page_blocks("sh")
+    assert all(line.startswith("make cpp") for line in making.splitlines())  # test_the_library_is_made_as_the_page_says
+    run("sh", "-e", "-c", examples, cwd=work, env={"CMAKE_GENERATOR": "Ninja"})
+    return work
+
+
+def host(work: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([work / "build" / name / name, *words], cwd=work, capture_output=True, text=True, check=False, timeout=60)
+
+
+def latents(path: Path) -> Any:
+    entries, _ = read_header(path)
+    assert list(entries) == ["latents"]
+    return entries["latents"].read()
+
+
+def wanted(work: Path, **changes: Any) -> Any:
+    """What the library samples through ctypes."""
+    library, steps = Library(), changes.pop("steps", 0)
+    file = work / "wanted.safetensors"
+    given = dataclasses.replace(Conditioning.load(work / GIVEN[1]), **changes)
+    given.save(file)
+    handle = library.made("conditioning_open", str(file).encode())
+    with library.bundle(work / GIVEN[0]) as bundle, library.session(bundle, steps=steps) as session:
+        made = library.sample(session, handle, given.latent_shape)
+    library("conditioning_destroy", handle)
+    return made
+
+
+def test_the_commands_of_the_page_have_sampled(work: Path) -> None:
+    np.testing.assert_array_equal(latents(work / "latents.safetensors"), wanted(work, seeds=(3, 4), steps=12))
+
+
+HOSTS = ("c_host", "cpp_host")
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_latents(work: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "x.safetensors"
+    done = host(work, name, *GIVEN, "-o", str(out), "--backend", "null")
+    assert (done.returncode, done.stdout) == (0, f"{out}: latents 2 x 4 x 3 x 4 x 6\n"), done.stderr
+    told = [f"clip {clip}/2, step {step}/6" for clip in (1, 2) for step in range(1, 7)]
+    assert done.stderr.splitlines() == told
+    np.testing.assert_array_equal(latents(out), wanted(work))
+    refused = host(work, name, *GIVEN, "-o", str(out), "--backend", "null", "--seed", "11")
+    assert refused.returncode == 2 and "wanted a new file, or --force" in refused.stderr
+    done = host(work, name, "--seed", "11", "--force", "--out", str(out), *GIVEN, "--backend", "null", "--steps", "9")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(latents(out), wanted(work, seeds=(11, 12), steps=9))
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_lists_tell_what_is_in_the_bundle(work: Path) -> None:
+    """The same from both, and all that the manifest has."""
+    told = [host(work, name, GIVEN[0], "--list") for name in HOSTS]
+    assert told[0].stdout == told[1].stdout and [run.returncode for run in told] == [0, 0]
+    lines = told[0].stdout.splitlines()
+    manifest = Bundle.open(work / GIVEN[0]).manifest
+    assert lines[0] == "model    WanTransformer3DModel, recipe w8a8, 8.12 bits a weight, by vditc 0.1.0"
+    assert lines[1] == "sampling 6 steps, guidance 3, latents 4 x 3 x 4 x 6, experts 1"
+    assert lines[2:] == [
+        *(f"input    {spec['name']} [{', '.join(map(str, spec['dims']))}]" for spec in manifest.inputs),
+        "target   rtx-ada: tensorrt_rtx 1.7.1.116, sm_89,sm_120, built",
+        *(f"file     {name}, {entry.bytes} bytes" for name, entry in manifest.files.items()),
+    ]
+
+
+OUT = ("-o", "x.safetensors")
+WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "nothing": ((), 2, "found no bundle"),
+    "no conditioning": ((GIVEN[0], *OUT), 2, "found no conditioning"),
+    "no out": (GIVEN, 2, "found no --out"),
+    "no value": ((*GIVEN, "-o"), 2, "found -o; wanted a value behind it"),
+    "pixels": ((*GIVEN, "-o", "x.mp4"), 2, "found --out x.mp4; wanted a name that ends in .safetensors: libvditc has no decoder yet"),
+    "an unknown option": ((*GIVEN, "--sed", "3"), 2, "found option --sed"),
+    "one argument too many": ((*GIVEN, "more"), 2, "found argument more"),
+    "a list of something to sample": ((*GIVEN, "--list"), 2, "found --list with something to sample"),
+    "a negative seed": ((*GIVEN, *OUT, "--seed", "-1"), 2, "found --seed -1; wanted a whole number"),
+    "a seed above": ((*GIVEN, *OUT, "--seed", "9223372036854775808"), 2, "found --seed 9223372036854775808; wanted"),
+    "half a number": ((*GIVEN, *OUT, "--steps", "3x"), 2, "found --steps 3x; wanted a whole number"),
+    "no steps": ((*GIVEN, *OUT, "--steps", "0"), 2, "found --steps 0; wanted"),
+    "no such bundle": (("none", GIVEN[1], *OUT), 1, "none"),
+    "no such conditioning": ((GIVEN[0], "none", *OUT, "--backend", "null"), 1, "none"),
+    "no such target": ((*GIVEN, *OUT, "--backend", "orin"), 1, "found backend orin; wanted null, host, rtx-ada"),
+    "a target": ((*GIVEN, *OUT, "--backend", "rtx-ada"), 1, "wanted a library that was built with TensorRT"),
+    "no backend": ((*GIVEN, *OUT), 1, "found no backend asked for"),
+    "no folder": ((*GIVEN, "-o", "none/x.safetensors", "--backend", "null"), 1, "none/x.safetensors"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_said(work: Path, what: str) -> None:
+    words, code, message = WRONG[what]
+    for name in HOSTS:
+        done = host(work, name, *words)
+        assert done.returncode == code and message in done.stderr and f"{name}: " in done.stderr, done.stderr
+        assert ("usage: " in done.stderr) == (code == 2)
+        assert not (work / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_control_c_leaves_nothing(work: Path, tmp_path: Path, name: str) -> None:
+    """Between the steps of a clip that would take minutes."""
+    shape = (4, 3, 256, 256)
+    cpp_bundle.clips(count=1, latent_shape=shape).save(tmp_path / "large.safetensors")
+    command = [str(work / "build" / name / name), str(work / GIVEN[0]), "large.safetensors", *OUT, "--backend", "null", "--steps", "50000"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        assert job.stderr.readline() == "clip 1/1, step 1/50000\n"
+        job.send_signal(signal.SIGINT)
+        told = job.stderr.read()
+    assert job.returncode == 130 and told.endswith(f"\n{name}: stopped, nothing was written\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["large.safetensors"]
+
+
+def test_the_code_of_the_page_runs(work: Path) -> None:
+    """To its end: what it made is asked for behind it."""
+    (code,) = page_blocks("cpp")
+    include, body = code.split("\n\n", 1)
+    (work / "page.cpp").write_text(f'{include}\nint main() {{\n{body}  std::printf("%zu", latents.size());\n}}\n')
+    prefix = built() / "installed"
+    library = next(prefix.glob("lib*/**/libvditc.so")).parent
+    compiler = os.environ.get("CXX", "g++")
+    run(
+        compiler,
+        "-std=c++17",
+        f"-I{prefix / 'include'}",
+        "page.cpp",
+        f"-L{library}",
+        "-lvditc",
+        f"-Wl,-rpath,{library}",
+        "-o",
+        "page",
+        cwd=work,
+    )
+    assert run(work / "page", cwd=work) == str(2 * 4 * 3 * 4 * 6)
+
+
+@pytest.mark.slow
+def test_the_library_is_made_as_the_page_says(tmp_path: Path) -> None:
+    """`make cpp` in a checkout of its own, whose virtual environment is this one's; then the examples against that."""
+    place(tmp_path)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(SOURCES, tmp_path / "runtimes" / "cpp")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / ".venv" / ".installed").touch()
+    making, examples = page_blocks("sh")
+    said = run("sh", "-e", "-c", making.splitlines()[0], cwd=tmp_path, seconds=1200)
+    assert "100% tests passed" in said
+    run("sh", "-e", "-c", examples, cwd=tmp_path, env={"CMAKE_GENERATOR": "Ninja"})
+    np.testing.assert_array_equal(latents(tmp_path / "latents.safetensors"), wanted(tmp_path, seeds=(3, 4), steps=12))
