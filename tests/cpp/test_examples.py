@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -194,3 +195,13 @@ def test_the_library_is_made_as_the_page_says(tmp_path: Path) -> None:
     assert "100% tests passed" in said
     run("sh", "-e", "-c", examples, cwd=tmp_path, env={"CMAKE_GENERATOR": "Ninja"})
     np.testing.assert_array_equal(latents(tmp_path / "latents.safetensors"), wanted(tmp_path, seeds=(3, 4), steps=12))
+
+
+@pytest.mark.slow
+def test_the_benchmark_counts_no_allocations() -> None:
+    """Its rows as README of the measurements tells them, of whatever build."""
+    command = [sys.executable, "benchmarks/runtime.py", "--runs", "1", "--case", "c-loop", "--case", "c-sampler-flow", "--case", "c-size"]
+    rows = [json.loads(line) for line in run(*command, cwd=ROOT, env={"VDITC_CPP_LIBRARY": str(built())}).splitlines()]
+    assert [row["case"] for row in rows] == ["c-loop", "c-sampler-flow", "c-size"]
+    assert [row["allocations_after_the_first_step"] for row in rows[:2]] == [0, 0] and rows[0]["steps"] == 999
+    assert rows[2]["bytes"] < 3 * 2**20
