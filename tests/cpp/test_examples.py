@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,10 @@ def test_control_c_leaves_nothing(work: Path, tmp_path: Path, name: str) -> None
         assert job.stderr is not None
         assert job.stderr.readline() == "clip 1/1, step 1/50000\n"
         job.send_signal(signal.SIGINT)
+        late = threading.Timer(30, job.kill)  # one that goes on fails, and does not stay
+        late.start()
         told = job.stderr.read()
+        late.cancel()
     assert job.returncode == 130 and told.endswith(f"\n{name}: stopped, nothing was written\n")
     assert [p.name for p in tmp_path.iterdir()] == ["large.safetensors"]
 
