@@ -209,3 +209,18 @@ def test_the_benchmark_counts_no_allocations() -> None:
     assert [row["case"] for row in rows] == ["c-loop", "c-sampler-flow", "c-size"]
     assert [row["allocations_after_the_first_step"] for row in rows[:2]] == [0, 0] and rows[0]["steps"] == 999
     assert rows[2]["bytes"] < 3 * 2**20
+
+
+@pytest.mark.slow
+def test_the_static_library_is_linked_from_c(tmp_path: Path) -> None:
+    """By the linker of C++: a project without that language is told so."""
+    prefix = built("-DBUILD_SHARED_LIBS=OFF", "-DVDITC_TESTS=OFF") / "installed"
+    shutil.copytree(SOURCES / "examples" / "c_host", tmp_path / "host")
+    configure = ["cmake", "-G", "Ninja", "-S", str(tmp_path / "host"), f"-DCMAKE_PREFIX_PATH={prefix}"]
+    run(*configure, "-B", tmp_path / "out")
+    run("cmake", "--build", tmp_path / "out")
+    assert "WanTransformer3DModel" in run(tmp_path / "out" / "c_host", DATA / "bundle", "--list")
+    lists = tmp_path / "host" / "CMakeLists.txt"
+    lists.write_text(lists.read_text().replace("LANGUAGES C CXX", "LANGUAGES C"))
+    job = subprocess.run([*configure, "-B", str(tmp_path / "c")], capture_output=True, text=True, check=False)
+    assert job.returncode != 0 and "wanted project(... LANGUAGES C CXX)" in " ".join(job.stderr.split())
