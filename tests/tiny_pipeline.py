@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
@@ -89,6 +90,14 @@ def tiny_cogvideox_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
         norm_num_groups=2,
         sample_height=96,
         sample_width=160,
+    ).eval()
+
+
+def tiny_hunyuan_video_vae(seed: int = 0) -> AutoencoderKLHunyuanVideo:
+    """Four levels, as many as its strides of 4 frames and 8 pixels take."""
+    torch.manual_seed(seed)
+    return AutoencoderKLHunyuanVideo(
+        block_out_channels=(8, 8, 8, 16), latent_channels=CHANNELS, layers_per_block=1, norm_num_groups=2
     ).eval()
 
 
