@@ -1,4 +1,4 @@
-"""How latents become a video, as data: the VAE decoder's graphs, its chunks or tiles of time, its spatial tiles, the scale of its latents."""
+"""How latents become a video, as data: the VAE decoder's graphs, its chunks, its tiles of time and space, the scale of its latents."""
 
 from __future__ import annotations
 

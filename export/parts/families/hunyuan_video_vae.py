@@ -67,7 +67,9 @@ def _attend(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """One head; a place of a frame sees every place of that frame and of those before."""
     frames, height, width = x.shape[2:]
     y = attention.group_norm(x.flatten(2)).transpose(1, 2)
-    query, key, value = (torch.unflatten(product(y), 1, (frames, height * width)) for product in (attention.to_q, attention.to_k, attention.to_v))
+    query, key, value = (
+        torch.unflatten(product(y), 1, (frames, height * width)) for product in (attention.to_q, attention.to_k, attention.to_v)
+    )
     seen = [plain_attention(query[:, i], key[:, : i + 1].flatten(1, 2), value[:, : i + 1].flatten(1, 2)) for i in range(frames)]
     y = attention.to_out[0](torch.cat(seen, 1)).transpose(1, 2)
     return torch.unflatten(y, 2, (frames, height, width)) + x
