@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_LANGUAGE = "a language model under a template of the pipeline's own, of which a middle layer and a part of the tokens are taken"
+_LANGUAGE = "a language model whose masks, or images beside the prompt, its pipeline treats in a way of its own"
 
 NOT_EXPORTED: Mapping[str, str] = {
     "AutoencoderKLAllegro": "it decodes only in tiles of space and time that overlap",
@@ -15,9 +15,7 @@ NOT_EXPORTED: Mapping[str, str] = {
     "AutoencoderKLMochi": "it decodes the whole clip at once and drops frames in front, in more memory than a device has",
     "AutoencoderKLTemporalDecoder": "its pipelines make a clip of an image",
     "Gemma2Model": _LANGUAGE,
-    "LlamaModel": _LANGUAGE,
     "LlavaForConditionalGeneration": _LANGUAGE,
     "Qwen2_5_VLForConditionalGeneration": _LANGUAGE,
     "Qwen2VLForConditionalGeneration": _LANGUAGE,
-    "CLIPTextModel": "it is the second encoder of pipelines whose first is a language model",
 }
