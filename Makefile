@@ -9,10 +9,11 @@ TORCH ?= torch==2.13.0
 EXTRAS := calibrate,export,cpu,rtx,pipeline,report,dev
 # Files of tests side by side, each on one thread: most models are too small for more. 1.5 GB of memory a job.
 JOBS ?= 2
+PRESET ?= $(if $(filter aarch64,$(shell uname -m)),jetson,x86_64)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check lint plugins bench study clean
+.PHONY: help install demo test test-all check lint plugins cpp bench study clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +49,10 @@ plugins: $(STAMP) ## build libvditc_plugins.so, the kernels for GPUs, where comp
 	{ command -v nvcc || test -n "$(CUDA_HOME)"; } >/dev/null && command -v cmake >/dev/null && command -v ninja >/dev/null || \
 		$(BIN)/pip install -q -c requirements.lock -e '.[plugins]'
 	$(BIN)/vditc plugins build --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH))
+
+cpp: $(STAMP) ## build libvditc, the C and C++ library, test it and install it below build/cpp (PRESET=x86_64, jetson, aarch64)
+	cd runtimes/cpp && PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset $(PRESET) && cmake --build --preset $(PRESET) --parallel $(JOBS) && \
+		ctest --preset $(PRESET) && cmake --install $(CURDIR)/build/cpp/$(PRESET)
 
 bench: $(STAMP) ## measure the main job; figures go to docs/measurements/main_job.json
 	$(BIN)/python benchmarks/main_job.py --out docs/measurements/main_job.json

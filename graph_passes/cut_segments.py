@@ -7,8 +7,8 @@
 
 A node is of the block that its name begins with ("blocks.7.attn1.to_q/MatMul"), or of the last block that it depends on. Blocks
 run in the order of their depth in the graph, so that lists of blocks which alternate, or of which one follows the other, need no rule.
-What passes from one segment to another are tensors of 16 bits or more: whoever reads codes of fewer bits, or sizes that are computed of
-shapes, computes them again. The segments are graphs beside the lowered one, and refer to the same file of weights.
+What passes from one segment to another are tensors of 16 bits or more: whoever reads codes of fewer bits, numbers computed of constants,
+or sizes computed of shapes, computes them again. The segments are graphs beside the lowered one, and refer to the same file of weights.
 """
 
 from __future__ import annotations
@@ -133,9 +133,12 @@ class _Cutter:
         self.types = {str(v.name): kind for v, kind in element_types(self.graph).of.items()}
         self.constants = {t.name: t for t in self.model.graph.initializer}
         self.made_by = {name: i for i, node in enumerate(self.model.graph.node) for name in node.output if name}
+        self.fixed: list[bool] = []  # whether a node computes with constants alone
         self.again: list[bool] = []  # whether a segment that reads a node's outputs computes them itself
         for node in self.model.graph.node:
-            self.again.append(self._repeated(node))
+            read = [name for name in node.input if name and name not in self.constants]
+            self.fixed.append(all(name in self.made_by and self.fixed[self.made_by[name]] for name in read))
+            self.again.append(self.fixed[-1] or self._repeated(node))
         self.blocks, self.stage = self._stages()
 
     def _repeated(self, node: onnx.NodeProto) -> bool:
@@ -161,15 +164,15 @@ class _Cutter:
         """Blocks in the order in which they run, and for every node the number of its block; the head is of the first."""
         nodes, depth, deepest = self.model.graph.node, list[int](), dict[str, int]()
         own = [block_of_name(node.name) for node in nodes]
-        for node, block in zip(nodes, own, strict=True):
+        for node, block, fixed in zip(nodes, own, self.fixed, strict=True):
             depth.append(1 + max((depth[self.made_by[n]] for n in node.input if n in self.made_by), default=0))
-            if block is not None:
+            if block is not None and not fixed:  # "rotation.1536.left" is a constant that many blocks read
                 deepest[block] = max(depth[-1], deepest.get(block, 0))
         blocks = sorted(deepest, key=lambda block: deepest[block])
         number, stage = {block: i for i, block in enumerate(blocks)}, list[int]()
         for node, block in zip(nodes, own, strict=True):
             before = max((stage[self.made_by[n]] for n in node.input if n in self.made_by), default=0)
-            stage.append(before if block is None else max(before, number[block]))
+            stage.append(max(before, number.get(block, 0) if block is not None else 0))
         return blocks, stage
 
     def loads(self) -> list[Load]:

@@ -36,7 +36,7 @@ def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         # The clips of a random model show no digit to lose, but its noise may be read as one: the gate is not the point here.
         extra = ["--no-gate", "--clips", "1"] if words[0] == "compile" else []
         # CUTLASS's compilers take 3 GB, and every GPU six minutes.
-        extra = ["--no-cutlass", "--arch", "80,90a,120a"] if words == ["plugins", "build"] else extra
+        extra = ["--no-cutlass", "--arch", "80,120a"] if words == ["plugins", "build"] else extra
         run = vditc(*[str(model) if w == "MODEL_DIR" else w for w in words], *extra)
         assert run.code == 0, f"vditc {' '.join(words)}\n{run.stderr}"
     for name in ("wan.bundle/manifest.json", "clip.mp4", "calibration.safetensors", "model.onnx.data", "lowered.onnx", "engine/model.plan"):

@@ -116,6 +116,15 @@ def test_the_first_and_the_last_step_run_and_the_last_prediction_is_used_again()
     np.testing.assert_allclose(result, -(7 * 1.0 + 2.75) / 8, rtol=1e-6)
 
 
+def test_a_model_that_takes_over_is_run() -> None:
+    """The second of two experts begins in the middle, with no prediction of its own: that run is none that was left out."""
+    models, skips, latents = (Counter(), Counter()), Skips(LINE, 1e9, 8), None
+    for model, begin, end in zip(models, (0, 4), (4, 8), strict=True):
+        latents = sample(model, STEPS, clips(), 1.0, begin=begin, end=end, latents=latents, cache=skips)
+    assert [[step for _, _, step in model.calls] for model in models] == [[0], [4, 7]]
+    assert (skips.skipped, skips.asked) == (5, 8)
+
+
 def test_estimates_add_up_to_the_threshold() -> None:
     """Latents go from 8 in steps of one eighth of their velocity 1: changes of 1/64, 1/63 and so on."""
     model, skips = Counter(), Skips(LINE, 0.04, 8)

@@ -167,4 +167,7 @@ def _rhos(ratios: list[float], hh: float, scale: float, order: int, corrects: bo
     matrix = np.array(powers)[:count, :count]
     if not np.isfinite(matrix).all():
         return np.full(count, np.nan)
-    return np.linalg.solve(matrix, np.array(wanted)[:count])
+    try:
+        return np.linalg.solve(matrix, np.array(wanted)[:count])
+    except np.linalg.LinAlgError:  # a last level without noise is infinitely far away: no numbers, and the walk is refused
+        return np.full(count, np.nan)

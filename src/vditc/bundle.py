@@ -50,7 +50,7 @@ class Manifest:
     kept: Mapping[str, Any]  # layer left in floating point -> role, reason
     mean_bits: float
     sampling: Mapping[str, Any]  # steps, guidance_scale, latent_shape, schedule (one-step table), solver, step_cache
-    inputs: list[Mapping[str, Any]]  # name, dtype, dims of the inputs of model.onnx
+    inputs: list[Mapping[str, Any]]  # name, dtype, dims, fill of the inputs of model.onnx
     profile: Mapping[str, list[int]]
     graph: Mapping[str, Any]  # node counts and bytes of model.onnx
     targets: Mapping[str, Any]  # target -> backend, lowered, its inputs, plugins (or why none), passes, build (options), fallback, engine

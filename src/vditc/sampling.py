@@ -167,7 +167,7 @@ def sample(
             cache.look(index, seen)
         begun = [
             started(denoise, feeder.feeds(seen, timestep), index, keep=cache is not None or len(feeders) > 1)
-            if cache is None or not cache.skips(index, feeder.branches) or feeder.prediction is None
+            if cache is None or not cache.skips(index, feeder.branches, known=feeder.prediction is not None)
             else None
             for feeder in feeders
         ]

@@ -191,11 +191,11 @@ class Skips:
         self._changed = change(np.ascontiguousarray(seen, np.float32), self._before)
         np.copyto(self._before, seen)
 
-    def skips(self, index: int, branches: tuple[str, ...]) -> bool:
-        """Whether these branches use their last prediction again; never at the first and the last step."""
+    def skips(self, index: int, branches: tuple[str, ...], *, known: bool = True) -> bool:
+        """Whether these branches use their last prediction again; never at the first and the last step, nor where none is `known`."""
         self.asked += 1
         total = self._totals.get(branches, 0.0) + self.calibrated.estimate(branches, self._changed)
-        skipped = 0 < index < self.steps - 1 and total < self.limit and np.isfinite(self._changed)
+        skipped = known and 0 < index < self.steps - 1 and total < self.limit and np.isfinite(self._changed)
         self._totals[branches] = total if skipped else 0.0
         self.skipped += bool(skipped)
         return bool(skipped)

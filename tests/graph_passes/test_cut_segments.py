@@ -27,7 +27,7 @@ GRAPH = """
 <ir_version: 10, opset_import: ["" : 21]>
 g (float[batch, tokens, 4] x, float[batch, text, 4] t, int64[1] step) => (float[batch, tokens, 4] velocity)
 <float[4, 4] w = {1,2,3,4, 5,6,7,8, 9,1,2,3, 4,5,6,7}, float one = {1}, int64[1] last = {-1}, int64[1] first = {0},
- int64[1] width = {4}, int64[1] axis1 = {1}, float[8] bias = {1,2,3,4,5,6,7,8}>
+ int64[1] width = {4}, float[4] turn = {1,2,3,4}, int64[1] axis1 = {1}>
 {
    text_codes = QuantizeLinear<output_dtype = 3>(t, one)
    shape = Shape<start = 1, end = 2>(x)
@@ -36,14 +36,17 @@ g (float[batch, tokens, 4] x, float[batch, text, 4] t, int64[1] step) => (float[
    [name = "spatial.1/float"] early = DequantizeLinear(text_codes, one)
    [name = "patch_embedding/MatMul"] a = MatMul(x, w)
    [name = "spatial.0.to_q/MatMul"] b = MatMul(a, w)
-   [name = "spatial.0/Add"] c = Add(b, rope)
+   [name = "rotation.4.left/float"] rotation = Neg(turn)
+   [name = "spatial.0/turn"] b1 = Mul(b, rotation)
+   [name = "spatial.0/Add"] c = Add(b1, rope)
    [name = "spatial.0/float"] text0 = DequantizeLinear(text_codes, one)
    [name = "temporal.0/sum"] sum0 = ReduceMean<keepdims = 1>(text0, axis1)
    [name = "temporal.0/Add"] d = Add(c, sum0)
    [name = "spatial.1/sum"] sum1 = ReduceMean<keepdims = 1>(early, axis1)
    [name = "spatial.1/Add"] e = Add(d, sum1)
    [name = "spatial.1/rope"] f = Add(e, rope)
-   [name = "temporal.1.to_q/MatMul"] g0 = MatMul(f, w)
+   [name = "temporal.1/turn"] f1 = Mul(f, rotation)
+   [name = "temporal.1.to_q/MatMul"] g0 = MatMul(f1, w)
    [name = "temporal.1/size"] wide = Concat<axis = 0>(last, rows, width)
    [name = "temporal.1/Reshape"] h = Reshape(g0, wide)
    [name = "proj_out/MatMul"] y = MatMul(h, w)
@@ -103,7 +106,7 @@ def test_what_crosses_and_what_is_computed_again(tmp_path: Path) -> None:
     assert [spec.name for spec in one.inputs] == ["x"] and one.outputs == ("rope", "c")  # the text is of the blocks that read it
     assert [spec.name for spec in two.inputs] == ["t", "c"] and two.outputs == ("d",)  # codes are made again, and dequantized again
     assert [spec.name for spec in three.inputs] == ["t", "rope", "d"]
-    assert [spec.name for spec in four.inputs] == ["x", "f"] and four.outputs == ("velocity",)  # sizes are computed again
+    assert [spec.name for spec in four.inputs] == ["x", "f"] and four.outputs == ("velocity",)  # sizes and constants are computed again
     crossing = next(spec for spec in three.inputs if spec.name == "rope")
     assert crossing.dims == ("tokens", 4) and three.profile.axes["tokens"] == PROFILE.axes["tokens"]
     assert next(spec for spec in two.inputs if spec.name == "t").dims == ("batch", "text", 4)

@@ -10,8 +10,8 @@ from vditc.runtimes.graph_inputs import input_specs
 
 
 def graph_inputs(model: Path) -> list[Mapping[str, Any]]:
-    """Name, type and dims of a graph's inputs."""
-    return [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(model)]
+    """Name, type, dims and fill of a graph's inputs: what a host without ONNX feeds it by."""
+    return [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims), "fill": i.fill} for i in input_specs(model)]
 
 
 def input_range(statistics: Mapping[str, Any], layer: str) -> dict[str, float] | None:

@@ -23,13 +23,13 @@ from vditc.graph_passes.stage import LowerFacts, lower
 from vditc.memory import BYTES
 from vditc.pipeline.bundle_parts import Part, update, with_target
 from vditc.pipeline.fallback import Ladder, check_refusals
+from vditc.pipeline.manifest_facts import graph_inputs
 from vditc.pipeline.plugin_choice import PluginChoice, attention_left, choose_plugins, library_in_bundle, plugin_operators, recorded
 from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.recipe import Gate, Recipe, Rule
 from vditc.runtimes.attention_keys import float16_keys
 from vditc.runtimes.backend import TO_BUILD
-from vditc.runtimes.graph_inputs import input_specs
 from vditc.target import Target
 
 TIME_PATH = "precompute-time-path"  # the pass that a bundle of --keep-time-path is lowered without
@@ -107,7 +107,7 @@ class NewTarget:
             "compute": chosen.compute,
             "attention": graph["attention"],
             "lowered": name,
-            "inputs": [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in input_specs(out)],
+            "inputs": graph_inputs(out),
             **self._memory(),
             "plugins": plugins,
             "graph": graph,

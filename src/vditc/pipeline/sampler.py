@@ -294,9 +294,9 @@ class Sampler:
     def _walked(self, plan: WalkPlan, given: Conditioning, noise: Array | None, on_step: OnStep | None, progress: Progress) -> Samples:
         """All clips, one expert after the other: of several each has all clips in turn, for one is open at a time."""
         steps, count, latents = plan.steps, len(given), dict[int, Latents]()
-        skips = None if plan.cache is None else Skips(*plan.cache, steps)
-        # A solver remembers the clip that it walks.
+        # A solver and a step cache remember the clip that they walk.
         walks = [plan.scheduler if len(plan.experts) == 1 else copy.deepcopy(plan.scheduler) for _ in range(count)]
+        skips = [None if plan.cache is None else Skips(*plan.cache, steps) for _ in range(count)]
         with self._engine(None) as denoiser, progress.task("sample", count * steps) as advance:
             for expert in plan.experts:
                 for i, walk in enumerate(walks):
@@ -324,10 +324,11 @@ class Sampler:
                         end=steps if len(plan.experts) == 1 else expert.steps.stop,
                         latents=latents.get(i),
                         passes=plan.passes,
-                        cache=skips,
+                        cache=skips[i],
                         reuse=True,
                     )
-        counts = {} if skips is None else {"skipped": skips.skipped, "asked": skips.asked}
+        watched = [one for one in skips if one is not None]
+        counts = {"skipped": sum(one.skipped for one in watched), "asked": sum(one.asked for one in watched)} if watched else {}
         return Samples(
             sampler=self, latents=np.concatenate([latents[i] for i in range(count)]), prompts=given.prompts, seeds=given.seeds, **counts
         )

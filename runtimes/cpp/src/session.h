@@ -1,0 +1,91 @@
+// The denoising loop: any backend, any scheduler, both guidance branches in one run or in two, one expert after the other.
+#pragma once
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "backends/backend.h"
+#include "conditioning.h"
+#include "feeder.h"
+#include "schedulers/solvers.h"
+
+namespace vditc::internal {
+
+struct SessionOptions {
+  std::string backend;  // "": the engine for this machine's GPU
+  vditc_denoiser denoiser{};
+  std::string solver, step_cache;
+  int32_t steps = 0, passes = VDITC_PASSES_AUTO, threads = 0, device = 0;
+  double shift = NAN, guidance = NAN, guidance_2 = NAN, embedded_guidance = NAN;
+  int64_t weight_budget = -1;
+};
+
+struct Done {
+  uint64_t steps, total, clip, step;
+  const float* latents;
+  size_t count;
+};
+using OnStep = std::function<bool(const Done&)>;  // false: stop
+
+class Session : public Object {
+ public:
+  Session(std::shared_ptr<Bundle> bundle, SessionOptions options);
+
+  // Numbers of the latents of all clips.
+  static size_t latents(const Clips& clips) { return clips.count() * clips.latents(); }
+  // Samples all clips; `finished` is given their latents, unless an Error says otherwise.
+  void sample(const Clips& clips, const OnStep& on_step, const std::function<void(const std::vector<float>&)>& finished);
+  void cancel() { cancelled_ = true; }
+  vditc_session_info info() const;
+
+ private:
+  struct Expert {
+    std::shared_ptr<Bundle> bundle;
+    size_t begin, end;  // of the bundle's steps
+    double guidance;
+  };
+  struct Clip {
+    std::unique_ptr<Trajectory> trajectory;
+    std::unique_ptr<Skips> skips;
+  };
+
+  std::shared_ptr<Bundle> bundle_;
+  SessionOptions options_;
+  std::vector<InputSpec> specs_;
+  std::vector<Expert> experts_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<StepCache> cache_;
+  double threshold_ = 0;
+  bool guided_ = false, batched_ = true;
+  size_t steps_;
+
+  std::mutex busy_;  // while a call samples
+  Workers workers_;
+  std::unique_ptr<Denoiser> denoiser_;
+  size_t opened_ = 0;  // expert of denoiser_
+  std::vector<float> latents_, known_;
+  std::vector<std::vector<float>> predictions_;  // of each run, where they are used again or come one by one
+  std::vector<float> mixed_;
+  std::atomic<bool> cancelled_{false};
+  std::atomic<uint64_t> asked_{0}, skipped_{0};
+
+  void find_experts();
+  void choose_passes();
+  void read_step_cache();
+  void check_profile(const Clips& clips) const;
+  std::shared_ptr<const Walk> walk(const Clips& clips) const;
+  std::vector<int> branches(double guidance) const;
+  void open(size_t expert);
+  void put_known(const Clips& clips, size_t clip, float* latents) const;
+  void load_known(const Clips& clips);
+  void stop_if_cancelled();
+  void one_step(Feeder& feeder, Clip& clip, const Expert& expert, size_t index, float* latents);
+};
+
+std::unique_ptr<Backend> backend_of(const Bundle& bundle, const SessionOptions& options);
+
+}  // namespace vditc::internal

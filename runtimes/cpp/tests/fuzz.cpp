@@ -1,0 +1,68 @@
+// libFuzzer's targets, chosen by VDITC_FUZZ_NAME: whatever the bytes are, there is an answer, and never a crash.
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "bundle.h"
+#include "files.h"
+#include "safetensors.h"
+#include "schedulers/solvers.h"
+#include "status.h"
+
+using namespace vditc::internal;
+
+namespace {
+
+// A folder of this process's own.
+const std::string& folder() {
+  static const std::string made = [] {
+    char name[] = "/tmp/vditc-fuzz-XXXXXX";
+    if (::mkdtemp(name) == nullptr) std::abort();
+    return std::string(name);
+  }();
+  return made;
+}
+
+void write(const std::string& path, const uint8_t* data, size_t size) {
+  FILE* file = std::fopen(path.c_str(), "wb");
+  if (file == nullptr || std::fwrite(data, 1, size, file) != size || std::fclose(file) != 0) std::abort();
+}
+
+void try_it(const uint8_t* data, size_t size) {
+#if defined(VDITC_FUZZ_manifest)
+  write(folder() + "/manifest.json", data, size);
+  const auto bundle = Bundle::open(folder());
+  bundle->verify(1, nullptr);
+  bundle->inputs();
+#elif defined(VDITC_FUZZ_safetensors)
+  const std::string path = folder() + "/x.safetensors";
+  write(path, data, size);
+  const Safetensors file(path);
+  uint64_t sum = 0;
+  for (const auto& [name, view] : file.tensors()) {
+    for (uint64_t i = 0; i < view.bytes; ++i) sum += static_cast<const uint8_t*>(view.data)[i];  // all of it is there
+  }
+  if (sum > size * 255 * (file.tensors().size() + 1)) std::abort();
+#elif defined(VDITC_FUZZ_path)
+  const std::string found = inside(folder(), std::string(reinterpret_cast<const char*>(data), size), "fuzz");
+  if (found.rfind(folder(), 0) != 0 || found.find("/../") != std::string::npos) std::abort();
+#elif defined(VDITC_FUZZ_scheduler)
+  const Json config = Json::parse({reinterpret_cast<const char*>(data), size}, "fuzz");
+  walk_of(config, 1 + static_cast<int64_t>(size % 50), Given(), "fuzz");
+#else
+#error "say which"
+#endif
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  try {
+    try_it(data, size);
+  } catch (const Error&) {
+  } catch (const std::bad_alloc&) {
+  }
+  return 0;
+}
