@@ -11,7 +11,7 @@ NOT_EXPORTED: Mapping[str, str] = {
     "AutoencoderKLCosmos": "its wavelets and its decoder are one graph of a whole clip with fixed positions",
     "AutoencoderKLHunyuanVideo15": "it decodes the whole clip at once, with attention over all of its frames",
     "AutoencoderKLLTX2Video": "it belongs to a pipeline that makes sound as well",
-    "AutoencoderKLMagvit": "its chunks are decoded apart, the first of one latent frame, and others of as many as are left",
+    "AutoencoderKLMagvit": "its chunks are decoded apart, one latent frame, then two at a time and what is left",
     "AutoencoderKLMochi": "it decodes the whole clip at once and drops frames in front, in more memory than a device has",
     "AutoencoderKLTemporalDecoder": "its pipelines make a clip of an image",
     "Gemma2Model": _LANGUAGE,
