@@ -37,6 +37,12 @@ def plain_attention(
     return torch.softmax(scores if mask is None else scores + mask, -1) @ value
 
 
+def spread_pixels(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Every pixel of x [..., h, w] as factor x factor: nearest neighbours."""
+    wide = x[..., None].expand(*x.shape, factor).flatten(-2)
+    return wide.unsqueeze(-2).expand(*wide.shape[:-1], factor, wide.shape[-1]).flatten(-3, -2) if factor > 1 else x
+
+
 def rotate_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate neighbours (a, b) of x [..., head_dim] to (a cos - b sin, b cos + a sin).
 

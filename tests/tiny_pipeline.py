@@ -9,17 +9,32 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 SENTENCES = (
     "a red kite over the sea",
@@ -62,6 +77,39 @@ def tiny_t5(kind: str = "t5", seed: int = 0) -> Any:
     return model_class(config).eval()
 
 
+def tiny_words(start: str, end: str, *, template: bool) -> Any:
+    """Whole words; `end` has the highest number and pads. `template`: knows the words of HunyuanVideo's, and adds no end."""
+    own = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    texts = [*SENTENCES, *([DEFAULT_PROMPT_TEMPLATE["template"]] if template else [])]
+    own.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["<unk>", start]))
+    own.add_special_tokens([end])
+    ids = {token: own.token_to_id(token) for token in (start, end)}
+    single = f"{start} $A" if template else f"{start} $A {end}"
+    own.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(ids.items()))
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=own, bos_token=start, eos_token=end, pad_token=end, unk_token="<unk>")
+
+
+def tiny_llama(seed: int = 0) -> Any:
+    """Four blocks, of which HunyuanVideo reads two; two heads share keys and values."""
+    torch.manual_seed(seed)
+    known: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 4}
+    model: Any = LlamaModel(LlamaConfig(vocab_size=192, hidden_size=TEXT_DIM, intermediate_size=48, **known))
+    return model.eval()
+
+
+def tiny_clip(seed: int = 0, **changes: Any) -> Any:
+    """Two blocks."""
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, **changes)
+    model: Any = CLIPTextModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    return model.eval()
+
+
 def tiny_wan_vae(seed: int = 0, **changes: Any) -> AutoencoderKLWan:
     """Two levels, both halving the picture, one of them the frames too."""
     torch.manual_seed(seed)
@@ -89,6 +137,14 @@ def tiny_cogvideox_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
         norm_num_groups=2,
         sample_height=96,
         sample_width=160,
+    ).eval()
+
+
+def tiny_hunyuan_video_vae(seed: int = 0) -> AutoencoderKLHunyuanVideo:
+    """Four levels, as many as its strides of 4 frames and 8 pixels take."""
+    torch.manual_seed(seed)
+    return AutoencoderKLHunyuanVideo(
+        block_out_channels=(8, 8, 8, 16), latent_channels=CHANNELS, layers_per_block=1, norm_num_groups=2
     ).eval()
 
 
@@ -177,6 +233,38 @@ def save_tiny_cogvideox(folder: Path) -> Path:
         vae=tiny_cogvideox_vae(),
         transformer=transformer,
         scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_hunyuan_video(folder: Path) -> Path:
+    """A HunyuanVideoPipeline as `save_pretrained` writes it."""
+    torch.manual_seed(3)
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        text_embed_dim=TEXT_DIM,
+        pooled_projection_dim=16,
+        rope_axes_dim=(4, 6, 6),
+    )
+    _shake(transformer)
+    words = tiny_words("<s>", "</s>", template=False)
+    pipe = HunyuanVideoPipeline(
+        text_encoder=tiny_llama(),
+        tokenizer=tiny_words("<s>", "</s>", template=True),
+        transformer=transformer,
+        vae=tiny_hunyuan_video_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=tiny_clip(eos_token_id=words.eos_token_id),
+        tokenizer_2=words,
     )
     pipe.save_pretrained(folder)
     return folder

@@ -9,13 +9,14 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from vditc.axis import Axis
 from vditc.background import hash_later
 from vditc.checkpoint import read_checkpoint, read_json
+from vditc.conditioner import TextInput
 from vditc.errors import InputError
 from vditc.export.weightless import weightless
 from vditc.files import data_digest
@@ -34,6 +35,17 @@ class Part(abc.ABC):
 
     def __init__(self, source: ModelDir) -> None:
         self.source = source
+
+    def for_prompts(self, text: TextInput) -> Self:
+        """The text encoder as a pipeline uses it; InputError for a use that the class does not know."""
+        if text.skip_layers:
+            raise InputError(
+                found=f"a {self.model_class} of which {text.skip_layers} blocks are skipped",
+                wanted="an encoder that gives its middle states",
+                where=str(self.source.transformer / "config.json"),
+                fix="use the text encoder that the pipeline was published with",
+            )
+        return self
 
     @abc.abstractmethod
     def graphs(self) -> tuple[PartGraph, ...]:

@@ -17,7 +17,7 @@ from vditc.export.parts.part import Part
 from vditc.model_dir import ModelDir
 from vditc.part_graph import PartGraph, State, scaled
 from vditc.vae_stride import vae_stride
-from vditc.video_plan import Tiles, VideoPlan, chunks
+from vditc.video_plan import Tiles, TimeTiles, VideoPlan, graph_name, spans
 
 _SIDE = (5, 7)  # latent height and width at which the shapes of states are seen
 Tensors = dict[str, torch.Tensor]
@@ -26,18 +26,20 @@ Tensors = dict[str, torch.Tensor]
 class VaeDecoder(Part):
     """The decoder of a VAE of diffusers. `chunk`: latent frames that it decodes at a time, behind a first chunk that takes the remainder.
 
-    With `chunk` 0 it decodes the whole clip at once, and `apart` says that chunks know nothing of each other.
+    With `chunk` 0 it decodes the whole clip at once, or in tiles of time that overlap; `apart` says that chunks know nothing of each other.
 
     Subclasses run one chunk; which states that leaves, and of what shapes, is seen on a module without weights.
     """
 
     chunk: ClassVar[int]
     apart: ClassVar[bool] = False
+    time: ClassVar[TimeTiles | None] = None
 
     def __init__(self, source: ModelDir, frames: Iterable[int] = ()) -> None:
         """`frames`: how many latent frames clips may have; the graphs are for those, all remainders by default."""
         super().__init__(source)
-        self.frames = tuple(frames) or tuple(range(1, 2 * self.chunk + 2))
+        longest = 2 * self.chunk + 1 if self.time is None else max(self.time.whole, self.time.latent + self.time.step)
+        self.frames = tuple(frames) or tuple(range(1, longest + 1))
 
     @abc.abstractmethod
     def run(self, model: Any, z: torch.Tensor, states: Tensors | None) -> tuple[torch.Tensor, Tensors]:
@@ -79,7 +81,7 @@ class VaeDecoder(Part):
     def axes(self) -> Mapping[str, Axis]:
         """Any size: engines are built for those of the profile."""
         side = {"low": 1, "high": None, "unit": "pixels", "stride": self.stride}
-        frames = {} if self.chunk else {"frames": Axis(default=21, unit="frames", stride=self._frame_stride, causal=True)}
+        frames = {} if self.chunk or self.time else {"frames": Axis(default=21, unit="frames", stride=self._frame_stride, causal=True)}
         return {**frames, "height": Axis(default=60, **side), "width": Axis(default=104, **side)}  # type: ignore[arg-type]
 
     @property
@@ -89,21 +91,23 @@ class VaeDecoder(Part):
 
     @functools.cached_property
     def _graphs(self) -> tuple[PartGraph, ...]:
-        if not self.chunk:
+        if not self.chunk and self.time is None:
             factor = self._frame_stride
             height, width = (scaled(axis, self.stride) for axis in ("height", "width"))
             dims = (1, self.channels, "frames", "height", "width")
             video = (1, 3, scaled("frames", factor, factor - 1), height, width)
             latents = InputSpec("latents", "float32", dims)
             return (PartGraph(name="whole", inputs=(latents,), output="frames", output_dims=video),)
-        firsts = sorted({chunks(f, self.chunk)[0] for f in self.frames})
-        longer = any(len(chunks(f, self.chunk)) > 1 for f in self.frames)
+        alone = self.apart or self.time is not None
+        lengths = sorted({length for f in self.frames for begin, length in self._spans(f) if begin == 0 or alone})
+        longer = any(len(self._spans(f)) > 1 for f in self.frames)
         found: dict[str, PartGraph] = {}
         with self.hollow() as model, torch.no_grad(), self.patched(model):
-            for first in firsts:
-                frames, states = self._shapes(model, first, None)
-                found[f"first{first}"] = self._graph(f"first{first}", first, frames, (), states)
-            if longer and not self.apart:
+            for length in lengths:
+                frames, states = self._shapes(model, length, None)
+                name = graph_name(length, self.chunk, self.time, first=True)
+                found[name] = self._graph(name, length, frames, (), states)
+            if longer and not alone:
                 shapes: dict[str, tuple[int, ...]] = {}
                 for _ in range(2):  # the second chunk may leave states that the first does not
                     frames, shapes = self._shapes(model, self.chunk, self._known(model, shapes or states))
@@ -115,7 +119,7 @@ class VaeDecoder(Part):
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
     def graphs(self) -> tuple[PartGraph, ...]:
-        """firstN for every first chunk of N latent frames, and next for all behind it."""
+        """firstN for every first chunk of N latent frames, and next for all behind it; tileN for every tile of time of N."""
         return self._graphs
 
     def _shapes(self, model: Any, frames: int, states: Tensors | None) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
@@ -144,7 +148,10 @@ class VaeDecoder(Part):
 
     def _keeps(self, left: Mapping[str, Any]) -> bool:
         """Whether anybody reads what a chunk leaves: not where clips are of one chunk."""
-        return bool(left) and any(len(chunks(f, self.chunk)) > 1 for f in self.frames)
+        return bool(left) and any(len(self._spans(f)) > 1 for f in self.frames)
+
+    def _spans(self, frames: int) -> list[tuple[int, int]]:
+        return spans(frames, self.chunk, self.time)
 
     def forward(self, model: Any, graph: PartGraph, feeds: Mapping[str, Any]) -> tuple[Any, ...]:
         """See `run`."""
@@ -165,6 +172,7 @@ class VaeDecoder(Part):
             shift=float(config.get("shift_factor") or 0.0),
             tiles=self._fitting_tiles(),
             apart=self.apart,
+            time=self.time,
         )
 
     def _fitting_tiles(self) -> Tiles | None:

@@ -26,7 +26,7 @@ class TextEncoder:
         self.conditioner, self.tokens, self.open_encoder, self.batch = conditioner, tokens, open_encoder, batch
 
     def inputs(self, prompts: Sequence[str]) -> dict[str, Array]:
-        """Inputs of the transformer for these prompts, [prompts, tokens, ...]."""
+        """Inputs of the transformer for these prompts, [prompts, tokens, ...], or [prompts, ...] of an encoder that gives one vector."""
         found: dict[str, Array] = {}
         for text in self.conditioner.text:
             hidden, mask = self._encoded(text, list(prompts))
@@ -36,7 +36,7 @@ class TextEncoder:
         return found
 
     def _encoded(self, text: TextInput, prompts: list[str]) -> tuple[Array, Array]:
-        ids, mask = self.tokens(text.tokenizer)([clean_prompt(p, text.clean) for p in prompts])
+        ids, mask = self.tokens(text.tokenizer)([text.template.replace("{}", clean_prompt(p, text.clean)) for p in prompts])
         if text.empty_hidden:
             empty = np.array([not p for p in prompts])
             ids[empty], mask[empty] = 0, 0
@@ -44,6 +44,9 @@ class TextEncoder:
         with self.open_encoder(text.encoder) as run:
             rows = [self._run(run, text, ids[i : i + self.batch], seen[i : i + self.batch]) for i in range(0, len(prompts), self.batch)]
         hidden = np.concatenate(rows)
+        if hidden.ndim == 2:
+            return hidden, mask
+        hidden, mask = hidden[:, text.template_tokens :], mask[:, text.template_tokens :]
         if text.zero_padding:
             hidden = hidden * mask[..., None].astype(np.float32)
         return hidden, mask
@@ -53,7 +56,8 @@ class TextEncoder:
         length = ids.shape[1]
         used = max(1, int(seen.sum(1).max())) if text.zero_padding and text.masked and seen[:, 0].all() else length
         (hidden,) = run({"input_ids": ids[:, :used], "attention_mask": seen[:, :used]}).values()
-        return np.pad(np.asarray(hidden, np.float32), ((0, 0), (0, length - used), (0, 0)))
+        hidden = np.asarray(hidden, np.float32)
+        return hidden if used == length else np.pad(hidden, ((0, 0), (0, length - used), (0, 0)))
 
 
 def split(inputs: Mapping[str, Array], count: int) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -1,4 +1,4 @@
-"""Latents -> frames: a VAE decoder's graphs, chunk by chunk and tile by tile, in numpy."""
+"""Latents -> frames: a VAE decoder's graphs, chunk by chunk, and tile by tile in space and time, in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.part_graph import PartGraph, axis_size
-from vditc.video_plan import Tiles, VideoPlan, chunks
+from vditc.video_plan import Tiles, TimeTiles, VideoPlan
 
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
@@ -52,13 +52,18 @@ class VideoDecoder:
 
     def floats(self, latents: Array) -> Iterator[npt.NDArray[np.float32]]:
         """What the VAE says, clipped to [-1, 1] behind the blending of tiles: float32 [1, 3, frames, H, W] of every chunk."""
-        z = self.plan.to_vae(latents)
+        pieces = self._pieces(self.plan.to_vae(latents))
+        for video in pieces if self.plan.time is None else _over_time(pieces, self.plan.time):
+            yield np.clip(video, -1, 1)
+
+    def _pieces(self, z: Array) -> Iterator[Array]:
+        """Every chunk, or tile of time, decoded [1, 3, frames, H, W]."""
         places = _tile_places(z.shape[3:], self.tiles)
         left: list[dict[str, Array]] = [{} for _ in places]
-        begin, lengths = 0, chunks(z.shape[2], self.plan.chunk)
-        graphs = [self.plan.graph(frames, first=number == 0) for number, frames in enumerate(lengths)]
+        spans = self.plan.spans(z.shape[2])
+        graphs = [self.plan.graph(frames, first=begin == 0) for begin, frames in spans]
         with contextlib.ExitStack() as opened:
-            for number, (graph, frames) in enumerate(zip(graphs, lengths, strict=True)):
+            for number, (graph, (begin, frames)) in enumerate(zip(graphs, spans, strict=True)):
                 if number == 0 or graph.name != graphs[number - 1].name:  # one graph's weights at a time
                     opened.close()
                     run = opened.enter_context(self.open_graph(graph))
@@ -68,9 +73,21 @@ class VideoDecoder:
                     found = run({graph.inputs[0].name: piece, **_states(graph, piece, left[index])})
                     left[index] = {s.name: found[s.output] for s in graph.writes}
                     parts.append(found[graph.output])
-                begin += frames
-                video = parts[0] if len(parts) == 1 else _joined(parts, places, self.tiles, self.plan.stride, z.shape[3:])
-                yield np.clip(video, -1, 1)
+                yield parts[0] if len(parts) == 1 else _joined(parts, places, self.tiles, self.plan.stride, z.shape[3:])
+
+
+def _over_time(pieces: Iterator[Array], time: TimeTiles) -> Iterator[Array]:
+    """What stays of every tile of time, each blended with the one before as that is after its own blending."""
+    end: Array | None = None
+    for piece in pieces:
+        keep = time.keep
+        if end is None:
+            keep += time.lead
+        else:
+            piece = piece[:, :, time.lead :]
+            _blend(end, piece, time.blend, 1, 2)
+        end = piece[:, :, max(0, piece.shape[2] - time.blend) :].copy()  # all that the next one is blended with
+        yield piece[:, :, :keep]
 
 
 def to_uint8(video: Array) -> Pixels:

@@ -13,6 +13,9 @@ tokenizer = "tokenizer"
 max_length = 226                      # tokens, to which prompts are padded and cut
 max_length_key = "max_text_seq_length"    # of transformer/config.json, which knows better
 clean = ["ftfy", "html", "whitespace"]    # what is done to a prompt first (vditc.prompt_cleaning)
+template = "... {}"                   # the encoder reads the prompt in it
+template_tokens = 95                  # of its beginning, in front of the tokens that max_length counts; what is encoded of them is dropped
+skip_layers = 2                       # the state is what the last two blocks of the encoder would be given
 masked = true                         # the encoder is told which tokens are padding
 zero_padding = true                   # vectors of padding are zero afterwards
 empty_flag = "..."                    # of model_index.json: where it is true, an empty prompt has no tokens at all
@@ -51,6 +54,14 @@ class TextInput:
     empty_hidden: bool
     input: str
     mask_input: str | None
+    template: str = "{}"
+    template_tokens: int = 0
+    skip_layers: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """To which a prompt in its template is padded and cut."""
+        return self.template_tokens + self.max_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +132,9 @@ def _text(table: Table, index: Mapping[str, Any], config: Mapping[str, Any]) -> 
     length, clean = table.need("max_length", int), table.strings("clean")
     if unknown := sorted(set(clean) - set(STEPS)):
         raise InputError(found=f"clean = {unknown}", wanted=f"some of {', '.join(STEPS)}", where=table.where, fix="correct the list")
+    template = table.take("template", str) or "{}"
+    if template.count("{}") != 1:
+        raise InputError(found=f"template = {template!r}", wanted="{} once, for the prompt", where=table.where, fix="correct it")
     found = TextInput(
         encoder=table.need("encoder", str),
         tokenizer=table.need("tokenizer", str),
@@ -131,6 +145,9 @@ def _text(table: Table, index: Mapping[str, Any], config: Mapping[str, Any]) -> 
         empty_hidden=bool(flag and index.get(flag)),
         input=table.need("input", str),
         mask_input=table.take("mask_input", str),
+        template=template,
+        template_tokens=int(table.take("template_tokens", int) or 0),
+        skip_layers=int(table.take("skip_layers", int) or 0),
     )
     table.done()
     return found

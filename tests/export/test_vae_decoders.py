@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 from safetensors.torch import load_file, save_file
-from tiny_pipeline import CHANNELS, tiny_cogvideox_vae, tiny_image_vae, tiny_ltx_vae, tiny_wan_vae
+from tiny_pipeline import CHANNELS, tiny_cogvideox_vae, tiny_hunyuan_video_vae, tiny_image_vae, tiny_ltx_vae, tiny_wan_vae
 from tolerances import VAE_CHUNKS, VAE_GRAPHS
 from torch_parts import run_in_torch, saved_vae
 
@@ -23,7 +23,7 @@ from vditc.part_graph import PartGraph
 from vditc.progress import SILENT
 from vditc.runtimes.parts.session import open_ort_part
 from vditc.runtimes.parts.video_decoder import VideoDecoder
-from vditc.video_plan import Tiles, VideoPlan, chunks
+from vditc.video_plan import Tiles, TimeTiles, VideoPlan, chunks
 
 
 def _wan22() -> Any:
@@ -31,7 +31,12 @@ def _wan22() -> Any:
     return tiny_wan_vae(is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=8)
 
 
-VAES: dict[str, Callable[[], Any]] = {"wan": tiny_wan_vae, "wan22": _wan22, "cogvideox": tiny_cogvideox_vae}
+VAES: dict[str, Callable[[], Any]] = {
+    "wan": tiny_wan_vae,
+    "wan22": _wan22,
+    "cogvideox": tiny_cogvideox_vae,
+    "hunyuan": tiny_hunyuan_video_vae,
+}
 ALL: dict[str, Callable[[], Any]] = {**VAES, "image": tiny_image_vae, "ltx": tiny_ltx_vae}
 
 
@@ -70,20 +75,61 @@ def test_tiles_are_blended_as_diffusers_does(name: str, tmp_path: Path, rng: np.
     part = saved_vae(model, tmp_path)
     plan = part.plan()
     model.enable_tiling()
-    if name.startswith("wan"):  # its tiles have a fixed number of pixels, more than a test wants to decode
+    if name != "cogvideox":  # tiles have a fixed number of pixels, more than a test wants to decode
         model.tile_sample_min_height = model.tile_sample_min_width = 64
         model.tile_sample_stride_height = model.tile_sample_stride_width = 48
         assert plan.tiles is not None
         latent, step = 64 // plan.stride, 48 // plan.stride
         small = Tiles(latent=(latent, latent), step=(step, step), blend=(16, 16), keep=(48, 48), unit=plan.tiles.unit)
         plan = dataclasses.replace(plan, tiles=small)
-    size = (19, 21) if name != "cogvideox" else (8, 13)
-    latents = rng.standard_normal((1, CHANNELS, 2, *size), np.float32)
+    size = {"cogvideox": (8, 13), "hunyuan": (7, 10)}.get(name, (19, 21))
+    frames = 5 if name == "hunyuan" else 2  # tiles of time too
+    latents = rng.standard_normal((1, CHANNELS, frames, *size), np.float32)
     want = _decoded(model, plan.to_vae(latents))
     got = _joined(VideoDecoder(plan, run_in_torch(part, model), tiled=True), latents)
     np.testing.assert_allclose(got, want, atol=VAE_CHUNKS)
     whole = _joined(VideoDecoder(plan, run_in_torch(part, model)), latents)
     assert np.abs(whole - want).max() > 10 * VAE_CHUNKS  # tiles are another computation
+
+
+def test_tiles_of_time_are_blended_as_diffusers_does(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = tiny_hunyuan_video_vae()
+    part = saved_vae(model, tmp_path)
+    decoder = VideoDecoder(part.plan(), run_in_torch(part, model))
+    made: dict[int, list[int]] = {}
+    for frames in (4, 7, 8, 9):
+        latents = rng.standard_normal((1, CHANNELS, frames, 1, 2), np.float32)
+        pieces = list(decoder.floats(latents))
+        np.testing.assert_allclose(np.concatenate(pieces, 2), _decoded(model, part.plan().to_vae(latents)), atol=VAE_CHUNKS)
+        made[frames] = [piece.shape[2] for piece in pieces]
+    assert made == {4: [13], 7: [13, 12], 8: [13, 12, 4], 9: [13, 12, 8]}  # as they are made
+
+
+TIME = TimeTiles(latent=5, step=3, whole=4, lead=1, blend=4, keep=12)
+
+
+@pytest.mark.parametrize(
+    ("frames", "want"),
+    [
+        (1, [(0, 1)]),
+        (4, [(0, 4)]),
+        (5, [(0, 5), (3, 2)]),
+        (7, [(0, 5), (3, 4)]),  # and nothing of one at 6, which is lead alone
+        (33, [*((i, 5) for i in range(0, 28, 3)), (30, 3)]),
+    ],
+)
+def test_spans_of_time_tiles(frames: int, want: list[tuple[int, int]]) -> None:
+    assert TIME.spans(frames) == want
+
+
+def test_graphs_are_those_of_the_tiles_of_time(tmp_path: Path) -> None:
+    part = saved_vae(tiny_hunyuan_video_vae(), tmp_path)
+    names = [[g.name for g in type(part)(part.source, frames).graphs()] for frames in ([1], [33], [7, 8], ())]
+    assert names == [["tile1"], ["tile3", "tile5"], ["tile2", "tile4", "tile5"], [f"tile{i}" for i in range(1, 6)]]
+    plan = type(part)(part.source, [33]).plan()
+    plan.check(33)
+    with pytest.raises(InputError, match="a clip with a tile of time of 4 latent frames; wanted one of 3, 5"):
+        plan.check(10)
 
 
 @pytest.mark.slow
@@ -177,8 +223,9 @@ def test_a_graph_is_opened_once_for_a_clip(tmp_path: Path) -> None:
     assert opened == ["first1", "next"]
 
 
-def test_plan_survives_saving(tmp_path: Path) -> None:
-    plan = saved_vae(tiny_wan_vae(), tmp_path).plan()
+@pytest.mark.parametrize("make", [tiny_wan_vae, tiny_hunyuan_video_vae])
+def test_plan_survives_saving(make: Callable[[], Any], tmp_path: Path) -> None:
+    plan = saved_vae(make(), tmp_path).plan()
     plan.save(tmp_path)
     assert VideoPlan.load(tmp_path) == plan
     (tmp_path / "decoder.json").write_text("{}")

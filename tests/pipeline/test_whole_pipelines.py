@@ -17,7 +17,7 @@ import torch
 from command import vditc
 from PIL import Image, ImageSequence
 from safetensors.numpy import load_file
-from tiny_pipeline import save_tiny_cogvideox, save_tiny_wan
+from tiny_pipeline import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_wan, tiny_clip, tiny_llama
 from tolerances import PIPELINE_LATENTS, TEXT_FP8, TEXT_GRAPH, TEXT_W8
 
 from vditc.bundle import Bundle
@@ -25,6 +25,8 @@ from vditc.device.package import DevicePackage
 from vditc.export.parts.families.registry import part_for
 from vditc.export.parts.part import open_part
 from vditc.export.parts.stage import export_part
+from vditc.pipeline.part_lowering import part_profile
+from vditc.profile import Profile, Range
 from vditc.progress import SILENT
 from vditc.runtimes.parts import session
 from vditc.runtimes.parts.session import OrtPart
@@ -47,6 +49,7 @@ vditc.cli.main()
 CASES: dict[str, tuple[Callable[[Path], Path], str, int, bool]] = {
     "wan": (save_tiny_wan, "5x32x48", 3, False),
     "cogvideox": (save_tiny_cogvideox, "17x32x48", 5, True),
+    "hunyuan": (save_tiny_hunyuan_video, "17x32x48", 5, False),
 }
 
 
@@ -76,7 +79,7 @@ def _by_diffusers(folder: Path, shape: list[int], *, frames_first: bool) -> tupl
         "width": shape[3] * pipe.vae_scale_factor_spatial,
         "num_frames": (shape[1] - 1) * pipe.vae_scale_factor_temporal + 1,
         "num_inference_steps": STEPS,
-        "guidance_scale": 3.0,
+        "true_cfg_scale" if "Hunyuan" in type(pipe).__name__ else "guidance_scale": 3.0,
         "latents": start.transpose(1, 2) if frames_first else start,
     }
     if frames_first:
@@ -96,7 +99,8 @@ def test_a_prompt_becomes_the_video_of_the_pipeline(name: str, tmp_path: Path) -
     _compile(model, "--recipe", "fp16", "--target", "cpu", *options, "--prompts", prompts, "-o", bundle)
     manifest = Bundle.open(bundle).manifest
     assert {"text_encoder", "vae"} <= set(manifest.components)
-    assert manifest.components["vae"]["targets"]["cpu"]["graphs"]["next"] == {"status": "portable"}
+    last = "tile2" if name == "hunyuan" else "next"
+    assert manifest.components["vae"]["targets"]["cpu"]["graphs"][last] == {"status": "portable"}
     assert "components/tokenizer/tokenizer.json" in manifest.model["components"]
 
     words = ["run", str(bundle), "--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--seed", str(SEED)]
@@ -172,6 +176,27 @@ def test_a_text_encoder_as_a_graph(stored: str, tmp_path: Path, monkeypatch: pyt
                 want = model(ids, mask)[0].numpy()[:, : tokens - hidden]
             got = run({"input_ids": ids.numpy(), "attention_mask": mask.numpy()})["hidden"][:, : tokens - hidden]
             assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "output"), [(tiny_llama, "hidden_states"), (tiny_clip, "pooler_output")])
+def test_a_causal_text_encoder_as_a_graph(make: Callable[[], Any], output: str, tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path / "text_encoder")
+    part = part_for(open_part(tmp_path, "text_encoder"))
+    export_part(part, tmp_path / "onnx", SILENT)
+    run = OrtPart(tmp_path / "onnx" / "model.onnx")
+    for tokens, hidden in ((1, 0), (9, 0), (33, 12)):
+        ids = torch.randint(0, 60, (1, tokens))
+        mask = torch.ones_like(ids)
+        mask[:, tokens - hidden :] = 0
+        with torch.no_grad():
+            found = model(ids, mask, output_hidden_states=True)
+        want = (found.pooler_output if output == "pooler_output" else found.hidden_states[-1]).numpy()
+        (got,) = run({"input_ids": ids.numpy(), "attention_mask": mask.numpy()}).values()
+        assert got.shape == want.shape and np.abs(got - want).max() <= TEXT_GRAPH * np.abs(want).max()
+    ranges = part_profile(tmp_path / "onnx" / "model.onnx", Profile({"text_tokens": Range(8, 8, 8)}), None)
+    assert ranges == Profile({"prompt_tokens": Range(1, part.tokens, part.tokens)})  # type: ignore[attr-defined]
 
 
 def test_size_and_parts_are_checked(tmp_path: Path) -> None:

@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipeline import save_tiny_cogvideox, save_tiny_wan
+from safetensors.torch import load_file, save_file
+from tiny_pipeline import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_wan, tiny_clip, tiny_llama
 from tolerances import TEXT_VECTORS
 
 from vditc.checkpoint import read_json
 from vditc.conditioner import Conditioner, conditioner_for
 from vditc.errors import InputError
+from vditc.export.parts.encode import open_torch_part
+from vditc.export.parts.families.llama import Llama
+from vditc.export.parts.families.registry import part_for
+from vditc.export.parts.part import open_part
 from vditc.pipeline.parts import PartChoice, PipelineParts
 from vditc.prompt_cleaning import clean_prompt, installed_steps
 from vditc.runtimes.parts.prompt_tokens import PromptTokens
@@ -58,6 +63,71 @@ def test_prompts_are_encoded_as_the_pipeline_does(name: str, folders: dict[str, 
     one_by_one = dataclasses.replace(parts.conditioner, text=(text,))
     alone = TextEncoder(one_by_one, encoder.tokens, encoder.open_encoder).inputs(PROMPTS)  # prompts of their own lengths
     np.testing.assert_allclose(alone["encoder_hidden_states"], want.numpy(), atol=TEXT_VECTORS)
+
+
+def test_a_language_model_and_a_second_encoder(tmp_path: Path) -> None:
+    """A template, a state from the middle, one vector of the other encoder."""
+    folder = save_tiny_hunyuan_video(tmp_path / "model")
+    pipe, parts = _pipeline(folder), _parts(folder)
+    with torch.no_grad():
+        hidden, pooled, mask = pipe.encode_prompt(PROMPTS)
+    encoder = parts.text_encoder(tmp_path)
+    assert encoder is not None
+    for batch in (16, 1):
+        encoder.batch = batch
+        got = encoder.inputs(PROMPTS)
+        assert list(got) == ["encoder_hidden_states", "encoder_attention_mask", "pooled_projections"]
+        assert np.array_equal(got["encoder_attention_mask"], mask.numpy())
+        assert 256 == mask[3].sum() > mask[0].sum() > mask[1].sum() > 0
+        np.testing.assert_allclose(got["encoder_hidden_states"], hidden.numpy(), atol=TEXT_VECTORS)
+        np.testing.assert_allclose(got["pooled_projections"], pooled.numpy(), atol=TEXT_VECTORS)
+    assert parts.conditioner is not None
+    parts.conditioner.save(tmp_path)
+    assert Conditioner.load(tmp_path) == parts.conditioner
+    memory = {name: part.weight_count for name, part in parts.encoders.items()}
+    assert memory["text_encoder"] < sum(p.numel() for p in pipe.text_encoder.parameters()) * 0.7  # not the two last blocks
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_a_hidden_state_of_a_language_model(skip: int, tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "text_encoder")
+    part = Llama(open_part(tmp_path, "text_encoder"), skip, 16)
+    ids, mask = torch.randint(0, 190, (2, 16)), torch.ones(2, 16, dtype=torch.int64)
+    mask[1, 9:] = 0
+    with torch.no_grad():
+        want = model(ids, mask, output_hidden_states=True).hidden_states[-1 - skip].numpy()
+    with open_torch_part(part) as run:
+        got = run({"input_ids": ids.numpy(), "attention_mask": mask.numpy()})["hidden"]
+    np.testing.assert_allclose(got, want, atol=TEXT_VECTORS)
+    with pytest.raises(InputError, match="found 4 blocks; wanted more than the 4 that are skipped"):
+        Llama(part.source, 4)
+
+
+@pytest.mark.parametrize("end", [2, 61])
+def test_where_a_prompt_ends(end: int, tmp_path: Path) -> None:
+    """The highest token for files that call 2 the end, as those of the first CLIP do, else the first end; with names of older files."""
+    model = tiny_clip(eos_token_id=end, bos_token_id=0, pad_token_id=1)
+    model.save_pretrained(tmp_path / "text_encoder_2")
+    path = tmp_path / "text_encoder_2" / "model.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(path).items()}
+    save_file(tensors | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, path)
+    part = part_for(open_part(tmp_path, "text_encoder_2"))
+    ids = torch.tensor([[0, 5, 2, 62, 61, 61], [0, 61, 9, 61, 3, 2]])
+    with torch.no_grad():
+        want = model(ids).pooler_output.numpy()
+    with open_torch_part(part) as run:
+        got = run({"input_ids": ids.numpy(), "attention_mask": np.ones((2, 6), np.int64)})["pooled"]
+    np.testing.assert_allclose(got, want, atol=TEXT_VECTORS)
+    with pytest.raises(InputError, match="wanted at most 77 tokens"):
+        type(part)(part.source, 0, 78)  # type: ignore[call-arg]
+
+
+def test_blocks_are_skipped_by_who_can(folders: dict[str, Path]) -> None:
+    parts = _parts(folders["wan"])
+    assert parts.conditioner is not None
+    with pytest.raises(InputError, match="a UMT5EncoderModel of which 2 blocks are skipped"):
+        parts.encoders["text_encoder"].for_prompts(dataclasses.replace(parts.conditioner.text[0], skip_layers=2))
 
 
 def test_tokens_are_those_of_transformers(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSafe
 from diffusers.models.upsampling import CogVideoXUpsample3D
 
 from vditc.export.parts.vae import Tensors, VaeDecoder
-from vditc.export.patches import replaced
+from vditc.export.patches import replaced, spread_pixels
 from vditc.video_plan import Tiles
 
 
@@ -75,12 +75,6 @@ def _nested(states: Tensors) -> dict[str, Any]:
     return caches
 
 
-def _spread(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """Every pixel of [..., h, w] as factor x factor."""
-    wide = x[..., None].expand(*x.shape, factor).flatten(-2)
-    return wide.unsqueeze(-2).expand(*wide.shape[:-1], factor, wide.shape[-1]).flatten(-3, -2) if factor > 1 else x
-
-
 def _nearest(length: int, wanted: int) -> list[int]:
     """Which of `length` frames each of `wanted` is; the first stands for itself alone where they are odd in number."""
     if wanted > 1 and wanted % 2:
@@ -92,7 +86,7 @@ def _norm(norm: Any, factor: int, f: torch.Tensor, zq: torch.Tensor, conv_cache:
     """`factor`: how many pixels of f a latent is. A product over channels alone may come before the repeating."""
     chosen = torch.stack([zq[:, :, i] for i in _nearest(zq.shape[2], f.shape[2])], 2)
     y, b = norm.conv_y.conv(chosen), norm.conv_b.conv(chosen)
-    return norm.norm_layer(f) * _spread(y, factor) + _spread(b, factor), {}
+    return norm.norm_layer(f) * spread_pixels(y, factor) + spread_pixels(b, factor), {}
 
 
 def _upsample(up: Any, x: torch.Tensor) -> torch.Tensor:
@@ -100,5 +94,5 @@ def _upsample(up: Any, x: torch.Tensor) -> torch.Tensor:
         wanted = 2 * x.shape[2] - x.shape[2] % 2
         x = torch.stack([x[:, :, i] for i in _nearest(x.shape[2], wanted)], 2)
     frames = x.shape[2]
-    flat = up.conv(_spread(x.transpose(1, 2).flatten(0, 1), 2))
+    flat = up.conv(spread_pixels(x.transpose(1, 2).flatten(0, 1), 2))
     return torch.unflatten(flat, 0, (-1, frames)).transpose(1, 2)

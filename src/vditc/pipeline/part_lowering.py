@@ -82,6 +82,8 @@ def part_profile(graph: Path, profile: Profile, tiles: Tiles | None) -> Profile:
         if base == "text_tokens":
             longest = profile.axes[base].max if base in profile.axes else about.default
             own = Range(1, longest, longest)
+        elif base == "prompt_tokens":  # with a template, or of a second encoder: not the transformer's
+            own = Range(1, about.default, about.default)
         else:
             own = _tile_range(profile.axes[base], None if tiles is None or base == "frames" else tiles.latent[base == "width"])
         ranges[axis] = Range(own.min * factor, own.opt * factor, own.max * factor)
@@ -97,7 +99,8 @@ def _error(portable: Path, lowered: Path) -> float:
     """Relative error of the output on random inputs, both in ONNX Runtime; infinite for numbers that are not finite."""
     from vditc.runtimes.parts.session import OrtPart  # here, so that nothing else needs onnxruntime
 
-    random, sizes = np.random.default_rng(0), {"text_tokens": 16, "frames": 2, "height": _CHECKED_SIDE, "width": _CHECKED_SIDE}
+    random = np.random.default_rng(0)
+    sizes = {"text_tokens": 16, "prompt_tokens": 16, "frames": 2, "height": _CHECKED_SIDE, "width": _CHECKED_SIDE}
     specs, output = input_specs(portable), str(ir.load(portable).graph.outputs[0].name)
     whole = {d: axis_size(d, sizes) for s in specs for d in s.dims if isinstance(d, str)}
     feeds: dict[str, Any] = {s.name: s.example(whole, random) for s in specs}

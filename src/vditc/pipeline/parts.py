@@ -85,7 +85,7 @@ class PipelineParts:
                     notes.append("prompts are cleaned without ftfy, which is not installed: diffusers does the same without it")
                 conditioner = dataclasses.replace(conditioner, text=tuple(text))
                 try:
-                    encoders = {t.encoder: part_for(open_part(model_dir, t.encoder)) for t in text}
+                    encoders = {t.encoder: part_for(open_part(model_dir, t.encoder)).for_prompts(t) for t in text}
                 except InputError as error:
                     conditioner, encoders = None, {}
                     notes.append(f"prompts are not encoded: {error}")
@@ -138,7 +138,7 @@ class PipelineParts:
 
         def tokens(folder: str) -> PromptTokens:
             text = next(t for t in conditioner.text if t.tokenizer == folder)
-            save_tokenizer(self.model_dir, folder, text.max_length, work / folder)
+            save_tokenizer(self.model_dir, folder, text.tokens, work / folder)
             return PromptTokens(work / folder)
 
         return TextEncoder(conditioner, tokens, lambda name: open_torch_part(self.encoders[name]), batch=BATCH)
@@ -160,7 +160,7 @@ class PipelineParts:
         if self.conditioner is not None:
             self.conditioner.save(root)
             for text in self.conditioner.text:
-                save_tokenizer(self.model_dir, text.tokenizer, text.max_length, root / text.tokenizer)
+                save_tokenizer(self.model_dir, text.tokenizer, text.tokens, root / text.tokenizer)
         facts: dict[str, Any] = {}
         for name, part in self._parts().items():
             facts[name] = self._export(name, part, space, progress)
