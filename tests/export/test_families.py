@@ -13,9 +13,11 @@ from vditc.export.adapters.registry import adapters
 from vditc.scheme import Scheme
 
 CASES = cases()
-# Tracing takes seconds: `make test` does it for the first case of each family, `make test-all` for its variants too.
 SEGMENTED = ("wan", "latte")  # one list of blocks, and two that alternate
-TRACED = [pytest.param(case, marks=() if case.first else pytest.mark.slow) for case in CASES]
+# Blocks of Wan, and models of sound and video, of which nothing but the graph is made.
+LATER = ("anyflow", "chronoedit", "skyreels-v2-i2v", "wan-animate", "wan-vace", "kandinsky6", "ltx-2-interleaved")
+# Tracing takes seconds: `make test` does it for the first case of most families, `make test-all` for all.
+TRACED = [pytest.param(case, marks=() if case.first and case.name not in LATER else pytest.mark.slow) for case in CASES]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

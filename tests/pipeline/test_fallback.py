@@ -19,6 +19,7 @@ from vditc.errors import InputError, PrecisionError, VditcError
 from vditc.files import whole_file
 from vditc.model_dir import ModelDir
 from vditc.numerics import Granularity, QType
+from vditc.pipeline import build_engine as build_module
 from vditc.pipeline import compile as job_module
 from vditc.pipeline.compile import compile_bundle, prepare
 from vditc.pipeline.fallback import Ladder
@@ -110,11 +111,12 @@ def job(tiny_dir: Path, tmp_path: Path) -> Job:
 
 def test_layers_that_do_not_land_are_lowered_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a job whose first build was killed, and that goes on."""
-    monkeypatch.setattr(job_module, "backend", lambda name: Stubborn())
+    for module in (job_module, build_module):
+        monkeypatch.setattr(module, "backend", lambda name: Stubborn())
     streaming = dataclasses.replace(job, engine=("weight-streaming",))
     assert prepare(streaming).digest == prepare(job).digest  # a killed build may go on otherwise
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(job_module, "backend", lambda name: Dying())
+        patch.setattr(build_module, "backend", lambda name: Dying())
         compile_bundle(streaming, SILENT)
     partial = job.out.with_name("b.partial")
     assert not job.out.exists() and (partial / "lowered/rtx-ada.onnx").is_file() and not list((partial / "engines").rglob("*.plan*"))
@@ -153,7 +155,8 @@ def said_of(bundle: Path, words: str) -> int:
 
 @pytest.mark.slow
 def test_without_being_asked_the_error_stays(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "backend", lambda name: Stubborn())
+    for module in (job_module, build_module):
+        monkeypatch.setattr(module, "backend", lambda name: Stubborn())
     with pytest.raises(PrecisionError, match="computes half x half"):
         compile_bundle(dataclasses.replace(job, fallback=False), SILENT)
     monkeypatch.undo()
