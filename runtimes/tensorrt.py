@@ -5,12 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from vditc.adapter import InputSpec
 from vditc.build_options import AUTO, DEFAULTS, BuildOptions
 from vditc.errors import InputError, VditcError
-from vditc.profile import Profile
-from vditc.progress import Progress
-from vditc.runtimes.backend import TO_BUILD, EngineFacts
 from vditc.runtimes.engine_program import EngineProgram
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.trt_backend import EngineBackend
@@ -47,35 +43,6 @@ class TensorRT(EngineBackend):
     def builds_here(self, target: Target) -> bool:
         """Whether the target's GPU is here."""
         return compute_capability() in target.arch
-
-    def build(
-        self,
-        *,
-        lowered: Path,
-        target: Target,
-        profile: Profile,
-        inputs: tuple[InputSpec, ...],
-        out: Path,
-        work: Path,
-        progress: Progress,
-        plugins: Path | None = None,
-        options: BuildOptions = DEFAULTS,
-    ) -> EngineFacts:
-        """On the target's GPU: writes the engine, its precision read by the engine inspector. Elsewhere nothing: a device does."""
-        self.check(target, options)
-        if not self.builds_here(target):
-            return EngineFacts(status=TO_BUILD, backend=self.name)
-        return self.build_here(
-            lowered=lowered,
-            target=target,
-            profile=profile,
-            inputs=inputs,
-            out=out,
-            work=work,
-            progress=progress,
-            plugins=plugins,
-            options=options,
-        )
 
     def _capabilities(self, target: Target) -> list[str]:
         return []

@@ -5,12 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from vditc.adapter import InputSpec
 from vditc.build_options import DEFAULTS, BuildOptions
 from vditc.errors import InputError, VditcError
-from vditc.profile import Profile
-from vditc.progress import Progress
-from vditc.runtimes.backend import EngineFacts
 from vditc.runtimes.engine_program import EngineProgram
 from vditc.runtimes.gpu import compute_capability
 from vditc.runtimes.plan_text import KNOWN_VERSION, program, read_plan
@@ -46,33 +42,6 @@ class TensorRTRTX(EngineBackend):
     def builds_here(self, target: Target) -> bool:
         """Always."""
         return True
-
-    def build(
-        self,
-        *,
-        lowered: Path,
-        target: Target,
-        profile: Profile,
-        inputs: tuple[InputSpec, ...],
-        out: Path,
-        work: Path,
-        progress: Progress,
-        plugins: Path | None = None,
-        options: BuildOptions = DEFAULTS,
-    ) -> EngineFacts:
-        """Writes one engine for all of the target's GPUs; its precision is read from the plan."""
-        self.check(target, options)
-        return self.build_here(
-            lowered=lowered,
-            target=target,
-            profile=profile,
-            inputs=inputs,
-            out=out,
-            work=work,
-            progress=progress,
-            plugins=plugins,
-            options=options,
-        )
 
     def _capabilities(self, target: Target) -> list[str]:
         return [arch.upper().replace("_", "") for arch in target.arch]

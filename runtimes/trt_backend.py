@@ -11,13 +11,13 @@ from pathlib import Path
 
 from vditc.adapter import InputSpec
 from vditc.build_memory import check_build_memory
-from vditc.build_options import BuildOptions
+from vditc.build_options import DEFAULTS, BuildOptions
 from vditc.errors import PrecisionError
 from vditc.files import room_for, whole_file, write_text
 from vditc.memory import builder_memory
 from vditc.profile import Profile
 from vditc.progress import Progress
-from vditc.runtimes.backend import Backend, EngineFacts, EnginePlugins
+from vditc.runtimes.backend import TO_BUILD, Backend, EngineFacts, EnginePlugins
 from vditc.runtimes.built_with import BuiltWith
 from vditc.runtimes.engine_program import EngineProgram
 from vditc.runtimes.graph_precision import expected_precision, weight_bytes
@@ -51,7 +51,7 @@ class EngineBackend(Backend):
     def _inspects(self) -> bool:
         """Whether the engine inspector is asked."""
 
-    def build_here(
+    def build(
         self,
         *,
         lowered: Path,
@@ -61,10 +61,13 @@ class EngineBackend(Backend):
         out: Path,
         work: Path,
         progress: Progress,
-        plugins: Path | None,
-        options: BuildOptions,
+        plugins: Path | None = None,
+        options: BuildOptions = DEFAULTS,
     ) -> EngineFacts:
         """See `Backend.build`. Files of `out` are written when the precision has landed, all or none of them."""
+        self.check(target, options)
+        if not self.builds_here(target):
+            return EngineFacts(status=TO_BUILD, backend=self.name)
         expectation = expected_precision(lowered, plugins=plugins is not None)
         library = plugins if plugins is not None and expectation.plugins else None
         check_embedded(options, library, lowered)

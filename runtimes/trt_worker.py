@@ -46,11 +46,6 @@ def main(request_path: str, result_path: str) -> int:
     return 0
 
 
-def _refused(result_path: str, fields: dict[str, str]) -> int:
-    Path(result_path).write_text(json.dumps({"error": fields}))
-    return 1
-
-
 def peak_rss_bytes() -> int:
     """Most resident memory of this process so far. getrusage would also count the parent's, from before exec."""
     match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)

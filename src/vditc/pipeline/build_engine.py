@@ -155,20 +155,16 @@ def _build_segments(
 ) -> EngineFacts:
     """One after the other in `work`; all of them come into `out` when the last is there."""
     alone = dataclasses.replace(options, segments=None)
-    data = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in data_files(lowered)]
+    same = {
+        "data": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in data_files(lowered)],
+        "target": dataclasses.asdict(target),
+        "options": alone.to_json(),
+        "library": library and sha256(library),
+    }
     made, cache = dict[str, EngineFacts](), out / TIMING_CACHE
     for segment in segments:
         place = work / segment.name
-        key = data_digest(
-            {
-                "graph": sha256(segment.graph),
-                "data": data,
-                "profile": segment.profile.to_json(),
-                "target": dataclasses.asdict(target),
-                "options": alone.to_json(),
-                "library": library and sha256(library),
-            }
-        )
+        key = data_digest({**same, "graph": sha256(segment.graph), "profile": segment.profile.to_json()})
         if (facts := _done(place, key)) is None:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
