@@ -81,8 +81,7 @@ def cut_segments(
             where=str(lowered),
             fix="cut into fewer",
         )
-    for old in lowered.parent.glob(f"{lowered.stem}.segment_*.onnx"):
-        old.unlink()
+    remove_segments(lowered)
     if count is None:
         assert budget is not None
         sizes = next((s for n in range(1, len(loads)) if max(map(memory, _sums(loads, s := partition(loads, n)))) <= budget), None)
@@ -90,6 +89,12 @@ def cut_segments(
     else:
         sizes = partition(loads, count)
     return work.write(sizes)
+
+
+def remove_segments(lowered: Path) -> None:
+    """The segments that an earlier cut has left beside `lowered`."""
+    for old in lowered.parent.glob(f"{lowered.stem}.segment_*.onnx"):
+        old.unlink()
 
 
 def partition(loads: list[Load], count: int) -> list[int]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a device reads and writes facts, and has none of these
     from vditc.target import Target
 
 Status = Literal["built", "to build on the device", "portable"]
+BUILT: Status = "built"
 TO_BUILD: Status = "to build on the device"
 
 

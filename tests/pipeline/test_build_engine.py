@@ -139,6 +139,16 @@ def test_as_many_as_the_memory_asks_for(lowered: Path, maker: Maker, monkeypatch
         build(lowered, "segments=4")
 
 
+def test_a_folder_holds_one_engine(lowered: Path, maker: Maker) -> None:
+    """However the one before was cut: what an older one left would be run, or be listed in the bundle."""
+    out, other = lowered.parents[1] / "engines" / "rtx-ada", ["engine.json", "layers.json"]
+    for options, plans in (("segments=3", 3), ("segments=2", 2), ("", 0), ("segments=2", 2)):
+        build(lowered, options)
+        wanted = [f"segment_{i:02}.plan" for i in range(plans)]
+        assert files(out) == [*other, *wanted, "segments.json"] if plans else files(out) == [*other, "model.plan"]
+        assert files(lowered.parent) == ["rtx-ada.onnx"]
+
+
 def test_one_segment_is_one_engine(lowered: Path, maker: Maker) -> None:
     assert build(lowered, "segments=1").segments == () and maker.built[0][0] == "rtx-ada.onnx"
 

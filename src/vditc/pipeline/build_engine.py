@@ -11,12 +11,12 @@ from vditc.build_memory import available_memory
 from vditc.build_options import AUTO, BuildOptions
 from vditc.errors import InputError
 from vditc.files import data_digest, room_for, sha256, whole_file, write_text
-from vditc.graph_passes.cut_segments import Segment, cut_segments
+from vditc.graph_passes.cut_segments import Segment, cut_segments, remove_segments
 from vditc.memory import Memory, builder_memory
 from vditc.pipeline.device_files import Part, data_files, write_device_files
 from vditc.profile import Profile
 from vditc.progress import Progress
-from vditc.runtimes.backend import TO_BUILD, Backend, EngineFacts
+from vditc.runtimes.backend import BUILT, TO_BUILD, Backend, EngineFacts
 from vditc.runtimes.built_with import BuiltWith
 from vditc.runtimes.graph_inputs import graph_outputs, input_specs
 from vditc.runtimes.registry import backend
@@ -83,6 +83,7 @@ def build_engine(
             out=out,
             segments=chain,
         )
+    _drop_others(place, chain, {PLAN} if facts.status == BUILT else set())
     return facts
 
 
@@ -128,6 +129,7 @@ def build_alone(
 def segments_of(lowered: Path, profile: Profile, options: BuildOptions) -> tuple[Segment, ...]:
     """The segments that the options ask for, written beside `lowered`; () for one engine of everything. VditcError as `cut_segments`."""
     if options.segments in (None, 1):
+        remove_segments(lowered)
         return ()
     count, budget = None if options.segments == AUTO else int(options.segments or 1), options.memory
     if count is None and budget is None:
@@ -195,9 +197,19 @@ def _build_segments(
         (work / name / PLAN).replace(out / plan)
         shutil.rmtree(work / name)
     write_text(out / NAME, chain.to_text())
+    _drop_others(out, chain, set(chain.plans))
     for segment in segments:
         segment.graph.unlink()
     return EngineFacts.joined(made, chain.blocks)
+
+
+def _drop_others(folder: Path, chain: Segments | None, plans: set[str]) -> None:
+    """What an earlier build left, cut otherwise, or built where this one is not: `folder` holds one engine."""
+    if chain is None:
+        (folder / NAME).unlink(missing_ok=True)
+    for old in folder.glob("*.plan"):
+        if old.name not in plans:
+            old.unlink()
 
 
 def _done(place: Path, key: str) -> EngineFacts | None:
