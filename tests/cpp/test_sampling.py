@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import functools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from ctypes import byref, c_int64, c_uint64
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cpp_bundle import CACHE, LATENTS, SPECS, STEPS, TOKENS, WAN, Null, clips, save_bundle, save_experts
-from cpp_library import PROGRESS, Library, LibraryError, SessionInfo, pointer, tensor
+from cpp_library import PROGRESS, Library, LibraryError, Progress, SessionInfo, pointer, tensor
 
 from vditc.adapter import InputSpec
 from vditc.bundle import Bundle
@@ -441,32 +442,45 @@ def test_two_sessions_at_once(library: Library, root: Path) -> None:
 
 
 def test_a_session_that_is_destroyed_at_work(library: Library, root: Path) -> None:
-    """Whoever samples is told so, and the memory stays until then."""
+    """It waits for the call, which is told so: the host's function and memory are its own again."""
     handle = put(library, clips(count=1))
-    bundle = library.made("bundle_open", str(root).encode(), None)
-    at_work, trouble = threading.Event(), []
+    at_work, destroyed, late, trouble = threading.Event(), threading.Event(), [], []
 
     def predict(feeds: Mapping[str, Array], *_: int) -> Array:
         at_work.set()
+        time.sleep(0.02)
+        late.append(destroyed.is_set())  # whether it was called after the session was destroyed
         return np.zeros_like(feeds["hidden_states"])
 
-    manager = library.session(bundle, predict=predict)
-    session = manager.__enter__()
-
     def work() -> None:
-        try:
+        with pytest.raises(LibraryError) as error:
             while True:
                 library.sample(session, handle, LATENTS)
-        except LibraryError as error:
-            trouble.append(error.status)
+        trouble.append(error.value.status)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert at_work.wait(30)
-    manager.__exit__(None, None, None)
-    thread.join(30)
-    assert trouble and trouble[0] in ("VDITC_CANCELLED", "VDITC_ERROR_HANDLE")
-    library("bundle_destroy", bundle)
+    with library.bundle(root) as bundle:
+        thread = threading.Thread(target=work)
+        with library.session(bundle, predict=predict) as session:
+            thread.start()
+            assert at_work.wait(30)
+        destroyed.set()
+        thread.join(30)
+    assert trouble == ["VDITC_CANCELLED"] and late and not any(late)
+    library("conditioning_destroy", handle)
+
+
+def test_a_session_that_its_callback_destroys(library: Library, root: Path) -> None:
+    handle, said = put(library, clips(count=1)), []
+
+    def stop(_: Progress) -> int:
+        said.append(library.raw.vditc_session_destroy(session))
+        return 1
+
+    with library.bundle(root) as bundle, library.session(bundle) as session:
+        with pytest.raises(LibraryError, match="VDITC_CANCELLED"):
+            library.sample(session, handle, LATENTS, stop)
+        assert [library.raw.vditc_status_name(status) for status in said] == [b"VDITC_ERROR_BUSY"]
+        library.sample(session, handle, LATENTS)  # and it lives
     library("conditioning_destroy", handle)
 
 

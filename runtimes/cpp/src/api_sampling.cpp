@@ -150,7 +150,7 @@ vditc_status vditc_session_create(vditc_bundle* bundle, const vditc_session_opti
 vditc_status vditc_session_destroy(vditc_session* session) {
   return guarded([&] {
     if (session == nullptr) return;
-    session_of(session)->cancel();  // who samples with it is told so, and keeps it alive until then
+    session_of(session)->close();
     destroy_handle<Session>(session, SESSION);
   });
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backends/backend.h"
@@ -40,6 +41,8 @@ class Session : public Object {
   // Samples all clips; `finished` is given their latents, unless an Error says otherwise.
   void sample(const Clips& clips, const OnStep& on_step, const std::function<void(const std::vector<float>&)>& finished);
   void cancel() { cancelled_ = true; }
+  // Ends the call that is sampling, and every later one. It waits: then nothing of the caller's is used any more. Error from a callback.
+  void close();
   vditc_session_info info() const;
 
  private:
@@ -70,7 +73,8 @@ class Session : public Object {
   std::vector<float> latents_, known_;
   std::vector<std::vector<float>> predictions_;  // of each run, where they are used again or come one by one
   std::vector<float> mixed_;
-  std::atomic<bool> cancelled_{false};
+  std::atomic<bool> cancelled_{false}, closed_{false};
+  std::atomic<std::thread::id> sampler_{};  // the thread that is in `sample`
   std::atomic<uint64_t> asked_{0}, skipped_{0};
 
   void find_experts();
