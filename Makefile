@@ -10,7 +10,8 @@ EXTRAS := calibrate,export,cpu,rtx,pipeline,report,dev
 # Files of tests side by side, each on one thread: most models are too small for more. 1.5 GB of memory a job.
 JOBS ?= 2
 PRESET ?= $(if $(filter aarch64,$(shell uname -m)),jetson,x86_64)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile
+# A worker that dies is not replaced: the next one would begin its file again, and again.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all check lint plugins cpp bench study clean
