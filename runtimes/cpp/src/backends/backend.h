@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "backends/program.h"
 #include "bundle.h"
 
 namespace vditc::internal {
@@ -38,6 +39,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::unique_ptr<Denoiser> open(const Bundle& expert, size_t index) = 0;
+  // One graph of a text encoder or a VAE decoder, of the bundle's folder `components/COMPONENT`. Error for a backend that has none.
+  virtual std::unique_ptr<Program> program(const Bundle& bundle, const std::string& component, const std::string& graph);
   // Inputs of the model as this backend's graph has them, `step` among them: the first axis says how many clips it takes at once.
   virtual std::vector<InputSpec> inputs(const Bundle& bundle) const { return bundle.inputs(); }
   // Whether sizes must be within the bundle's profile.

@@ -26,6 +26,11 @@ void HostDenoiser::resize(const Call& call) {
   }
 }
 
+std::unique_ptr<Program> Backend::program(const Bundle& bundle, const std::string& component, const std::string& graph) {
+  throw Error(VDITC_ERROR_UNSUPPORTED, "bundle " + bundle.path(), "components/" + component + "/" + graph + " on a backend that runs the transformer alone",
+              "a backend with engines of text encoders and VAEs", "encode prompts and decode latents in the host, or use another backend");
+}
+
 namespace {
 
 class Called : public HostDenoiser {

@@ -6,38 +6,21 @@
 //
 // in float64, summed in order and rounded to float32 once; an input without an axis `batch` has one row.
 #include <cmath>
-#include <cstring>
 
 #include "backends/backend.h"
+#include "backends/null_numbers.h"
+#include "backends/program.h"
 
 namespace vditc::internal {
 namespace {
-
-double bounded(double mean) { return mean / (1 + std::fabs(mean)); }
 
 class Null : public HostDenoiser {
  public:
   explicit Null(size_t expert) : expert_(static_cast<double>(expert)) {}
 
-  void resize(const Call& call) override {
-    HostDenoiser::resize(call);
-    rows_.assign(2 * 1024, 0.0);
-  }
-
  private:
   double expert_;
-  std::vector<double> rows_;  // of a piece of an input
-
-  double mean(const uint8_t* data, int32_t dtype, size_t count) {
-    double sum = 0;
-    const size_t piece = rows_.size(), size = dtype_size(dtype);
-    for (size_t at = 0; at < count; at += piece) {
-      const size_t here = std::min(piece, count - at);
-      convert(data + at * size, dtype, rows_.data(), VDITC_F64, here);
-      for (size_t i = 0; i < here; ++i) sum += rows_[i];
-    }
-    return count ? sum / static_cast<double>(count) : 0;
-  }
+  NullMean mean_;
 
   void predict(size_t number, int64_t step) override {
     Run& run = runs_[number];
@@ -51,10 +34,10 @@ class Null : public HostDenoiser {
         const size_t all = static_cast<size_t>(elements(call_.shapes[i])), width = dtype_size(input.dtype);
         const bool batched = (*call_.specs)[i].batched();
         const size_t count = batched ? all / batch : all;
-        bias += std::ldexp(bounded(mean(run.inputs[i].data() + (batched ? b * count * width : 0), input.dtype, count)), -static_cast<int>(i) - 2);
+        bias += std::ldexp(bounded(mean_.of(run.inputs[i].data() + (batched ? b * count * width : 0), input.dtype, count)), -static_cast<int>(i) - 2);
       }
       const uint8_t* row = run.inputs[0].data() + b * shown * size;
-      bias += bounded(mean(row + own * size, latents.dtype, shown - own)) / 4;
+      bias += bounded(mean_.of(row + own * size, latents.dtype, shown - own)) / 4;
       bias += bounded(static_cast<double>(step)) / 64 + expert_ / 8;
       float* out = run.prediction.data() + b * own;
       convert(row, latents.dtype, out, VDITC_F32, own);
@@ -70,6 +53,7 @@ class Null : public HostDenoiser {
 class NullBackend : public Backend {
  public:
   std::unique_ptr<Denoiser> open(const Bundle&, size_t index) override { return std::make_unique<Null>(index); }
+  std::unique_ptr<Program> program(const Bundle&, const std::string&, const std::string&) override { return null_program(); }
 };
 
 }  // namespace
