@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/engines.h"
 #include "random.h"
 #include "status.h"
 
@@ -31,9 +32,7 @@ std::unique_ptr<Backend> backend_of(const Bundle& bundle, const SessionOptions& 
   if (!options.backend.empty() && found == targets.end()) {
     throw Error(VDITC_ERROR_ARGUMENT, "bundle " + bundle.path(), "backend " + options.backend, targets_words(bundle), "choose one of these");
   }
-  throw Error(VDITC_ERROR_UNSUPPORTED, "bundle " + bundle.path(),
-              options.backend.empty() ? "no backend asked for" : "backend " + options.backend + " of " + found->backend,
-              "a library that was built with TensorRT", "build libvditc with -DTENSORRT_ROOT=..., or use the backend host with a denoiser of your own");
+  return engine_backend(bundle, options.backend, options.device, options.weight_budget);
 }
 
 Session::Session(std::shared_ptr<Bundle> bundle, SessionOptions options)
