@@ -84,14 +84,14 @@ class _Slot:
 class DeviceRuns:
     """Runs `program` with host arrays in and out. A context manager.
 
-    Two runs may be in flight: while the device computes one, the inputs of the next are copied on a stream of their own, and so are
-    the outputs of the one before. Memory is ordered by streams (cudaMallocAsync). From the third run of the same shapes on, a CUDA
+    Two runs may be in flight: while the device computes one, the inputs of the next are copied on a stream of their own, and the
+    outputs of the one before on another. Memory is ordered by streams (cudaMallocAsync). From the third run of the same shapes on, a CUDA
     graph of all launches is replayed; where an engine cannot be recorded, launches are made one by one and a warning says so once.
     """
 
     def __init__(self, cuda: Cuda, program: Program, *, slots: int = 2, graphs: bool = True) -> None:
         self._cuda, self._program, self._graphs = cuda, program, graphs
-        self._copies, self._work = cuda.stream(), cuda.stream()
+        self._uploads, self._work, self._downloads = cuda.stream(), cuda.stream(), cuda.stream()
         self._slots = [_Slot(cuda) for _ in range(slots)]
         self._types = {**program.inputs, **program.outputs}
 
@@ -109,7 +109,7 @@ class DeviceRuns:
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
         """Inside, launches are made one by one, and graphs of earlier ones are gone: the program may give up what they hold."""
-        for stream in (self._work, self._copies):
+        for stream in (self._uploads, self._work, self._downloads):
             self._cuda.synchronize(stream)
         for slot in self._slots:
             self._forget(slot)
@@ -139,16 +139,16 @@ class DeviceRuns:
         for name, array in arrays.items():
             buffer = slot.buffers[name]
             buffer.host[: array.nbytes] = array.reshape(-1).view(np.uint8)
-            cuda.copy(buffer.address, buffer.host.ctypes.data, array.nbytes, TO_DEVICE, self._copies)
-        cuda.record(slot.uploaded, self._copies)
+            cuda.copy(buffer.address, buffer.host.ctypes.data, array.nbytes, TO_DEVICE, self._uploads)
+        cuda.record(slot.uploaded, self._uploads)
         cuda.wait(self._work, slot.uploaded)
         self._launch(slot, tuple(sorted(given.items())))
         cuda.record(slot.computed, self._work)
-        cuda.wait(self._copies, slot.computed)
+        cuda.wait(self._downloads, slot.computed)
         for name in self._program.outputs:
             buffer = slot.buffers[name]
-            cuda.copy(buffer.host.ctypes.data, buffer.address, self._bytes(name, shapes[name]), TO_HOST, self._copies)
-        cuda.record(slot.done, self._copies)
+            cuda.copy(buffer.host.ctypes.data, buffer.address, self._bytes(name, shapes[name]), TO_HOST, self._downloads)
+        cuda.record(slot.done, self._downloads)
         slot.busy = True
         return Pending(self, slot, shapes)
 
@@ -164,7 +164,7 @@ class DeviceRuns:
 
     def close(self) -> None:
         """Give everything back; what is in flight is waited for."""
-        for stream in (self._work, self._copies):
+        for stream in (self._uploads, self._work, self._downloads):
             with contextlib.suppress(VditcError):  # what failed was said when its result was asked for
                 self._cuda.synchronize(stream)
         for slot in self._slots:
@@ -176,7 +176,7 @@ class DeviceRuns:
                 self._cuda.destroy_event(event)
         self._slots = []
         self._program.release(self._work)
-        for stream in (self._copies, self._work):
+        for stream in (self._uploads, self._work, self._downloads):
             self._cuda.destroy_stream(stream)
 
     def _launch(self, slot: _Slot, key: tuple[tuple[str, Shape], ...]) -> None:
@@ -221,7 +221,7 @@ class DeviceRuns:
             self._cuda.free(address, self._work)
             raise
         self._cuda.record(slot.computed, self._work)
-        self._cuda.wait(self._copies, slot.computed)  # the copy may not come before the memory is there
+        self._cuda.wait(self._uploads, slot.computed)  # the copy may not come before the memory is there
         return True
 
     def _forget(self, slot: _Slot) -> None:

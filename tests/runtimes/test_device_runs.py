@@ -89,6 +89,21 @@ def test_the_third_run_of_a_shape_is_a_replay() -> None:
     assert stub.left == 0
 
 
+def test_inputs_of_the_next_run_are_copied_while_one_computes() -> None:
+    """They wait for no work, once memory is there."""
+    stub = CudaStub()
+    with DeviceRuns(Cuda(stub, "stub"), Doubler(stub)) as device:
+        for pending in [device.begin(feeds(seed)) for seed in range(2)]:
+            pending.result()
+        first = device.begin(feeds(2))
+        work = {id(task) for tasks in stub.streams.values() for task in tasks if not task.done}
+        second = device.begin(feeds(3))
+        copied, *_ = (task for tasks in stub.streams.values() for task in tasks if not task.done and id(task) not in work)
+        stub.do(copied)
+        assert sum(task.done for tasks in stub.streams.values() for task in tasks if id(task) in work) <= len(feeds(2)) + 1
+        assert np.array_equal(first.result()["y"], wanted(feeds(2))) and np.array_equal(second.result()["y"], wanted(feeds(3)))
+
+
 def test_an_engine_that_is_not_recorded_runs_all_the_same() -> None:
     stub = CudaStub(cudaGraphInstantiate=1)
     with DeviceRuns(Cuda(stub, "stub"), Doubler(stub), slots=1) as device:
