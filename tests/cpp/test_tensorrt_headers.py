@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,35 @@ CUDA = next((f for f in (Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / 
 def test_compiles_with_headers_of_tensorrt(source: str) -> None:
     folders = [f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}", "-isystem", str(INCLUDE), "-isystem", str(CUDA)]
     run("g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *folders, SOURCES / "src" / "tensorrt" / source)
+
+
+@pytest.mark.skipif(CUDA is None or not (CUDA / "cuda.h").is_file(), reason="no cuda.h")
+def test_functions_of_the_driver(tmp_path: Path) -> None:
+    """Names as cuda.h has them, for the versions that are asked for; what they take is compared by the compiler."""
+    source = (SOURCES / "src" / "engines" / "cuda.cpp").read_text()
+    asked = re.findall(r'get\(made\.(\w+), "(\w+)"\)', source)
+    assert len(asked) == source.count("get(made.") and len(asked) > 30
+    table = source[source.index("struct DriverFunctions {") :].partition("};")[0]
+    lines = ['#include "cuda.h"', "#include <type_traits>", "using DeviceAddress = uint64_t; struct CUgraph_opaque;", table + "};"]
+    lines.insert(1, "#include <cstdint>\n#include <string>")
+    for member, function in asked:
+        # Types of the same size and kind: enumerations are int, handles of graphs are pointers.
+        lines.append(f'static_assert(same<decltype(DriverFunctions::{member}), decltype(&{function})>::value, "{function}");')
+    alike = """
+template <class A, class B> struct like : std::is_same<A, B> {};
+template <class A, class B> struct like<A*, B*> : std::true_type {};
+template <> struct like<int, CUresult> : std::true_type {};
+template <> struct like<unsigned, CUstreamCaptureMode> : std::true_type {};
+template <> struct like<int, CUdevice_attribute> : std::true_type {};
+template <> struct like<DeviceAddress, CUdeviceptr> : std::true_type {};
+template <class A, class B> struct same : std::false_type {};
+template <class R, class... A, class S, class... B> struct same<R (*)(A...), S (*)(B...)> {
+  static constexpr bool value = like<R, S>::value && (like<A, B>::value && ...);
+};
+"""
+    lines.insert(4, alike)
+    (tmp_path / "table.cpp").write_text("\n".join(lines))
+    run("g++", "-std=c++17", "-fsyntax-only", f"-I{CUDA}", tmp_path / "table.cpp")
 
 
 @pytest.mark.skipif(missing() is not None, reason="nothing to build with")
@@ -44,7 +74,10 @@ def test_a_library_without_engines(tmp_path: Path) -> None:
         with library.session(bundle):
             pass
         for backend in (TARGET.encode(), None):
-            with pytest.raises(
-                LibraryError, match=r"VDITC_ERROR_UNSUPPORTED: .*wanted a library that was built with TensorRT; .*TENSORRT_ROOT"
-            ), library.session(bundle, backend=backend):
+            with (
+                pytest.raises(
+                    LibraryError, match=r"VDITC_ERROR_UNSUPPORTED: .*wanted a library that was built with TensorRT; .*TENSORRT_ROOT"
+                ),
+                library.session(bundle, backend=backend),
+            ):
                 pass
