@@ -1,10 +1,8 @@
-"""Small bundles whose engines nobody runs, for hosts; `python tests/cpp_bundle.py runtimes/cpp/tests/data` writes that of ctest."""
+"""Small bundles whose engines nobody runs, for hosts."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,10 +149,3 @@ class Null:
             bias += step / (1 + step) / 64 + self.expert / 8
             made.append(np.asarray(latents[b, : self.channels], np.float32) * np.float32(0.5) + np.float32(bias))
         return np.stack(made)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    shutil.rmtree(folder, ignore_errors=True)
-    save_bundle(folder / "bundle")
-    clips().save(folder / "conditioning.safetensors")

@@ -1,4 +1,7 @@
-"""Bundles with engines of the stand-in (runtimes/cpp/tests/stand_in), and what they compute."""
+"""Bundles with engines of the stand-in (runtimes/cpp/tests/stand_in), and what they compute.
+
+`python tests/cpp_engines.py runtimes/cpp/tests/data` writes what the programs of ctest read.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ctypes
 import dataclasses
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from cpp_build import built
-from cpp_bundle import SPECS, listed, save_bundle
+from cpp_bundle import SPECS, clips, listed, save_bundle
 
 from vditc.adapter import InputSpec
 from vditc.bundle import Bundle, list_files, write_manifest
@@ -88,6 +93,19 @@ def engine_bundle(root: Path, inputs: Sequence[InputSpec] = SPECS, outputs: Iter
     return save_engine(save_bundle(root), {"model.plan": plan(inputs, tuple(outputs))}, inputs, **more)
 
 
+CHAIN = {
+    "segment_00.plan": plan((SPECS[0], SPECS[2]), ("hidden f16", "kept f32"), "scratch 4096"),
+    "segment_01.plan": plan((InputSpec("hidden", "float16", ()), SPECS[1]), ("hidden_2 bf16",), "scratch 64"),
+    "segment_02.plan": plan((InputSpec("hidden_2", "bfloat16", ()), InputSpec("kept", "float32", ()), SPECS[3]), ("velocity f32",)),
+}
+SEGMENTS = {"schema": 1, "outputs": ["velocity"], "segments": [{"name": f"segment_{i:02}", "blocks": []} for i in range(3)]}
+
+
+def chain_bundle(root: Path) -> Path:
+    """A bundle with an engine in three segments."""
+    return save_engine(save_bundle(root), CHAIN, files={"segments.json": SEGMENTS})
+
+
 @dataclasses.dataclass
 class StandIn:
     """What an engine of these inputs computes; a `vditc.sampling.Denoiser`."""
@@ -107,3 +125,15 @@ class StandIn:
             numbers = np.asarray(array, np.float64).ravel()
             added += 2.0**-k * (float(np.add.accumulate(numbers)[-1]) / numbers.size)
         return (np.asarray(arrays[0], np.float64) / 2 + added).astype(self.dtype)
+
+
+def save_data(folder: Path) -> None:
+    """A bundle without engines that run, one with, and a conditioning."""
+    save_bundle(folder / "bundle")
+    chain_bundle(folder / "engines")
+    clips().save(folder / "conditioning.safetensors")
+
+
+if __name__ == "__main__":
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    save_data(Path(sys.argv[1]))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cpp_bundle import LATENTS, SPECS, clips, save_bundle, save_experts
-from cpp_engines import STEP, TARGET, Device, StandIn, engine_bundle, plan, save_engine
+from cpp_engines import STEP, TARGET, Device, StandIn, chain_bundle, engine_bundle, plan, save_engine
 from cpp_library import LOG, Library, LibraryError, SessionInfo
 
 from vditc.adapter import InputSpec
@@ -86,14 +86,6 @@ def test_latents_are_pythons(library: Library, device: Device, tmp_path: Path, w
     assert device["replays"] > 0  # most runs are
 
 
-CHAIN = {
-    "segment_00.plan": plan((SPECS[0], SPECS[2]), ("hidden f16", "kept f32"), "scratch 4096"),
-    "segment_01.plan": plan((InputSpec("hidden", "float16", ()), SPECS[1]), ("hidden_2 bf16",), "scratch 64"),
-    "segment_02.plan": plan((InputSpec("hidden_2", "bfloat16", ()), InputSpec("kept", "float32", ()), SPECS[3]), ("velocity f32",)),
-}
-SEGMENTS = {"schema": 1, "outputs": ["velocity"], "segments": [{"name": f"segment_{i:02}", "blocks": []} for i in range(3)]}
-
-
 def chained(feeds: Mapping[str, Array], step: int) -> Array:
     """What the chain computes."""
     whole = {spec.name: np.asarray(feeds[spec.name], spec.dtype) for spec in SPECS}
@@ -108,14 +100,14 @@ def chained(feeds: Mapping[str, Array], step: int) -> Array:
 def test_segments(library: Library, device: Device, tmp_path: Path, passes: Passes, pools: int) -> None:
     """Tensors between them stay on the device; scratch memory is one. `pools`: whether the device orders memory by streams."""
     device["pools"] = pools
-    root, given = save_engine(save_bundle(tmp_path / "b"), CHAIN, files={"segments.json": SEGMENTS}), clips()
+    root, given = chain_bundle(tmp_path / "b"), clips()
     found, _ = ours(library, root, given, tmp_path, passes=PASSES[passes])
     np.testing.assert_array_equal(found, theirs(root, given, chained, passes))
 
 
 def test_other_sizes_and_numbers_of_clips(library: Library, device: Device, tmp_path: Path) -> None:
     """One session: memory grows, graphs are recorded anew."""
-    root = save_engine(save_bundle(tmp_path / "b"), CHAIN, files={"segments.json": SEGMENTS})
+    root = chain_bundle(tmp_path / "b")
     handles = []
     with library.bundle(root) as bundle, library.session(bundle, backend=TARGET.encode()) as session:
         for number, shape in enumerate([LATENTS, (4, 5, 8, 8), (4, 1, 2, 2), LATENTS]):
@@ -173,7 +165,7 @@ def test_a_failure_at_work_and_the_call_after_it(library: Library, device: Devic
 
 def test_sessions_side_by_side_and_from_other_threads(library: Library, device: Device, tmp_path: Path) -> None:
     """Each works on a thread that did not create it, and is destroyed on another."""
-    roots = [engine_bundle(tmp_path / "a"), save_engine(save_bundle(tmp_path / "b"), CHAIN, files={"segments.json": SEGMENTS})]
+    roots = [engine_bundle(tmp_path / "a"), chain_bundle(tmp_path / "b")]
     given, found = clips(count=1), dict[int, Array]()
     given.save(tmp_path / "c.safetensors")
     handle = library.made("conditioning_open", str(tmp_path / "c.safetensors").encode())
@@ -386,7 +378,7 @@ def test_what_is_wrong_is_said(library: Library, device: Device, tmp_path: Path,
 
 def test_too_little_memory(library: Library, device: Device, tmp_path: Path) -> None:
     """Whatever allocation fails: nothing is lost, and the session works when there is memory again."""
-    root, given, free = save_engine(save_bundle(tmp_path / "b"), CHAIN, files={"segments.json": SEGMENTS}), clips(count=1), device["memory"]
+    root, given, free = chain_bundle(tmp_path / "b"), clips(count=1), device["memory"]
     given.save(tmp_path / "c.safetensors")
     handle, failed, room = library.made("conditioning_open", str(tmp_path / "c.safetensors").encode()), 0, 0
     with library.bundle(root) as bundle, library.session(bundle, backend=TARGET.encode()) as session:

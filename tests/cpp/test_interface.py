@@ -12,7 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-import cpp_bundle
+import cpp_engines
 import cpp_library
 import pytest
 from cpp_build import BASELINE, SOURCES, built, missing, page_blocks, run
@@ -100,13 +100,12 @@ def test_the_header_alone_compiles(compiler: str, flags: tuple[str, ...], tmp_pa
 def test_programs_of_ctest() -> None:
     """In C, in C++, of what the interface does not show, and the examples."""
     said = run("ctest", "--test-dir", built(), "--output-on-failure", "--timeout", "60")
-    assert "100% tests passed" in said and "out of 5" in said
+    assert "100% tests passed" in said and "out of 6" in said
 
 
 def test_the_bundle_of_ctest_is_todays(tmp_path: Path) -> None:
-    """`python tests/cpp_bundle.py runtimes/cpp/tests/data` writes it."""
-    cpp_bundle.save_bundle(tmp_path / "bundle")
-    cpp_bundle.clips().save(tmp_path / "conditioning.safetensors")
+    """`python tests/cpp_engines.py runtimes/cpp/tests/data` writes it."""
+    cpp_engines.save_data(tmp_path)
     names = sorted(p.relative_to(DATA).as_posix() for p in DATA.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert filecmp.cmpfiles(DATA, tmp_path, names, shallow=False)[0] == names
