@@ -111,3 +111,10 @@ def test_which_target_has_what() -> None:
         InputError, match=r"target jetson-orin .*found engine option hardware-compatibility; .* not supported on JetPack \[https"
     ):
         Target.load("jetson-orin").check_options(BuildOptions(hardware_compatibility="ampere_plus"))
+
+
+def test_what_parts_are_built_with() -> None:
+    """Not what speaks of a transformer's weights, plugins and blocks."""
+    given = BuildOptions.parse("level=4,tactic-memory=1GiB,version-compatible,timing-cache=off,embed-plugins,refit,memory=8GiB,segments=2")
+    assert str(given.of_parts) == "level=4,tactic-memory=1073741824B,timing-cache=off,version-compatible"
+    assert set(BuildOptions.OF_PARTS) < set(BuildOptions.NAMES) and BuildOptions().of_parts == BuildOptions()

@@ -54,6 +54,8 @@ class BuildOptions:
     segments: int | str | None = None  # how many, or AUTO
 
     NAMES: ClassVar[tuple[str, ...]]
+    # What text encoders and VAE decoders are built with too; the others speak of a transformer's weights, plugins and blocks.
+    OF_PARTS: ClassVar = ("level", "workspace", "tactic-memory", "tiling", "timing-cache", "hardware-compatibility", "version-compatible")
 
     @classmethod
     def parse(cls, text: str, where: str = "--engine") -> Self:
@@ -85,6 +87,11 @@ class BuildOptions:
         """Names of the options that are not at their defaults."""
         fields = zip(self.NAMES, dataclasses.fields(self), strict=True)
         return tuple(name for name, field in fields if getattr(self, field.name) is not field.default)
+
+    @property
+    def of_parts(self) -> BuildOptions:
+        """Those that text encoders and VAE decoders are built with."""
+        return BuildOptions.from_json({name: value for name, value in self.to_json().items() if name in self.OF_PARTS})
 
     @property
     def host_code(self) -> bool:

@@ -20,6 +20,7 @@ from cpp_build import BASELINE, SOURCES, built, missing, page_blocks, run
 ROOT = SOURCES.parents[1]
 HEADER = SOURCES / "include" / "vditc" / "vditc.h"
 DATA = SOURCES / "tests" / "data"
+FUZZED = ("manifest", "safetensors", "path", "scheduler")
 MEGABYTES = 3  # of the library without its symbols
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
@@ -161,6 +162,16 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert job.returncode != 0 and "apt install nlohmann-json3-dev, pip install nlohmann-json" in " ".join(job.stderr.split())
 
 
+ASAN = ("-DVDITC_SANITIZE=address,undefined", "-DVDITC_FUZZ=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DBUILD_SHARED_LIBS=OFF")
+
+
+@pytest.mark.parametrize("target", FUZZED)
+def test_changes_of_the_corpus(target: str, tmp_path: Path) -> None:
+    """A minute of all targets, without coverage; `make test-all` has libFuzzer."""
+    folder = built(*ASAN)
+    run(folder / "tests" / f"vditc_fuzz_{target}", "-max_total_time=15", SOURCES / "tests" / "corpus" / target, cwd=tmp_path)
+
+
 SANITIZERS = {"address,undefined": {"UBSAN_OPTIONS": "halt_on_error=1"}, "thread": {"TSAN_OPTIONS": "halt_on_error=1"}}
 
 
@@ -187,15 +198,13 @@ def test_sanitizers_find_nothing_in_what_is_called_from_python() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["manifest", "safetensors", "path", "scheduler"])
+@pytest.mark.parametrize("target", FUZZED)
 def test_fuzzers_find_nothing(target: str, tmp_path: Path) -> None:
     clang = next((name for name in ("clang++", "clang++-14", "clang++-16", "clang++-18") if shutil.which(name)), None)
     if clang is None:
         pytest.skip("no clang++")
     compilers = (f"-DCMAKE_CXX_COMPILER={clang}", f"-DCMAKE_C_COMPILER={clang.replace('++', '')}")
-    folder = built(
-        *compilers, "-DVDITC_SANITIZE=address,undefined", "-DVDITC_FUZZ=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DBUILD_SHARED_LIBS=OFF"
-    )
+    folder = built(*compilers, *ASAN)
     seconds, corpus = os.environ.get("VDITC_FUZZ_SECONDS", "150"), SOURCES / "tests" / "corpus" / target
     out = tmp_path / "corpus"
     out.mkdir()

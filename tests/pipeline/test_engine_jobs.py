@@ -235,6 +235,16 @@ def test_every_part_of_a_pipeline(bundle: Path, fake: Path, here: Callable[..., 
     here(bundle, "rtx-ada", "cpu", force=True)
     assert len(calls(fake)) == 9 and Bundle.open(bundle).manifest == whole
 
+    for _ in range(2):  # once anew, for the options; then all is done
+        here(bundle, "rtx-ada", engine=("workspace=1GiB,refit",))
+        assert len(calls(fake)) == 13
+    opened = Bundle.open(bundle)
+    said = [g["build"] for about in opened.manifest.components.values() for g in about["targets"]["rtx-ada"]["graphs"].values()]
+    assert said == [{"workspace": 1 << 30}] * 3 and opened.manifest.targets["rtx-ada"]["build"] == {"workspace": 1 << 30, "refit": True}
+    assert opened.file("components/vae/engines/rtx-ada/next/model.plan").read_text().endswith(" workspace=1073741824B\n")
+    here(bundle, "rtx-ada")  # as they are
+    assert len(calls(fake)) == 13
+
 
 def test_what_a_component_is_built_from_has_changed(bundle: Path, here: Callable[..., Any]) -> None:
     component_case.add_components(bundle)

@@ -258,7 +258,7 @@ def _run(plans: Sequence[Plan], space: Workspace, progress: Progress) -> Bundle:
     made = [_make(plan, space.within(plan.folder), progress) for plan in plans]
     first.model.parts.copy_to(space.path / "components")
     shape = first.verified.conditioning.latent_shape[1:]
-    exported = first.model.exported.compile(space, job.targets, first.profile, shape, progress)
+    exported = first.model.exported.compile(space, [(t, first.options[t.name]) for t in job.targets], first.profile, shape, progress)
     components = [p.relative_to(space.path).as_posix() for p in sorted((space.path / "components").rglob("*")) if p.is_file()]
     verified = space.stage("verify", lambda: _verify(made, space, progress), (CLIPS,))
     quality, schedule = verified["quality"], first.model.walk(first.verified.conditioning.latent_shape[1:]).schedule

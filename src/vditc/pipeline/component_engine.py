@@ -58,8 +58,13 @@ class ComponentEngine(EnginePart):
         """See `EnginePart`."""
         return f"engines/{target}/{self.graph}"
 
-    def options(self, target: str) -> None:
-        """They speak of transformers."""
+    def options(self, target: str) -> BuildOptions:
+        """See `EnginePart`."""
+        return BuildOptions.from_json((self.about(target) or {}).get("build", {}))
+
+    def asked_options(self, options: BuildOptions) -> BuildOptions:
+        """See `EnginePart`."""
+        return options.of_parts
 
     def inputs(self, about: Mapping[str, Any]) -> dict[str, str]:
         """The graph and the data files that it may read."""
@@ -111,7 +116,9 @@ class ComponentEngine(EnginePart):
 
     def recorded(self, target: str, engine: Mapping[str, Any], options: BuildOptions) -> Manifest:
         """See `EnginePart`."""
-        return with_component_engine(self.bundle.manifest, self.component, target, self.graph, {"engine": engine})
+        return with_component_engine(
+            self.bundle.manifest, self.component, target, self.graph, {"engine": engine, "build": options.to_json()}
+        )
 
     @property
     def _known(self) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ _OVER = ("built", "portable")
 class EngineJobs:
     """What is asked for. `targets`: as people name them, ALL for those of the bundle, none for those of its list of jobs.
 
-    `engine`: [TARGET:]OPTIONS of `vditc.build_options` for transformers; left out, those of the list, or those that the bundle was compiled
+    `engine`: [TARGET:]OPTIONS of `vditc.build_options`; left out, those of the list, or those that the bundle was compiled
     with. `fallback`: layers that do not land go down the ladder of `vditc.pipeline.fallback`.
     `retry_failed`: jobs that have failed begin anew; `force`: the whole list does. `verify`: graphs that are lowered here are compared.
     """
@@ -111,8 +111,8 @@ class _Run:
 
     def _job(self, part: EnginePart, said: str, target: Target) -> BuildJob:
         about, own = part.about(target.name), part.options(target.name)
-        options = "" if own is None else str(self._options(part, target, own))
-        other = bool(self.asked.engine) and about is not None and own is not None and BuildOptions.parse(options) != own
+        chosen = self._options(part, target, own)
+        options, other = str(chosen), bool(self.asked.engine) and about is not None and chosen != own
         made_of = {"target": target_digest(target), "options": options, "files": {} if about is None else part.inputs(about)}
         return BuildJob(
             options=options,
@@ -137,7 +137,7 @@ class _Run:
         else:
             options = own
         target.check_options(options)
-        return options
+        return part.asked_options(options)
 
     def _listed(self, part: EnginePart, target: Target) -> BuildJob | None:
         return next((job for job in self.list.jobs if (job.part, job.target) == (part.name, target.name)), None)

@@ -54,8 +54,12 @@ class EnginePart(abc.ABC):
         """Where its engine is, relative to `root`: engines/<target>."""
 
     @abc.abstractmethod
-    def options(self, target: str) -> BuildOptions | None:
-        """Those that its engine was built with last; None where an engine of this kind is built without any."""
+    def options(self, target: str) -> BuildOptions:
+        """Those that its engine was built with last."""
+
+    def asked_options(self, options: BuildOptions) -> BuildOptions:
+        """What it is built with of what was asked for all engines of a target."""
+        return options
 
     @abc.abstractmethod
     def inputs(self, about: Mapping[str, Any]) -> dict[str, str]:

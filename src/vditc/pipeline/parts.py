@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vditc.build_memory import gigabytes
+from vditc.build_options import BuildOptions
 from vditc.checkpoint import read_json
 from vditc.conditioner import Conditioner, conditioner_for, known_pipelines
 from vditc.errors import InputError
@@ -144,7 +145,12 @@ class PipelineParts:
         return TextEncoder(conditioner, tokens, lambda name: open_torch_part(self.encoders[name]), batch=BATCH)
 
     def compile(
-        self, space: Workspace, targets: tuple[Target, ...], profile: Profile, size: Sequence[int], progress: Progress
+        self,
+        space: Workspace,
+        targets: Sequence[tuple[Target, BuildOptions]],
+        profile: Profile,
+        size: Sequence[int],
+        progress: Progress,
     ) -> dict[str, Any]:
         """Run every part's stages into `components/` of the bundle; returns what the manifest says of them.
 
@@ -155,7 +161,9 @@ class PipelineParts:
         whole = clip_profile(profile, size)
         return self._for_profile(whole)._compile(space, targets, whole, progress)
 
-    def _compile(self, space: Workspace, targets: tuple[Target, ...], profile: Profile, progress: Progress) -> dict[str, Any]:
+    def _compile(
+        self, space: Workspace, targets: Sequence[tuple[Target, BuildOptions]], profile: Profile, progress: Progress
+    ) -> dict[str, Any]:
         root = space.path / "components"
         if self.conditioner is not None:
             self.conditioner.save(root)
@@ -164,7 +172,9 @@ class PipelineParts:
         facts: dict[str, Any] = {}
         for name, part in self._parts().items():
             facts[name] = self._export(name, part, space, progress)
-            facts[name]["targets"] = {t.name: self._target(name, part, t, space, profile, progress) for t in targets}
+            facts[name]["targets"] = {
+                target.name: self._target(name, part, target, options.of_parts, space, profile, progress) for target, options in targets
+            }
         return facts
 
     def _export(self, name: str, part: Part, space: Workspace, progress: Progress) -> dict[str, Any]:
@@ -182,7 +192,9 @@ class PipelineParts:
         known = {"class": part.model_class, "digest": part.source.digest, "weights": part.weight_count, "stored": stored}
         return {**known, **tiled, **facts}
 
-    def _target(self, name: str, part: Part, target: Target, space: Workspace, profile: Profile, progress: Progress) -> dict[str, Any]:
+    def _target(
+        self, name: str, part: Part, target: Target, options: BuildOptions, space: Workspace, profile: Profile, progress: Progress
+    ) -> dict[str, Any]:
         """Lower and build every graph of a part for one target; ONNX Runtime runs the portable ones."""
         chosen = part_target(target, text=part.quantizable)
         if backend(target.backend).name == "onnxruntime":
@@ -191,11 +203,20 @@ class PipelineParts:
         memory = part_memory(part.weight_count, chosen.compute, eight_bits=eight_bits)
         weights, builder = map(gigabytes, (memory["weights"], memory["builder"]))
         progress.note(f"{name} for {target.name}: about {weights} of weights; building takes about {builder}")
-        graphs = {g.name: self._graph(name, part, g, chosen, target.name, space, profile, progress) for g in part.graphs()}
+        graphs = {g.name: self._graph(name, part, g, chosen, target.name, options, space, profile, progress) for g in part.graphs()}
         return {"compute": chosen.compute, "memory": memory, "graphs": graphs}
 
     def _graph(
-        self, name: str, part: Part, graph: PartGraph, target: Target, label: str, space: Workspace, profile: Profile, progress: Progress
+        self,
+        name: str,
+        part: Part,
+        graph: PartGraph,
+        target: Target,
+        label: str,
+        options: BuildOptions,
+        space: Workspace,
+        profile: Profile,
+        progress: Progress,
     ) -> dict[str, Any]:
         folder = space.path / "components" / name
         lowered = lowered_name(graph.name, label)
@@ -219,14 +240,16 @@ class PipelineParts:
                 out=space.path / engine,
                 work=space.scratch / label / name / graph.name,
                 progress=progress,
+                options=options,
             )
             if built.status == TO_BUILD:
                 built_of = [DevicePart("model", folder / lowered, inputs)]
-                write_device_files(root=folder, folder=space.path / engine, parts=built_of, target=target, profile=ranges)
+                write_device_files(root=folder, folder=space.path / engine, parts=built_of, target=target, profile=ranges, options=options)
             return built.to_json()
 
-        built = space.stage(f"build {name}/{graph.name} {label}", run_build, (f"{engine}/*",))
-        return {**facts, "lowered": lowered, "engine": {k: v for k, v in built.items() if k not in ("seconds", "peak_rss_bytes")}}
+        built = space.stage(f"build {name}/{graph.name} {label}", run_build, (f"{engine}/*",), key=options.to_json())
+        known = {k: v for k, v in built.items() if k not in ("seconds", "peak_rss_bytes")}
+        return {**facts, "lowered": lowered, "engine": known, "build": options.to_json()}
 
 
 def _kind(folder: Path) -> str | None:
