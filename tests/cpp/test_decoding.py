@@ -7,6 +7,7 @@ import dataclasses
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int64, c_uint64
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cpp_bundle import LATENTS, clips, save_bundle
-from cpp_decoder import CHANNELS, PLANS, decoded, latents_of
+from cpp_decoder import CHANNELS, PLANS, decoded, latents_of, open_null
 from cpp_library import FRAMES, BundleInfo, Library, LibraryError, pointer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from vditc.bundle import Bundle, list_files, write_manifest
 from vditc.codec import PixelShuffleCodec
 from vditc.pipeline.components import Components
 from vditc.pipeline.video_output import VideoOutput
+from vditc.runtimes.parts.video_decoder import VideoDecoder
 from vditc.video_plan import TimeTiles, VideoPlan
 
 Array = npt.NDArray[Any]
@@ -57,7 +59,9 @@ def size_of(library: Library, session: Any, *shape: int) -> tuple[int, ...]:
 
 
 def compared(library: Library, work: Path, plan: VideoPlan, latents: Array) -> list[Array]:
-    """Frames, which are Python's in number, time of coming and value."""
+    """Frames, which are Python's in number, time of coming and value; of a plan that has the graphs which Python needs, and no others."""
+    needed = {plan.graph(n, first=begin == 0).name for begin, n in plan.spans(latents.shape[1])}
+    plan = dataclasses.replace(plan, graphs=tuple(g for g in plan.graphs if g.name in needed))
     with session(library, bundle_of(work, plan)) as at_work:
         found = library.decode(at_work, latents)
         size = size_of(library, at_work, *latents.shape)
@@ -139,6 +143,20 @@ def test_bright_dark_and_no_numbers(library: Library, tmp_path: Path) -> None:
     with session(library, bundle_of(tmp_path, PLANS["whole"])) as at_work:
         found = np.concatenate(library.decode(at_work, latents))
     assert (found[7:11] == 0).all() and (found[:7] > 0).any()
+
+
+def test_halves_are_rounded_to_even(library: Library, tmp_path: Path) -> None:
+    """Of latents that lie so close to what becomes a half that some hit it."""
+    shown = (np.arange(0, 255, dtype=np.float64) + 0.5) / 255 * 2 - 1
+    near = (shown / (1 - np.abs(shown))).astype(np.float32)
+    latents = near.reshape(1, 1, 1, -1) + np.spacing(near) * np.arange(-60, 60, dtype=np.float32).reshape(1, 1, -1, 1)
+    latents = np.ascontiguousarray(np.repeat(latents, CHANNELS, 0))
+    plan = cpp_decoder.whole(1, scaling=1.0, shift=0.0)
+    (video,) = VideoDecoder(plan, open_null).floats(latents[None])
+    levels = (video * np.float32(0.5) + np.float32(0.5)) * np.float32(255)
+    halves = levels[levels % 1 == 0.5]
+    assert {0.0, 1.0} == set(np.floor(halves) % 2) and len(np.unique(halves)) > 50
+    compared(library, tmp_path, plan, latents)
 
 
 def test_many_pixels_on_several_threads(library: Library, tmp_path: Path) -> None:
@@ -380,6 +398,25 @@ def test_cancelled_from_another_thread(library: Library, tmp_path: Path, name: s
         assert trouble == ["VDITC_CANCELLED: session: found a request to stop; wanted none; call it again"] and seen == [0]
         library.decode(one, latents)  # one request stops one call
         library("conditioning_destroy", handle)
+
+
+def test_cancelled_between_tiles(library: Library, tmp_path: Path) -> None:
+    """Of a clip of one chunk, of which no frame has come."""
+    latents, trouble, seen = latents_of(13, 97, 97), list[str](), list[int]()
+    with session(library, bundle_of(tmp_path, cpp_decoder.whole(tiles=cpp_decoder.tiles()))) as one:
+
+        def work() -> None:
+            try:
+                library.decode(one, latents, lambda now: seen.append(now.first))  # type: ignore[func-returns-value]
+            except LibraryError as error:
+                trouble.append(error.status)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.05)  # it takes several times as long
+        library("session_cancel", one)
+        thread.join(30)
+    assert (trouble, seen) == (["VDITC_CANCELLED"], [])
 
 
 def test_a_callback_that_calls_its_session(library: Library, tmp_path: Path) -> None:
