@@ -65,11 +65,11 @@ def latents(path: Path) -> Any:
     return entries["latents"].read()
 
 
-def wanted(work: Path, **changes: Any) -> Any:
+def wanted(work: Path, given: Conditioning | None = None, **changes: Any) -> Any:
     """What the library samples through ctypes."""
     library, steps = Library(), changes.pop("steps", 0)
     file = work / "wanted.safetensors"
-    given = dataclasses.replace(Conditioning.load(work / GIVEN[1]), **changes)
+    given = dataclasses.replace(given or Conditioning.load(work / GIVEN[1]), **changes)
     given.save(file)
     handle = library.made("conditioning_open", str(file).encode())
     with library.bundle(work / GIVEN[0]) as bundle, library.session(bundle, steps=steps) as session:
@@ -168,12 +168,13 @@ def test_videos(work: Path, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", HOSTS)
 def test_pictures(work: Path, tmp_path: Path, name: str) -> None:
     """Folders of png, whose pixels are the library's; of one clip, without a number."""
-    Conditioning.load(work / GIVEN[1]).clips([0], cpp_bundle.SPECS).save(tmp_path / "one.safetensors")
+    one = cpp_bundle.clips(count=1)
+    one.save(tmp_path / "one.safetensors")
     for file, out, folders in ((GIVEN[1], "two/", ("two-1", "two-2")), (str(tmp_path / "one.safetensors"), "one//", ("one",))):
         done = host(work, name, GIVEN[0], file, "-o", f"{tmp_path}/{out}", "--backend", "null")
         assert done.stdout == "".join(f"{tmp_path}/{f}: 9 frames of 48 x 32, 16 a second\n" for f in folders), done.stderr
-    clips = pixels(work, wanted(work))
-    for folder, clip in (("two-1", clips[0]), ("two-2", clips[1]), ("one", clips[0])):
+    clips = pixels(work, [*wanted(work), *wanted(work, one)])
+    for folder, clip in zip(("two-1", "two-2", "one"), clips, strict=True):
         files = sorted((tmp_path / folder).iterdir())
         assert [f.name for f in files] == [f"{i:04}.png" for i in range(1, 10)]
         for picture, frame in zip(files, clip, strict=True):
@@ -199,7 +200,9 @@ def checked(png: bytes) -> None:
 def test_wide_pictures(work: Path, tmp_path: Path) -> None:
     """Rows of more bytes than a stored block of deflate holds."""
     cpp_bundle.clips(count=1, latent_shape=(4, 1, 2, 2800)).save(tmp_path / "wide.safetensors")
-    done = host(work, "c_host", GIVEN[0], str(tmp_path / "wide.safetensors"), "-o", f"{tmp_path}/wide/", "--backend", "null", "--steps", "1")
+    done = host(
+        work, "c_host", GIVEN[0], str(tmp_path / "wide.safetensors"), "-o", f"{tmp_path}/wide/", "--backend", "null", "--steps", "1"
+    )
     assert done.returncode == 0, done.stderr
     checked((tmp_path / "wide" / "0001.png").read_bytes())
     with Image.open(tmp_path / "wide" / "0001.png") as image:
@@ -212,7 +215,11 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no conditioning": ((GIVEN[0], *OUT), 2, "found no conditioning"),
     "no out": (GIVEN, 2, "found no --out"),
     "no value": ((*GIVEN, "-o"), 2, "found -o; wanted a value behind it"),
-    "another ending": ((*GIVEN, "-o", "x.mp4"), 2, "found --out x.mp4; wanted a name that ends in .safetensors, .y4m, or a folder that ends in /"),
+    "another ending": (
+        (*GIVEN, "-o", "x.mp4"),
+        2,
+        "found --out x.mp4; wanted a name that ends in .safetensors, .y4m, or a folder that ends in /",
+    ),
     "no name": ((*GIVEN, "-o", "/"), 2, "found --out /; wanted a name"),
     "a file in the way": ((*GIVEN, "-o", "taken.y4m", "--backend", "null"), 2, "found --out taken.y4m; wanted new files, or --force"),
     "a folder in the way": ((*GIVEN, "-o", "taken/", "--backend", "null", "--force"), 2, "found --out taken/; wanted new files"),
