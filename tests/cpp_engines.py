@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cpp_bundle
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from cpp_build import built
-from cpp_bundle import SPECS, clips, listed, save_bundle
+from cpp_bundle import SPECS, listed, save_bundle
 
 from vditc.adapter import InputSpec
 from vditc.bundle import Bundle, list_files, write_manifest
@@ -128,10 +129,9 @@ class StandIn:
 
 
 def save_data(folder: Path) -> None:
-    """A bundle without engines that run, one with, and a conditioning."""
-    save_bundle(folder / "bundle")
+    """What programs of ctest read: `cpp_bundle.save_data`, and a bundle with engines that run."""
+    cpp_bundle.save_data(folder)
     chain_bundle(folder / "engines")
-    clips().save(folder / "conditioning.safetensors")
 
 
 if __name__ == "__main__":
