@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cpp_decoder
 import ml_dtypes  # gives numpy the name bfloat16
 import numpy as np
 import numpy.typing as npt
 
 from vditc.adapter import InputSpec
 from vditc.bundle import Manifest, list_files, write_manifest
+from vditc.codec import PixelShuffleCodec
 from vditc.conditioning import Conditioning
 from vditc.pipeline.schedules import Solver
 from vditc.sampling import Feeds
 from vditc.step_cache import StepCache
+from vditc.video_plan import VideoPlan
 
 assert ml_dtypes
 LATENTS = (4, 3, 4, 6)  # channels, frames, height, width
@@ -46,7 +49,14 @@ def listed(specs: tuple[InputSpec, ...]) -> list[Mapping[str, Any]]:
 
 
 def save_bundle(
-    root: Path, config: Mapping[str, Any] = WAN, specs: tuple[InputSpec, ...] = SPECS, steps: int = STEPS, **sampling: Any
+    root: Path,
+    config: Mapping[str, Any] = WAN,
+    specs: tuple[InputSpec, ...] = SPECS,
+    steps: int = STEPS,
+    *,
+    decoder: VideoPlan | PixelShuffleCodec | None = None,
+    tiled: bool = False,
+    **sampling: Any,
 ) -> Path:
     """A bundle of a model that takes `specs` and walks `config`; `sampling` changes what the manifest says of that."""
     solver = Solver.of_config(config, "fixture", pipeline=sampling.pop("pipeline", None))
@@ -57,6 +67,12 @@ def save_bundle(
     (root / "lowered" / "rtx-ada.onnx").write_bytes(bytes(range(256)) * 37)
     (root / "engines" / "rtx-ada").mkdir(parents=True)
     (root / "engines" / "rtx-ada" / "model.plan").write_bytes(b"plan")
+    if decoder is not None:
+        vae = root / "components" / "vae"
+        vae.mkdir(parents=True)
+        decoder.save(vae)
+        for graph in decoder.graphs if isinstance(decoder, VideoPlan) else ():
+            (vae / graph.file).write_bytes(b"portable graph")
     engine = {"status": "built", "backend": "tensorrt_rtx", "version": "1.7.1.116", "plan_bytes": 4}
     target = {"backend": "tensorrt_rtx", "arch": ["sm_89", "sm_120"], "lowered": "lowered/rtx-ada.onnx", "plugins": {"reason": "none"}}
     manifest = Manifest(
@@ -85,9 +101,16 @@ def save_bundle(
         gate={},
         tools={},
         files=list_files(root),
+        components={"vae": {"class": "AutoencoderKLWan", "tiled": tiled}} if isinstance(decoder, VideoPlan) else {},
     )
     write_manifest(root, manifest)
     return root
+
+
+def save_data(folder: Path) -> None:
+    """What ctest and the page run: a bundle whose decoder makes chunks of 4 frames in tiles, and clips."""
+    save_bundle(folder / "bundle", decoder=cpp_decoder.chunked(8, tiles=cpp_decoder.tiles(8, 3, 2, 8)), tiled=True)
+    clips().save(folder / "conditioning.safetensors")
 
 
 def save_experts(root: Path, first_step: int = 2, **sampling: Any) -> Path:
@@ -156,5 +179,4 @@ class Null:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
-    save_bundle(folder / "bundle")
-    clips().save(folder / "conditioning.safetensors")
+    save_data(folder)

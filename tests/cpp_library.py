@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,15 @@ class Progress(ctypes.Structure):
     )  # fmt: skip
 
 
+class Frames(ctypes.Structure):
+    _fields_ = (
+        *HEAD, ("first", c_uint64), ("count", c_uint64), ("total", c_uint64), ("height", c_uint64), ("width", c_uint64),
+        ("pixels", POINTER(c_uint8)), ("bytes", c_uint64),
+    )  # fmt: skip
+
+
 PROGRESS = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(Progress))
+FRAMES = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(Frames))
 PREDICT = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(Tensor), c_uint64, c_int32, c_int32, POINTER(c_float), c_uint64)
 LOG = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 
@@ -57,7 +65,7 @@ class BundleInfo(ctypes.Structure):
     _fields_ = (
         *HEAD, ("schema", c_int32), ("steps", c_int32), ("files", c_uint64), ("targets", c_uint64), ("inputs", c_uint64),
         ("experts", c_uint64), ("bytes", c_uint64), ("mean_bits", c_double), ("guidance_scale", c_double), ("latent_shape", c_int64 * 4),
-        ("made_by", c_char_p), ("model_class", c_char_p), ("recipe", c_char_p),
+        ("made_by", c_char_p), ("model_class", c_char_p), ("recipe", c_char_p), ("fps", c_int32), ("decodes", c_int32),
     )  # fmt: skip
 
 
@@ -211,6 +219,22 @@ class Library:
         told = PROGRESS() if progress is None else PROGRESS(lambda _, said: progress(said[0]))
         self("session_sample", session, conditioning, told, None, pointer(latents), c_uint64(latents.nbytes), None)
         return latents
+
+    def decode(self, session: c_void_p, latents: Array, on_frames: Callable[[Frames], int] | None = None) -> list[Array]:
+        """Frames uint8 [frames, height, width, 3] of latents [C, F, H, W], as they come."""
+        made = []
+
+        def call(_: Any, said: Any) -> int:
+            now = said[0]
+            assert now.bytes == now.count * now.height * now.width * 3
+            assert now.first == sum(len(pixels) for pixels in made)
+            made.append(np.ctypeslib.as_array(now.pixels, (now.count, now.height, now.width, 3)).copy())
+            return 0 if on_frames is None else on_frames(now)
+
+        given = np.ascontiguousarray(latents, np.float32)
+        shape = (c_int64 * 4)(*given.shape)
+        self("session_decode", session, pointer(given), c_uint64(given.nbytes), shape, FRAMES(call), None)
+        return made
 
 
 def pointer(array: Array) -> Any:

@@ -105,8 +105,7 @@ def test_programs_of_ctest() -> None:
 
 def test_the_bundle_of_ctest_is_todays(tmp_path: Path) -> None:
     """`python tests/cpp_bundle.py runtimes/cpp/tests/data` writes it."""
-    cpp_bundle.save_bundle(tmp_path / "bundle")
-    cpp_bundle.clips().save(tmp_path / "conditioning.safetensors")
+    cpp_bundle.save_data(tmp_path)
     names = sorted(p.relative_to(DATA).as_posix() for p in DATA.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert filecmp.cmpfiles(DATA, tmp_path, names, shallow=False)[0] == names

@@ -400,7 +400,7 @@ def test_cancelled_from_another_thread(library: Library, root: Path) -> None:
         thread = threading.Thread(target=work)
         thread.start()
         assert at_work.wait(30)
-        with pytest.raises(LibraryError, match="VDITC_ERROR_BUSY: session: found a call that is sampling"):
+        with pytest.raises(LibraryError, match="VDITC_ERROR_BUSY: session: found a call that is at work"):
             library.sample(session, handle, LATENTS)
         library("session_cancel", session)
         go_on.set()

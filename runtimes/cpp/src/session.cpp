@@ -218,11 +218,19 @@ void Session::put_known(const Clips& clips, size_t clip, float* latents) const {
 
 void Session::stop_if_cancelled() {
   if (closed_) throw Error(VDITC_CANCELLED, "session", "a session that is being destroyed", "one that lives", "create another session");
-  if (cancelled_.exchange(false)) throw Error(VDITC_CANCELLED, "session", "a request to stop", "none", "sample again");
+  if (cancelled_.exchange(false)) throw Error(VDITC_CANCELLED, "session", "a request to stop", "none", "call it again");
+}
+
+Session::AtWork::AtWork(Session& session) : session_(session), hold_(session.busy_, std::defer_lock) {
+  const std::thread::id here = std::this_thread::get_id();
+  if (session_.caller_ == here || !hold_.try_lock()) {
+    throw Error(VDITC_ERROR_BUSY, "session", "a call that is at work", "one at a time", "wait for it, or create another session");
+  }
+  session_.caller_ = here;
 }
 
 void Session::close() {
-  if (sampler_ == std::this_thread::get_id()) {
+  if (caller_ == std::this_thread::get_id()) {
     throw Error(VDITC_ERROR_BUSY, "session", "a callback that destroys the session which called it", "one that asks to stop", "return 1, and destroy it after the call");
   }
   closed_ = true;
@@ -277,13 +285,7 @@ void Session::one_step(Feeder& feeder, Clip& clip, const Expert& expert, size_t 
 }
 
 void Session::sample(const Clips& clips, const OnStep& on_step, const std::function<void(const std::vector<float>&)>& finished) {
-  const std::unique_lock<std::mutex> hold(busy_, std::try_to_lock);
-  if (!hold.owns_lock()) throw Error(VDITC_ERROR_BUSY, "session", "a call that is sampling", "one at a time", "wait for it, or create another session");
-  sampler_ = std::this_thread::get_id();
-  const struct Leave {
-    std::atomic<std::thread::id>& sampler;
-    ~Leave() { sampler = std::thread::id(); }
-  } leave{sampler_};
+  const AtWork at_work(*this);
   clips.check(specs_);
   if (clips.latent_shape[0] < 1) throw Error(VDITC_ERROR_INPUT, "conditioning", "no channels", "some", "correct the latents' shape");
   check_profile(clips);

@@ -11,6 +11,7 @@
 
 #include "backends/backend.h"
 #include "conditioning.h"
+#include "decoder.h"
 #include "feeder.h"
 #include "schedulers/solvers.h"
 
@@ -32,6 +33,13 @@ struct Done {
 };
 using OnStep = std::function<bool(const Done&)>;  // false: stop
 
+struct Shown {
+  uint64_t first, count;
+  VideoSize size;
+  const uint8_t* pixels;
+};
+using OnFrames = std::function<bool(const Shown&)>;  // false: stop
+
 class Session : public Object {
  public:
   Session(std::shared_ptr<Bundle> bundle, SessionOptions options);
@@ -40,8 +48,12 @@ class Session : public Object {
   static size_t latents(const Clips& clips) { return clips.count() * clips.latents(); }
   // Samples all clips; `finished` is given their latents, unless an Error says otherwise.
   void sample(const Clips& clips, const OnStep& on_step, const std::function<void(const std::vector<float>&)>& finished);
+  // What a clip becomes; Error for a bundle without a decoder, or latents that it does not decode.
+  VideoSize video_size(const LatentShape& shape);
+  // One clip [channels, frames, height, width] as frames. The denoiser is closed for the graphs of a VAE: one is on the device at a time.
+  void decode(const float* latents, const LatentShape& shape, const OnFrames& on_frames);
   void cancel() { cancelled_ = true; }
-  // Ends the call that is sampling, and every later one. It waits: then nothing of the caller's is used any more. Error from a callback.
+  // Ends the call that is at work, and every later one. It waits: then nothing of the caller's is used any more. Error from a callback.
   void close();
   vditc_session_info info() const;
 
@@ -66,7 +78,18 @@ class Session : public Object {
   bool guided_ = false, batched_ = true;
   size_t steps_;
 
-  std::mutex busy_;  // while a call samples
+  // One call is at work at a time: Error VDITC_ERROR_BUSY beside another.
+  class AtWork {
+   public:
+    explicit AtWork(Session& session);
+    ~AtWork() { session_.caller_ = std::thread::id(); }
+
+   private:
+    Session& session_;
+    std::unique_lock<std::mutex> hold_;
+  };
+
+  std::mutex busy_;  // while a call is at work
   Workers workers_;
   std::unique_ptr<Denoiser> denoiser_;
   size_t opened_ = 0;  // expert of denoiser_
@@ -74,9 +97,12 @@ class Session : public Object {
   std::vector<std::vector<float>> predictions_;  // of each run, where they are used again or come one by one
   std::vector<float> mixed_;
   std::atomic<bool> cancelled_{false}, closed_{false};
-  std::atomic<std::thread::id> sampler_{};  // the thread that is in `sample`
+  std::atomic<std::thread::id> caller_{};  // the thread whose call is at work
   std::atomic<uint64_t> asked_{0}, skipped_{0};
+  std::mutex decoder_lock_;  // of decoder_, which is opened when it is first asked for, and stays
+  std::unique_ptr<const Decoder> decoder_;
 
+  const Decoder& decoder();
   void find_experts();
   void choose_passes();
   void read_step_cache();

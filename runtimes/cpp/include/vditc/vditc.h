@@ -1,4 +1,4 @@
-/* libvditc: opens bundles that `vditc compile` made, and samples video latents from them. No Python, no PyTorch.
+/* libvditc: opens bundles that `vditc compile` made, samples video latents from them, and decodes them into frames. No Python, no PyTorch.
  *
  * This is the whole interface, in C. vditc.hpp is a thin C++17 wrapper of it.
  *
@@ -7,7 +7,7 @@
  *   thread, what was found, what was wanted, where, and what to do. No exception leaves the library.
  *   Handles are opaque. Everything that is created is destroyed by the function of its name; a handle that was destroyed, NULL, or one of
  *   another kind is answered with VDITC_ERROR_HANDLE, never with a crash. Destroying NULL does nothing.
- *   Handles may be used from any thread. One session samples one call at a time; several sessions sample side by side.
+ *   Handles may be used from any thread. One session does one call at a time; several sessions work side by side.
  *   Structures begin with abi_version and struct_size, which the function NAME_init sets with the defaults. Later versions add fields at
  *   the end only: a library reads no field that its caller's header did not have, and refuses fields that it does not know unless zero.
  *   Text is UTF-8 and ends with a zero byte. Functions that fill a buffer take its capacity and tell what they need: with less they write
@@ -17,7 +17,7 @@
  * Layouts
  *   Latents      float32 [clips, channels, frames, height, width], rows contiguous, the width fastest, in latent pixels
  *   Embeddings   as the model's inputs say (vditc_bundle_input), [clips, tokens, width] in most
- *   Pixels       uint8 [frames, height, width, 3], red, green, blue, rows from the top, no padding (reserved: decoders)
+ *   Pixels       uint8 [frames, height, width, 3], red, green, blue, rows from the top, no padding
  */
 #ifndef VDITC_VDITC_H
 #define VDITC_VDITC_H
@@ -59,7 +59,7 @@ enum {
   VDITC_ERROR_DEVICE_MEMORY = -14, /* out of memory of the GPU */
   VDITC_ERROR_ENGINE = -15,        /* an engine that does not load or run */
   VDITC_ERROR_PLUGIN = -16,        /* a plugin library that is missing, or of another version */
-  VDITC_ERROR_BUSY = -17,          /* the session is sampling */
+  VDITC_ERROR_BUSY = -17,          /* the session is at work */
   VDITC_ERROR_CALLBACK = -18,      /* the host's own denoiser returned an error */
   VDITC_CANCELLED = -19,           /* by vditc_session_cancel, or a callback */
   VDITC_ERROR_INTERNAL = -20
@@ -156,6 +156,8 @@ typedef struct vditc_bundle_info {
   const char* made_by;     /* version of vditc */
   const char* model_class; /* of diffusers */
   const char* recipe;
+  int32_t fps;     /* frames a second that clips are meant to be shown at */
+  int32_t decodes; /* 1: it has a decoder, for vditc_session_decode */
 } vditc_bundle_info;
 VDITC_API vditc_status vditc_bundle_info_get(vditc_bundle* bundle, vditc_bundle_info* info);
 
@@ -302,16 +304,40 @@ VDITC_API vditc_status vditc_session_options_init(vditc_session_options* options
 
 /* `options`: NULL for the defaults. The bundle may be destroyed before the session. */
 VDITC_API vditc_status vditc_session_create(vditc_bundle* bundle, const vditc_session_options* options, vditc_session** session);
-/* Another thread's call that is sampling ends after the step at work, with VDITC_CANCELLED; this one waits for it, so that the callbacks and
- * buffers of the host are free afterwards. From a callback of the session: VDITC_ERROR_BUSY. */
+/* Another thread's call ends after the step or piece of a clip that it computes, with VDITC_CANCELLED; this one waits for it, so that the
+ * callbacks and buffers of the host are free afterwards. From a callback of the session: VDITC_ERROR_BUSY. */
 VDITC_API vditc_status vditc_session_destroy(vditc_session* session);
 
 /* Samples every clip of `conditioning` into `latents` [clips, channels, frames, height, width], written when all are done, or not at all.
  * `progress` is called after every step; NULL for none. `needed`: bytes; may be NULL. */
 VDITC_API vditc_status vditc_session_sample(vditc_session* session, vditc_conditioning* conditioning, vditc_progress_fn progress, void* user,
                                             float* latents, uint64_t capacity, uint64_t* needed);
-/* From any thread: ends the call that is sampling after the step at work, or the next call where none is. */
+/* From any thread: ends the call that is at work, after the step or piece of a clip that it computes, or the next call where none is. */
 VDITC_API vditc_status vditc_session_cancel(vditc_session* session);
+
+/* Some frames of a clip. */
+typedef struct vditc_frames {
+  uint32_t abi_version;
+  uint32_t struct_size;
+  uint64_t first; /* number of the first of them */
+  uint64_t count;
+  uint64_t total; /* of the clip */
+  uint64_t height;
+  uint64_t width;
+  const uint8_t* pixels; /* [count, height, width, 3]; good during the call */
+  uint64_t bytes;
+} vditc_frames;
+/* Returning anything but 0 cancels the call. */
+typedef int32_t (*vditc_frames_fn)(void* user, const vditc_frames* frames);
+
+/* What latents [channels, frames, height, width] of a clip become; each pointer may be NULL. VDITC_ERROR_UNSUPPORTED for a bundle without a
+ * decoder, VDITC_ERROR_INPUT for a length of clip that it has no graph for. May be called beside a call at work. */
+VDITC_API vditc_status vditc_session_frames(vditc_session* session, const int64_t latent_shape[4], uint64_t* frames, uint64_t* height,
+                                            uint64_t* width);
+/* Decodes one clip: its frames come in order, as they are made. The session's memory is that of a chunk of the clip.
+ * One engine is on the device at a time: the denoiser is closed for the decoder's graphs, and the next vditc_session_sample opens it again. */
+VDITC_API vditc_status vditc_session_decode(vditc_session* session, const float* latents, uint64_t bytes, const int64_t latent_shape[4],
+                                            vditc_frames_fn on_frames, void* user);
 
 typedef struct vditc_session_info {
   uint32_t abi_version;

@@ -66,11 +66,13 @@ Info sized() {
 }
 
 // A C++ callback behind a C one; what it throws goes on when the call returns.
+template <class Said>
 class Told {
  public:
-  using Function = std::function<bool(const vditc_progress&)>;  // false: stop
+  using Function = std::function<bool(const Said&)>;  // false: stop
+  using Callback = int32_t (*)(void*, const Said*);
   explicit Told(Function function) : function_(std::move(function)) {}
-  vditc_progress_fn callback() const { return function_ ? &Told::call : nullptr; }
+  Callback callback() const { return function_ ? &Told::call : nullptr; }
   void* user() { return this; }
   void check(vditc_status status) {
     if (thrown_) std::rethrow_exception(thrown_);
@@ -80,7 +82,7 @@ class Told {
  private:
   Function function_;
   std::exception_ptr thrown_;
-  static int32_t call(void* user, const vditc_progress* now) noexcept {
+  static int32_t call(void* user, const Said* now) noexcept {
     auto& self = *static_cast<Told*>(user);
     try {
       return self.function_(*now) ? 0 : 1;
@@ -104,7 +106,8 @@ std::string text_of(Ask ask) {  // ask(text, capacity, needed)
 
 }  // namespace detail
 
-using OnProgress = detail::Told::Function;
+using OnProgress = detail::Told<vditc_progress>::Function;
+using OnFrames = detail::Told<vditc_frames>::Function;
 
 // A tensor of `data`, which the caller keeps.
 inline vditc_tensor tensor(const void* data, int32_t dtype, std::initializer_list<int64_t> shape, uint64_t element_bytes) {
@@ -123,12 +126,12 @@ class Bundle {
  public:
   // `hashes`: check every file's sha256 now.
   explicit Bundle(const std::string& path, bool hashes = false, OnProgress progress = nullptr) {
-    detail::Told told(std::move(progress));
+    detail::Told<vditc_progress> told(std::move(progress));
     const vditc_bundle_options options = asked(hashes, told);
     told.check(vditc_bundle_open(path.c_str(), &options, handle_.out()));
   }
   void verify(OnProgress progress = nullptr) {
-    detail::Told told(std::move(progress));
+    detail::Told<vditc_progress> told(std::move(progress));
     const vditc_bundle_options options = asked(true, told);
     told.check(vditc_bundle_verify(get(), &options));
   }
@@ -149,7 +152,7 @@ class Bundle {
  private:
   detail::Handle<vditc_bundle, vditc_bundle_destroy> handle_;
   Bundle() = default;
-  static vditc_bundle_options asked(bool hashes, detail::Told& told) {
+  static vditc_bundle_options asked(bool hashes, detail::Told<vditc_progress>& told) {
     vditc_bundle_options made;
     check(vditc_bundle_options_init(&made, sizeof made));
     made.hashes = hashes, made.progress = told.callback(), made.user = told.user();
@@ -316,8 +319,31 @@ class Session {
   }
   // The same into memory of the caller.
   void sample(const Conditioning& clips, float* latents, uint64_t capacity, OnProgress progress = nullptr) {
-    detail::Told told(std::move(progress));
+    detail::Told<vditc_progress> told(std::move(progress));
     told.check(vditc_session_sample(get(), clips.get(), told.callback(), told.user(), latents, capacity, nullptr));
+  }
+  // Frames, height and width of what latents [channels, frames, height, width] become.
+  std::array<uint64_t, 3> frames(const std::array<int64_t, 4>& latent_shape) const {
+    std::array<uint64_t, 3> made{};
+    check(vditc_session_frames(get(), latent_shape.data(), &made[0], &made[1], &made[2]));
+    return made;
+  }
+  // One clip; its frames come as they are made.
+  void decode(const float* latents, const std::array<int64_t, 4>& latent_shape, OnFrames on_frames) {
+    uint64_t bytes = sizeof(float);
+    for (const int64_t size : latent_shape) bytes *= static_cast<uint64_t>(size);
+    detail::Told<vditc_frames> told(std::move(on_frames));
+    told.check(vditc_session_decode(get(), latents, bytes, latent_shape.data(), told.callback(), told.user()));
+  }
+  // The same at once: [frames, height, width, 3].
+  std::vector<uint8_t> decode(const float* latents, const std::array<int64_t, 4>& latent_shape) {
+    std::vector<uint8_t> made;
+    decode(latents, latent_shape, [&](const vditc_frames& now) {
+      made.reserve(static_cast<size_t>(now.total * now.height * now.width * 3));
+      made.insert(made.end(), now.pixels, now.pixels + now.bytes);
+      return true;
+    });
+    return made;
   }
   void cancel() { check(vditc_session_cancel(get())); }  // from any thread
   vditc_session_info info() const {
