@@ -96,7 +96,9 @@ TIME = TimeTiles(latent=5, step=3, whole=4, lead=1, blend=4, keep=12)
 
 def over_time(stride: int = 2, time: TimeTiles = TIME, **changes: Any) -> VideoPlan:
     """Tiles of time, each other than the one before by a state, so that blending is seen."""
-    tiles = [_graph(f"tile{n}", n, scaled("frames", 4, 3), stride, STATES[:1], STATES[:1]) for n in range(1, max(time.latent, time.whole) + 1)]
+    tiles = [
+        _graph(f"tile{n}", n, scaled("frames", 4, 3), stride, STATES[:1], STATES[:1]) for n in range(1, max(time.latent, time.whole) + 1)
+    ]
     return _plan(tiles, stride, time=time, **changes)
 
 

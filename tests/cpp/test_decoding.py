@@ -46,7 +46,9 @@ def session(library: Library, root: Path, **options: Any) -> Iterator[Any]:
 
 
 def bundle_of(work: Path, plan: VideoPlan | PixelShuffleCodec | None, **options: Any) -> Path:
-    return save_bundle(Path(tempfile.mkdtemp(dir=work)) / "b", decoder=plan, **({"tiled": getattr(plan, "tiles", None) is not None} | options))
+    return save_bundle(
+        Path(tempfile.mkdtemp(dir=work)) / "b", decoder=plan, **({"tiled": getattr(plan, "tiles", None) is not None} | options)
+    )
 
 
 def size_of(library: Library, session: Any, *shape: int) -> tuple[int, ...]:
@@ -103,7 +105,9 @@ def plans(draw: st.DrawFn) -> VideoPlan:
 
 @settings(max_examples=200, deadline=None)
 @given(plan=plans(), size=SIZES, seed=st.integers(0, 99))
-def test_any_plan_decodes_as_in_python(library: Library, tmp_path_factory: pytest.TempPathFactory, plan: VideoPlan, size: Any, seed: int) -> None:
+def test_any_plan_decodes_as_in_python(
+    library: Library, tmp_path_factory: pytest.TempPathFactory, plan: VideoPlan, size: Any, seed: int
+) -> None:
     with np.errstate(invalid="ignore"):  # fewer pixels than a unit weigh 0 / 0: what comes of it is black in both
         compared(library, tmp_path_factory.getbasetemp(), plan, latents_of(*size, seed))
 
@@ -173,7 +177,10 @@ def test_bundles_tell_whether_they_decode(library: Library, tmp_path: Path) -> N
             library("bundle_info_get", bundle, byref(info))
             assert (info.steps, info.fps) == (6, 0)
     assert told == {"none": (0, 16), "vae": (1, 24), "old": (1, 8), "codec": (1, 8)}
-    with library.bundle(bundle_of(tmp_path, None, fps=0)) as bundle, pytest.raises(LibraryError, match=r"DAMAGED: .*sampling\.fps 0; wanted a whole"):
+    with (
+        library.bundle(bundle_of(tmp_path, None, fps=0)) as bundle,
+        pytest.raises(LibraryError, match=r"DAMAGED: .*sampling\.fps 0; wanted a whole"),
+    ):
         library.info("bundle_info_get", BundleInfo, bundle)
 
 
@@ -183,7 +190,10 @@ def test_what_is_not_decoded(library: Library, tmp_path: Path) -> None:
         for call in (lambda: library.decode(at_work, latents), lambda: size_of(library, at_work, *latents.shape)):
             with pytest.raises(LibraryError, match="UNSUPPORTED: bundle .*: found no decoder that vditc runs; wanted latents, or a bundle"):
                 call()
-    longer = {"longer chunks": "whose first chunk has 5 latent frames; wanted one of 1, 2", "apart": "has 3 latent frames; wanted one of 1, 2"}
+    longer = {
+        "longer chunks": "whose first chunk has 5 latent frames; wanted one of 1, 2",
+        "apart": "has 3 latent frames; wanted one of 1, 2",
+    }
     for name, message in longer.items():
         plan = dataclasses.replace(PLANS[name], graphs=tuple(g for g in PLANS[name].graphs if g.name in ("first1", "first2", "next")))
         with session(library, bundle_of(tmp_path, plan)) as at_work:
@@ -193,7 +203,10 @@ def test_what_is_not_decoded(library: Library, tmp_path: Path) -> None:
                 decoded(plan, latents)
     one = dataclasses.replace(PLANS["chunks"], graphs=PLANS["chunks"].graphs[:1])
     time = dataclasses.replace(PLANS["tiles of time"], graphs=PLANS["tiles of time"].graphs[3:5])
-    for plan, frames, message in ((one, 2, "wanted a clip of one chunk"), (time, 6, "a tile of time of 3 latent frames; wanted one of 4, 5")):
+    for plan, frames, message in (
+        (one, 2, "wanted a clip of one chunk"),
+        (time, 6, "a tile of time of 3 latent frames; wanted one of 4, 5"),
+    ):
         with session(library, bundle_of(tmp_path, plan)) as at_work, pytest.raises(LibraryError, match=message):
             library.decode(at_work, latents_of(frames, 2, 2))
     with session(library, bundle_of(tmp_path, PLANS["whole"])) as at_work:
@@ -256,16 +269,31 @@ KEYS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a graph's name": (lambda d: d["graphs"][1].update(name=""), r"found graphs\[1\]\.name .*; wanted text"),
     "two inputs": (lambda d: d["graphs"][0]["inputs"].append({}), r"found graphs\[0\]\.inputs .*; wanted one, the latents"),
     "a dtype": (lambda d: d["graphs"][0]["inputs"][0].update(dtype="float16"), r"inputs\[0\]\.dtype .*float16.*; wanted float32"),
-    "dims": (lambda d: d["graphs"][0]["inputs"][0].update(dims=[1, 4, 1, "width", "height"]), r"inputs\[0\]\.dims .*; wanted 1, channels, frames"),
-    "channels": (lambda d: d["graphs"][1]["inputs"][0]["dims"].__setitem__(1, 8), r"graphs\[1\]\.inputs .*; wanted the channels of the other"),
-    "an axis": (lambda d: d["graphs"][1]["output_dims"].__setitem__(2, "time_x4"), r"output_dims\[2\] .*time_x4.*; wanted a number, or frames"),
+    "dims": (
+        lambda d: d["graphs"][0]["inputs"][0].update(dims=[1, 4, 1, "width", "height"]),
+        r"inputs\[0\]\.dims .*; wanted 1, channels, frames",
+    ),
+    "channels": (
+        lambda d: d["graphs"][1]["inputs"][0]["dims"].__setitem__(1, 8),
+        r"graphs\[1\]\.inputs .*; wanted the channels of the other",
+    ),
+    "an axis": (
+        lambda d: d["graphs"][1]["output_dims"].__setitem__(2, "time_x4"),
+        r"output_dims\[2\] .*time_x4.*; wanted a number, or frames",
+    ),
     "a factor": (lambda d: d["graphs"][1]["output_dims"].__setitem__(2, "frames_x0"), r"output_dims\[2\] .*frames_x0"),
     "fewer than none": (lambda d: d["graphs"][1]["output_dims"].__setitem__(2, "frames_x4m4"), r"output_dims\[2\] .*frames_x4m4"),
     "digits": (lambda d: d["graphs"][1]["output_dims"].__setitem__(2, "frames_x4m3x"), r"output_dims\[2\] .*frames_x4m3x"),
     "a negative axis": (lambda d: d["graphs"][1]["output_dims"].__setitem__(2, -4), r"output_dims\[2\] -4; wanted a whole number, 1 to"),
-    "another stride": (lambda d: d["graphs"][1]["output_dims"].__setitem__(3, "height_x8"), "wanted 1, 3, frames, and height and width times the stride, 2"),
+    "another stride": (
+        lambda d: d["graphs"][1]["output_dims"].__setitem__(3, "height_x8"),
+        "wanted 1, 3, frames, and height and width times the stride, 2",
+    ),
     "four colours": (lambda d: d["graphs"][1]["output_dims"].__setitem__(1, 4), "output_dims .*; wanted 1, 3, frames"),
-    "a state's frames": (lambda d: d["graphs"][1]["reads"][0]["dims"].__setitem__(2, "frames"), r"reads\[0\]\.dims .*; wanted a number of frames"),
+    "a state's frames": (
+        lambda d: d["graphs"][1]["reads"][0]["dims"].__setitem__(2, "frames"),
+        r"reads\[0\]\.dims .*; wanted a number of frames",
+    ),
     "a tile": (lambda d: d["tiles"].update(latent=[4]), r"tiles\.latent .*; wanted two numbers"),
     "no step": (lambda d: d["tiles"].update(step=[0, 3]), r"tiles\.step\[0\] 0; wanted"),
     "gaps": (lambda d: d["tiles"].update(step=[5, 5], keep=[10, 10]), r"tiles\.step .*; wanted steps that leave no gap"),
@@ -304,7 +332,10 @@ def test_damaged_files(library: Library, tmp_path: Path) -> None:
 
     for text in ("", "[1", "null", "[]"):
         refused(rewritten(bundle_of(tmp_path, PLANS["whole"]), "components/vae/decoder.json", text), r"components/vae/decoder\.json: found")
-    for config, message in (({"block": 0}, "found block 0; wanted"), ({"block": 2, "latents_mean": None}, "found latents_mean .*; wanted a number")):
+    for config, message in (
+        ({"block": 0}, "found block 0; wanted"),
+        ({"block": 2, "latents_mean": None}, "found latents_mean .*; wanted a number"),
+    ):
         text = json.dumps({"_class_name": "PixelShuffleCodec", **config})
         refused(rewritten(bundle_of(tmp_path, CODEC), "components/vae/config.json", text), rf"components/vae/config\.json: {message}")
     for decoder, name in ((PLANS["whole"], "decoder.json"), (CODEC, "config.json")):

@@ -102,7 +102,7 @@ def test_several_clips(one: Case) -> None:
     client = one.client()
     with one.sampler() as sampler:
         for given in ({"prompt": PROMPT, "seed": [5, 9, 2]}, {"prompt": [PROMPT, "two dogs"], "seed": 7}, {"prompt": [PROMPT, NEGATIVE]}):
-            wanted: Any = sampler(**given).latents  # type: ignore[arg-type]
+            wanted: Any = sampler(**given).latents
             np.testing.assert_array_equal(good(client.ask(**given))["latents"], wanted)
 
 
@@ -142,7 +142,7 @@ def test_embeddings_in_and_latents_out(bare: Case, one: Case) -> None:
         told = sampler.encode([PROMPT, "two dogs"], seed=3)
         wanted = sampler(conditioning=told).latents
     text, empty = told.inputs["encoder_hidden_states"], told.empty["encoder_hidden_states"]
-    given = {"encoder_hidden_states": text, "empty_encoder_hidden_states": empty, "seed": 3}
+    given: dict[str, Any] = {"encoder_hidden_states": text, "empty_encoder_hidden_states": empty, "seed": 3}
     np.testing.assert_array_equal(good(client.ask(**given))["latents"], wanted)
     assert [output.name for output in client.config.output] == ["latents"]
     assert not {"prompt", "negative_prompt"} & {i.name for i in client.config.input}

@@ -30,7 +30,7 @@ from vditc.text_encoder import PAD, WordEmbedding
 
 ENGINES = ["dit", "text_encoder", "vae_first1", "vae_next"]
 DRIVERS = ["pipeline", "pipeline_stream"]
-ELEMENTS = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
+ELEMENTS: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
 
 
 @pytest.fixture
