@@ -148,12 +148,14 @@ class Server:
 
     def __init__(self, models: Path) -> None:
         self.models, self.calls, self.fails = models, list[str](), ""
+        self.places: list[str] = []  # where the outputs of each call were wanted
         self.configs = {folder.name: read_config(folder) for folder in sorted(models.iterdir())}
         self._sessions: dict[str, Any] = {}
 
     def run(self, request: InferenceRequest) -> InferenceResponse:
         name, config = request.model, self.configs[request.model]
         self.calls.append(name)
+        self.places.append(request.memory.kind if request.memory is not None else "")
         if name == self.fails:
             return InferenceResponse(error=TritonError("no memory on the device"))
         check_tensors(config, {t.name(): t for t in request.inputs()})

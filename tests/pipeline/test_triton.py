@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from tiny_bundle import FIRST, LATENTS, NEGATIVE, PROMPT, STEPS
 from triton_bundle import save_built, without
-from triton_stub import Client, InferenceResponse, Logger, TritonError
+from triton_stub import Client, InferenceResponse, Logger, Tensor, TritonError, utils_of
 
 import vditc
 from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
+from vditc.errors import InputError
+from vditc.pipeline.triton.engines import EngineChain, ServedEngine
 from vditc.pipeline.triton.repository import plan_repository, write_repository
 
 FRAMES = 5  # of a clip of LATENTS
@@ -129,11 +132,29 @@ def test_segments_hand_on_what_stays_on_the_gpu(cut: Case, one: Case) -> None:
     client = cut.client()
     found = good(client.ask(("latents", "frames"), prompt=PROMPT, size=[5, 16, 24]))
     segments = [f"dit_segment_{i:02}" for i in range(3)]
-    assert [name for name in client.server.calls if name.startswith("dit")] == segments * STEPS
+    assert client.server.calls[2:-3] == segments * STEPS
+    assert client.server.places[2:-3] == ["gpu", "gpu", "cpu"] * STEPS
     with cut.sampler() as sampler:
         wanted = sampler(PROMPT, size=(5, 16, 24))
         np.testing.assert_array_equal(found["latents"], wanted.latents)
         np.testing.assert_array_equal(found["frames"], wanted.frames()[None])
+
+
+def test_an_experts_tables_begin_at_0() -> None:
+    """Whatever step of the model it begins with."""
+    seen: list[list[int]] = []
+
+    def answer(request: Any) -> InferenceResponse:
+        seen.append({t.name(): t for t in request.inputs()}["step"].as_numpy().tolist())
+        return InferenceResponse([Tensor("velocity", np.zeros(2, np.float32))])
+
+    server: Any = types.SimpleNamespace(run=answer)
+    engine = ServedEngine("dit_low", {"x": "float16", "step": "int64"}, ("velocity", "other"))
+    utils: Any = utils_of(server)
+    chain = EngineChain(utils, [engine], "velocity", first=3)
+    assert chain({"x": np.ones(2, np.float32)}, 5).dtype == np.float32 and seen == [[2]]
+    with pytest.raises(InputError, match="dit_low: found no x; wanted x, step"):
+        chain({}, 5)
 
 
 def test_embeddings_in_and_latents_out(bare: Case, one: Case) -> None:

@@ -71,6 +71,7 @@ def test_a_model_for_every_engine(bundle: Bundle, tmp_path: Path) -> None:
         assert (out / "models" / name / "1" / "model.plan").read_bytes() == (bundle.path / place.format(TARGET) / "model.plan").read_bytes()
     subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=out, check=True)
     assert len((out / "SHA256SUMS").read_text().splitlines()) == len(sizes) - 1
+    assert json.loads((out / "models/pipeline/1/manifest.json").read_text())["files"] == {}  # those of the bundle are not there
     inputs = {i["name"]: i for i in bundle.manifest.targets[TARGET]["inputs"]}
     dit = {t.name: list(t.dims) for t in read_config(out / "models" / "dit").input}
     assert dit == {name: [d if isinstance(d, int) else -1 for d in i["dims"]] for name, i in inputs.items()}

@@ -7,7 +7,6 @@ FOLDER/components/...    tokenizers, and how prompts become inputs and latents v
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -171,13 +170,12 @@ class Pipeline:
         plan, told = work.plan, work.clips.clips([clip], self.specs)
         if work.noise is not None:
             told = dataclasses.replace(told, noise=np.asarray(work.noise[clip : clip + 1], np.float32))
-        walk = copy.deepcopy(plan.scheduler)  # remembers the clip that it walks
         skips = None if plan.cache is None else Skips(*plan.cache, plan.steps)
         latents: npt.NDArray[np.float32] | None = None
         for expert, denoise in zip(plan.experts, self.denoisers, strict=True):
             latents = sample(
                 denoise,
-                walk,
+                plan.scheduler,  # its first step begins another clip
                 told,
                 expert.guidance_scale,
                 lambda index, _: request.check_wanted(f"step {index + 1} of {plan.steps} of clip {clip + 1}"),
