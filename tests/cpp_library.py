@@ -222,18 +222,28 @@ class Library:
 
     def decode(self, session: c_void_p, latents: Array, on_frames: Callable[[Frames], int] | None = None) -> list[Array]:
         """Frames uint8 [frames, height, width, 3] of latents [C, F, H, W], as they come."""
-        made = []
+        made: list[Array] = []
+        raised: list[BaseException] = []
 
         def call(_: Any, said: Any) -> int:
-            now = said[0]
-            assert now.bytes == now.count * now.height * now.width * 3
-            assert now.first == sum(len(pixels) for pixels in made)
-            made.append(np.ctypeslib.as_array(now.pixels, (now.count, now.height, now.width, 3)).copy())
-            return 0 if on_frames is None else on_frames(now)
+            try:
+                now: Frames = said[0]
+                assert now.bytes == now.count * now.height * now.width * 3
+                assert now.first == sum(map(len, made))
+                made.append(np.ctypeslib.as_array(now.pixels, (now.count, now.height, now.width, 3)).copy())
+                return 0 if on_frames is None else on_frames(now)
+            except BaseException as error:  # ctypes would print it and go on
+                raised.append(error)
+                return 1
 
         given = np.ascontiguousarray(latents, np.float32)
         shape = (c_int64 * 4)(*given.shape)
-        self("session_decode", session, pointer(given), c_uint64(given.nbytes), shape, FRAMES(call), None)
+        try:
+            self("session_decode", session, pointer(given), c_uint64(given.nbytes), shape, FRAMES(call), None)
+        except LibraryError:
+            if raised:
+                raise raised[0] from None
+            raise
         return made
 
 

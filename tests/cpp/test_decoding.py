@@ -7,6 +7,7 @@ import dataclasses
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int64, c_uint64
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cpp_bundle import LATENTS, clips, save_bundle
-from cpp_decoder import CHANNELS, PLANS, decoded, latents_of
-from cpp_library import FRAMES, BundleInfo, Library, LibraryError, pointer
+from cpp_decoder import CHANNELS, PLANS, decoded, latents_of, open_null
+from cpp_library import FRAMES, BundleInfo, Frames, Library, LibraryError, pointer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from vditc.bundle import Bundle, list_files, write_manifest
 from vditc.codec import PixelShuffleCodec
 from vditc.pipeline.components import Components
 from vditc.pipeline.video_output import VideoOutput
+from vditc.runtimes.parts.video_decoder import VideoDecoder
 from vditc.video_plan import TimeTiles, VideoPlan
 
 Array = npt.NDArray[Any]
@@ -59,7 +61,9 @@ def size_of(library: Library, session: Any, *shape: int) -> tuple[int, ...]:
 
 
 def compared(library: Library, work: Path, plan: VideoPlan, latents: Array) -> list[Array]:
-    """Frames, which are Python's in number, time of coming and value."""
+    """Frames, which are Python's in number, time of coming and value; of a plan that has the graphs which Python needs, and no others."""
+    needed = {plan.graph(n, first=begin == 0).name for begin, n in plan.spans(latents.shape[1])}
+    plan = dataclasses.replace(plan, graphs=tuple(g for g in plan.graphs if g.name in needed))
     with session(library, bundle_of(work, plan)) as at_work:
         found = library.decode(at_work, latents)
         size = size_of(library, at_work, *latents.shape)
@@ -106,10 +110,10 @@ def plans(draw: st.DrawFn) -> VideoPlan:
 @settings(max_examples=200, deadline=None)
 @given(plan=plans(), size=SIZES, seed=st.integers(0, 99))
 def test_any_plan_decodes_as_in_python(
-    library: Library, tmp_path_factory: pytest.TempPathFactory, plan: VideoPlan, size: Any, seed: int
+    library: Library, tmp_path_factory: pytest.TempPathFactory, plan: VideoPlan, size: tuple[int, int, int], seed: int
 ) -> None:
     with np.errstate(invalid="ignore"):  # fewer pixels than a unit weigh 0 / 0: what comes of it is black in both
-        compared(library, tmp_path_factory.getbasetemp(), plan, latents_of(*size, seed))
+        compared(library, tmp_path_factory.getbasetemp(), plan, latents_of(*size, seed=seed))
 
 
 def test_every_part_of_a_plan_matters(library: Library, tmp_path: Path) -> None:
@@ -122,13 +126,14 @@ def test_every_part_of_a_plan_matters(library: Library, tmp_path: Path) -> None:
 
     space, time = PLANS["tiles of space"], PLANS["tiles of time"]
     assert space.tiles is not None and time.time is not None
-    for plan, changed in {
+    changes: dict[str, tuple[VideoPlan, dict[str, Any]]] = {
         "states": (PLANS["chunks"], {"scaling": 0.7}),
         "shift": (PLANS["whole"], {"shift": 0.5}),
         "blend": (space, {"tiles": dataclasses.replace(space.tiles, blend=(0, 0))}),
         "unit": (PLANS["tiles with units"], {"tiles": cpp_decoder.tiles(4, 5, 3, 6, unit=1)}),
         "blend in time": (time, {"time": dataclasses.replace(time.time, blend=0)}),
-    }.values():
+    }
+    for plan, changed in changes.values():
         assert (shown(plan) != shown(dataclasses.replace(plan, **changed))).any()
     assert (shown(space) != shown(space, tiled=False)).any()
     np.testing.assert_array_equal(shown(space, tiled=False), np.concatenate(decoded(space, latents)))
@@ -143,6 +148,20 @@ def test_bright_dark_and_no_numbers(library: Library, tmp_path: Path) -> None:
     with session(library, bundle_of(tmp_path, PLANS["whole"])) as at_work:
         found = np.concatenate(library.decode(at_work, latents))
     assert (found[7:11] == 0).all() and (found[:7] > 0).any()
+
+
+def test_halves_are_rounded_to_even(library: Library, tmp_path: Path) -> None:
+    """Of latents that lie so close to what becomes a half that some hit it."""
+    shown = (np.arange(0, 255, dtype=np.float64) + 0.5) / 255 * 2 - 1
+    near = (shown / (1 - np.abs(shown))).astype(np.float32)
+    latents = near.reshape(1, 1, 1, -1) + np.spacing(near) * np.arange(-60, 60, dtype=np.float32).reshape(1, 1, -1, 1)
+    latents = np.ascontiguousarray(np.repeat(latents, CHANNELS, 0))
+    plan = cpp_decoder.whole(1, scaling=1.0, shift=0.0)
+    (video,) = VideoDecoder(plan, open_null).floats(latents[None])
+    levels = (video * np.float32(0.5) + np.float32(0.5)) * np.float32(255)
+    halves = levels[levels % 1 == 0.5]
+    assert {0.0, 1.0} == set(np.floor(halves) % 2) and len(np.unique(halves)) > 50
+    compared(library, tmp_path, plan, latents)
 
 
 def test_many_pixels_on_several_threads(library: Library, tmp_path: Path) -> None:
@@ -188,7 +207,9 @@ def test_what_is_not_decoded(library: Library, tmp_path: Path) -> None:
     latents = latents_of(5, 4, 4)
     with session(library, bundle_of(tmp_path, None)) as at_work:
         for call in (lambda: library.decode(at_work, latents), lambda: size_of(library, at_work, *latents.shape)):
-            with pytest.raises(LibraryError, match="UNSUPPORTED: bundle .*: found no decoder that vditc runs; wanted latents, or a bundle"):
+            with pytest.raises(
+                LibraryError, match=r"UNSUPPORTED: bundle .*: found no decoder that vditc runs; wanted latents, or a bundle"
+            ):
                 call()
     longer = {
         "longer chunks": "whose first chunk has 5 latent frames; wanted one of 1, 2",
@@ -227,7 +248,7 @@ def test_a_host_decodes_with_its_own_vae(library: Library, tmp_path: Path) -> No
             if plan is CODEC:
                 assert len(library.decode(at_work, latents_of(1, 2, 2))) == 1
                 continue
-            with pytest.raises(LibraryError, match="UNSUPPORTED: .*components/vae/whole on a backend that runs the transformer alone"):
+            with pytest.raises(LibraryError, match=r"UNSUPPORTED: .*components/vae/whole on a backend that runs the transformer alone"):
                 library.decode(at_work, latents_of(1, 2, 2))
 
 
@@ -366,8 +387,13 @@ def test_cancelled_by_its_callback(library: Library, tmp_path: Path) -> None:
         assert len(whole) == 5
         for last in (0, 2, 4):
             seen: list[int] = []
+
+            def stop(now: Frames, seen: list[int] = seen, last: int = last) -> int:
+                seen.append(now.total)
+                return int(len(seen) > last)
+
             with pytest.raises(LibraryError, match="VDITC_CANCELLED: session: found a callback that asks to stop"):
-                library.decode(at_work, latents, lambda now, seen=seen, last=last: seen.append(now.total) or len(seen) > last)
+                library.decode(at_work, latents, stop)
             assert seen == [17] * (last + 1)
         again = library.decode(at_work, latents)  # as if nothing had been
         np.testing.assert_array_equal(np.concatenate(again), np.concatenate(whole))
@@ -411,6 +437,30 @@ def test_cancelled_from_another_thread(library: Library, tmp_path: Path, name: s
         assert trouble == ["VDITC_CANCELLED: session: found a request to stop; wanted none; call it again"] and seen == [0]
         library.decode(one, latents)  # one request stops one call
         library("conditioning_destroy", handle)
+
+
+def test_cancelled_between_tiles(library: Library, tmp_path: Path) -> None:
+    """Of a clip of one chunk, of which no frame has come."""
+    latents, trouble, seen = latents_of(13, 97, 97), list[str](), list[int]()
+
+    def note(now: Frames) -> int:
+        seen.append(now.first)
+        return 0
+
+    with session(library, bundle_of(tmp_path, cpp_decoder.whole(tiles=cpp_decoder.tiles()))) as one:
+
+        def work() -> None:
+            try:
+                library.decode(one, latents, note)
+            except LibraryError as error:
+                trouble.append(error.status)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.05)  # it takes several times as long
+        library("session_cancel", one)
+        thread.join(30)
+    assert (trouble, seen) == (["VDITC_CANCELLED"], [])
 
 
 def test_a_callback_that_calls_its_session(library: Library, tmp_path: Path) -> None:

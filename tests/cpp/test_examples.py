@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import cpp_bundle
+import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from cpp_build import SOURCES, built, missing, page_blocks, run
 from cpp_library import Library
+from PIL import Image
 
 from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
@@ -33,6 +36,9 @@ def place(work: Path) -> None:
     """A bundle and a conditioning under the names of the page."""
     shutil.copytree(DATA / "bundle", work / GIVEN[0])
     shutil.copy(DATA / GIVEN[1], work)
+    cpp_bundle.save_bundle(work / "latents.bundle")
+    (work / "taken-2.y4m").write_text("a clip")
+    (work / "taken-2").mkdir()
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +65,11 @@ def latents(path: Path) -> Any:
     return entries["latents"].read()
 
 
-def wanted(work: Path, **changes: Any) -> Any:
+def wanted(work: Path, given: Conditioning | None = None, **changes: Any) -> Any:
     """What the library samples through ctypes."""
     library, steps = Library(), changes.pop("steps", 0)
     file = work / "wanted.safetensors"
-    given = dataclasses.replace(Conditioning.load(work / GIVEN[1]), **changes)
+    given = dataclasses.replace(given or Conditioning.load(work / GIVEN[1]), **changes)
     given.save(file)
     handle = library.made("conditioning_open", str(file).encode())
     with library.bundle(work / GIVEN[0]) as bundle, library.session(bundle, steps=steps) as session:
@@ -74,6 +80,8 @@ def wanted(work: Path, **changes: Any) -> Any:
 
 def test_the_commands_of_the_page_have_sampled(work: Path) -> None:
     np.testing.assert_array_equal(latents(work / "latents.safetensors"), wanted(work, seeds=(3, 4), steps=12))
+    assert [y4m(work / f"clip-{i}.y4m")[1].shape for i in (1, 2)] == [(9, 3, 32, 48)] * 2
+    assert [len(list((work / f"frames-{i}").glob("*.png"))) for i in (1, 2)] == [9, 9]
 
 
 HOSTS = ("c_host", "cpp_host")
@@ -103,11 +111,102 @@ def test_lists_tell_what_is_in_the_bundle(work: Path) -> None:
     manifest = Bundle.open(work / GIVEN[0]).manifest
     assert lines[0] == "model    WanTransformer3DModel, recipe w8a8, 8.12 bits a weight, by vditc 0.1.0"
     assert lines[1] == "sampling 6 steps, guidance 3, latents 4 x 3 x 4 x 6, experts 1"
-    assert lines[2:] == [
+    assert lines[2] == "video    16 frames a second, with a decoder"
+    assert "video    16 frames a second, without a decoder" in host(work, "c_host", "latents.bundle", "--list").stdout
+    assert lines[3:] == [
         *(f"input    {spec['name']} [{', '.join(map(str, spec['dims']))}]" for spec in manifest.inputs),
         "target   rtx-ada: tensorrt_rtx 1.7.1.116, sm_89,sm_120, built",
         *(f"file     {name}, {entry.bytes} bytes" for name, entry in manifest.files.items()),
     ]
+
+
+def pixels(work: Path, latents: Any) -> Any:
+    """What the library decodes through ctypes: uint8 [frames, height, width, 3] of every clip."""
+    library = Library()
+    with library.bundle(work / GIVEN[0]) as bundle, library.session(bundle) as session:
+        return [np.concatenate(library.decode(session, clip)) for clip in latents]
+
+
+def y4m(path: Path) -> tuple[str, Any]:
+    """The header, and planes uint8 [frames, 3, height, width]."""
+    header, data = path.read_bytes().split(b"\n", 1)
+    size = {word[:1]: word[1:] for word in header.decode().split()[1:4]}
+    frames = data.split(b"FRAME\n")[1:] if b"FRAME" not in data.replace(b"FRAME\n", b"") else []
+    return header.decode(), np.stack([np.frombuffer(f, np.uint8) for f in frames]).reshape(-1, 3, int(size["H"]), int(size["W"]))
+
+
+def bt601(rgb: Any) -> Any:
+    """Y'CbCr of ITU-R BT.601 in limited range, [frames, 3, height, width], before it is rounded."""
+    r, g, b = np.moveaxis(rgb.astype(np.float64) / 255, -1, 0)
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    return np.stack([16 + 219 * luma, 128 + 112 * (b - luma) / (1 - 0.114), 128 + 112 * (r - luma) / (1 - 0.299)], 1)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_videos(work: Path, tmp_path: Path, name: str) -> None:
+    """y4m by its format and by FFmpeg, one for each clip."""
+    out = tmp_path / "clip.y4m"
+    done = host(work, name, *GIVEN, "-o", str(out), "--backend", "null")
+    files = [tmp_path / f"clip-{i}.y4m" for i in (1, 2)]
+    assert (done.returncode, done.stdout) == (0, "".join(f"{f}: 9 frames of 48 x 32, 16 a second\n" for f in files)), done.stderr
+    assert done.stderr.splitlines()[-3:] == [f"clip 2/2, frame {n}/9" for n in (1, 5, 9)]
+    assert sorted(tmp_path.iterdir()) == files
+    for file, clip in zip(files, pixels(work, wanted(work)), strict=True):
+        header, planes = y4m(file)
+        assert header == "YUV4MPEG2 W48 H32 F16:1 Ip A1:1 C444 XYSCSS=444 XCOLORRANGE=LIMITED"
+        assert np.abs(planes - bt601(clip)).max() < 0.5 + 1e-3  # the matrix's published decimals
+        read = imageio_ffmpeg.read_frames(str(file))
+        assert next(read)["fps"] == 16
+        shown = np.stack([np.frombuffer(frame, np.uint8).reshape(32, 48, 3) for frame in read])
+        assert shown.shape == clip.shape and np.abs(shown.astype(int) - clip).max() <= 3  # rounded twice, to 220 levels and back
+    first = files[0].read_bytes()
+    assert host(work, name, *GIVEN, "-o", str(out), "--backend", "null").returncode == 2
+    assert host(work, name, *GIVEN, "-o", str(out), "--backend", "null", "--force", "--seed", "5").returncode == 0
+    assert files[0].read_bytes() != first and sorted(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_pictures(work: Path, tmp_path: Path, name: str) -> None:
+    """Folders of png, whose pixels are the library's; of one clip, without a number."""
+    one = cpp_bundle.clips(count=1)
+    one.save(tmp_path / "one.safetensors")
+    for file, out, folders in ((GIVEN[1], "two/", ("two-1", "two-2")), (str(tmp_path / "one.safetensors"), "one//", ("one",))):
+        done = host(work, name, GIVEN[0], file, "-o", f"{tmp_path}/{out}", "--backend", "null")
+        assert done.stdout == "".join(f"{tmp_path}/{f}: 9 frames of 48 x 32, 16 a second\n" for f in folders), done.stderr
+    clips = pixels(work, [*wanted(work), *wanted(work, one)])
+    for folder, clip in zip(("two-1", "two-2", "one"), clips, strict=True):
+        files = sorted((tmp_path / folder).iterdir())
+        assert [f.name for f in files] == [f"{i:04}.png" for i in range(1, 10)]
+        for picture, frame in zip(files, clip, strict=True):
+            with Image.open(picture) as image:
+                assert image.mode == "RGB"
+                np.testing.assert_array_equal(np.asarray(image), frame)
+            checked(picture.read_bytes())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "one.safetensors", "two-1", "two-2"]
+
+
+def checked(png: bytes) -> None:
+    """Checksums of all chunks, and of what they hold."""
+    at, data = 8, b""
+    while at < len(png):
+        size, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        assert zlib.crc32(png[at + 4 : at + 8 + size]) == int.from_bytes(png[at + 8 + size : at + 12 + size]), kind
+        data += png[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        at += 12 + size
+    assert at == len(png) and kind == b"IEND"
+    zlib.decompress(data)
+
+
+def test_wide_pictures(work: Path, tmp_path: Path) -> None:
+    """Rows of more bytes than a stored block of deflate holds."""
+    cpp_bundle.clips(count=1, latent_shape=(4, 1, 2, 2800)).save(tmp_path / "wide.safetensors")
+    done = host(
+        work, "c_host", GIVEN[0], str(tmp_path / "wide.safetensors"), "-o", f"{tmp_path}/wide/", "--backend", "null", "--steps", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    checked((tmp_path / "wide" / "0001.png").read_bytes())
+    with Image.open(tmp_path / "wide" / "0001.png") as image:
+        assert image.size == (22400, 16) and np.asarray(image).std() > 1
 
 
 OUT = ("-o", "x.safetensors")
@@ -116,7 +215,17 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no conditioning": ((GIVEN[0], *OUT), 2, "found no conditioning"),
     "no out": (GIVEN, 2, "found no --out"),
     "no value": ((*GIVEN, "-o"), 2, "found -o; wanted a value behind it"),
-    "pixels": ((*GIVEN, "-o", "x.mp4"), 2, "found --out x.mp4; wanted a name that ends in .safetensors: libvditc has no decoder yet"),
+    "another ending": (
+        (*GIVEN, "-o", "x.mp4"),
+        2,
+        "found --out x.mp4; wanted a name that ends in .safetensors, .y4m, or a folder that ends in /",
+    ),
+    "no name": ((*GIVEN, "-o", "/"), 2, "found --out /; wanted a name"),
+    "a file in the way": ((*GIVEN, "-o", "taken.y4m", "--backend", "null"), 2, "found --out taken.y4m; wanted new files, or --force"),
+    "a folder in the way": ((*GIVEN, "-o", "taken/", "--backend", "null", "--force"), 2, "found --out taken/; wanted new files"),
+    "no decoder": (("latents.bundle", GIVEN[1], "-o", "x.y4m", "--backend", "null"), 1, "found no decoder that vditc runs"),
+    "no folder for videos": ((*GIVEN, "-o", "none/x.y4m", "--backend", "null"), 1, "none/x.y4m"),
+    "no folder for folders": ((*GIVEN, "-o", "none/x/", "--backend", "null"), 1, "none/x/"),
     "an unknown option": ((*GIVEN, "--sed", "3"), 2, "found option --sed"),
     "one argument too many": ((*GIVEN, "more"), 2, "found argument more"),
     "a list of something to sample": ((*GIVEN, "--list"), 2, "found --list with something to sample"),
@@ -140,7 +249,28 @@ def test_what_is_wrong_is_said(work: Path, what: str) -> None:
         done = host(work, name, *words)
         assert done.returncode == code and message in done.stderr and f"{name}: " in done.stderr, done.stderr
         assert ("usage: " in done.stderr) == (code == 2)
-        assert not (work / "x.safetensors").exists()
+        assert not list(work.glob("x.*")) and not list(work.glob("*.part")) and (work / "taken-2.y4m").read_text() == "a clip"
+
+
+@pytest.mark.parametrize("out", ["clip.y4m", "frames/"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_control_c_while_it_decodes(work: Path, tmp_path: Path, name: str, out: str) -> None:
+    """Between the chunks of the second clip: nor does the first one stay."""
+    cpp_bundle.clips(latent_shape=(4, 60, 16, 24)).save(tmp_path / "long.safetensors")
+    command = [str(work / "build" / name / name), str(work / GIVEN[0]), "long.safetensors", "-o", out, "--backend", "null", "--steps", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        late = threading.Timer(60, job.kill)
+        late.start()
+        for line in job.stderr:
+            if line.startswith("clip 2/2, frame "):
+                break
+        assert len(list(tmp_path.glob("*.part"))) == 2
+        job.send_signal(signal.SIGINT)
+        told = job.stderr.read()
+        late.cancel()
+    assert job.returncode == 130 and told.endswith(f"\n{name}: stopped, nothing was written\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["long.safetensors"]
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -215,12 +345,12 @@ def test_the_benchmark_counts_no_allocations() -> None:
 def test_the_static_library_is_linked_from_c(tmp_path: Path) -> None:
     """By the linker of C++: a project without that language is told so."""
     prefix = built("-DBUILD_SHARED_LIBS=OFF", "-DVDITC_TESTS=OFF") / "installed"
-    shutil.copytree(SOURCES / "examples" / "c_host", tmp_path / "host")
-    configure = ["cmake", "-G", "Ninja", "-S", str(tmp_path / "host"), f"-DCMAKE_PREFIX_PATH={prefix}"]
+    shutil.copytree(SOURCES / "examples", tmp_path / "examples")
+    configure = ["cmake", "-G", "Ninja", "-S", str(tmp_path / "examples" / "c_host"), f"-DCMAKE_PREFIX_PATH={prefix}"]
     run(*configure, "-B", tmp_path / "out")
     run("cmake", "--build", tmp_path / "out")
     assert "WanTransformer3DModel" in run(tmp_path / "out" / "c_host", DATA / "bundle", "--list")
-    lists = tmp_path / "host" / "CMakeLists.txt"
+    lists = tmp_path / "examples" / "c_host" / "CMakeLists.txt"
     lists.write_text(lists.read_text().replace("LANGUAGES C CXX", "LANGUAGES C"))
     job = subprocess.run([*configure, "-B", str(tmp_path / "c")], capture_output=True, text=True, check=False)
     assert job.returncode != 0 and "wanted project(... LANGUAGES C CXX)" in " ".join(job.stderr.split())

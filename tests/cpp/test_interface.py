@@ -100,7 +100,7 @@ def test_the_header_alone_compiles(compiler: str, flags: tuple[str, ...], tmp_pa
 def test_programs_of_ctest() -> None:
     """In C, in C++, of what the interface does not show, and the examples."""
     said = run("ctest", "--test-dir", built(), "--output-on-failure", "--timeout", "60")
-    assert "100% tests passed" in said and "out of 5" in said
+    assert "100% tests passed" in said and "out of 7" in said
 
 
 def test_the_bundle_of_ctest_is_todays(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_sanitizers_find_nothing_in_what_is_called_from_python() -> None:
         "UBSAN_OPTIONS": "halt_on_error=1",
         "VDITC_CPP_LIBRARY": str(folder),
     }
-    names = [Path(__file__).with_name(f"test_{part}.py") for part in ("bundles", "sampling", "schedulers")]
+    names = [Path(__file__).with_name(f"test_{part}.py") for part in ("bundles", "sampling", "schedulers", "decoding")]
     run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names, cwd=ROOT, env=env, seconds=1800)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["manifest", "safetensors", "path", "scheduler"])
+@pytest.mark.parametrize("target", ["manifest", "safetensors", "path", "scheduler", "decoder"])
 def test_fuzzers_find_nothing(target: str, tmp_path: Path) -> None:
     clang = next((name for name in ("clang++", "clang++-14", "clang++-16", "clang++-18") if shutil.which(name)), None)
     if clang is None:

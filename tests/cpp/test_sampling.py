@@ -444,7 +444,7 @@ def test_two_sessions_at_once(library: Library, root: Path) -> None:
 def test_a_session_that_is_destroyed_at_work(library: Library, root: Path) -> None:
     """It waits for the call, which is told so: the host's function and memory are its own again."""
     handle = put(library, clips(count=1))
-    at_work, destroyed, late, trouble = threading.Event(), threading.Event(), [], []
+    at_work, destroyed, late, trouble = threading.Event(), threading.Event(), list[bool](), list[str]()
 
     def predict(feeds: Mapping[str, Array], *_: int) -> Array:
         at_work.set()

@@ -33,7 +33,7 @@ class Decoder {
   virtual ~Decoder() = default;
   // What a clip becomes; Error VDITC_ERROR_INPUT for one that is not decoded.
   virtual VideoSize size(const LatentShape& shape) const = 0;
-  // Memory is that of a chunk, beside the latents; frames come as they are made.
+  // A clip that has a size. Memory is that of a chunk, beside the latents; frames come as they are made.
   virtual void decode(const Decoding& clip, Workers& workers) const = 0;
 };
 

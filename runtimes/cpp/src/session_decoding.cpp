@@ -14,7 +14,7 @@ VideoSize Session::video_size(const LatentShape& shape) { return decoder().size(
 
 void Session::decode(const float* latents, const LatentShape& shape, const OnFrames& on_frames) {
   const AtWork at_work(*this);
-  const VideoSize size = video_size(shape);
+  const VideoSize size = video_size(shape);  // whatever is wrong is said before any work
   Decoding clip;
   clip.latents = latents, clip.shape = shape;
   clip.pause = [this] { stop_if_cancelled(); };

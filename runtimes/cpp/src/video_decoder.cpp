@@ -111,7 +111,6 @@ Video VideoDecoder::run(Program& program, const PartGraph& graph, const PieceSiz
 }
 
 void VideoDecoder::decode(const Decoding& clip, Workers& workers) const {
-  size(clip.shape);  // whatever is wrong is said before any work
   const int64_t height = clip.shape[2], width = clip.shape[3];
   const std::vector<Place> places = tile_places(height, width, tiled_ ? &*plan_.tiles : nullptr);
   std::vector<std::vector<Output>> left(places.size());

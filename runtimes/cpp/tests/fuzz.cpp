@@ -10,6 +10,7 @@
 #include "safetensors.h"
 #include "schedulers/solvers.h"
 #include "status.h"
+#include "video_decoder.h"
 
 using namespace vditc::internal;
 
@@ -51,6 +52,12 @@ void try_it(const uint8_t* data, size_t size) {
 #elif defined(VDITC_FUZZ_scheduler)
   const Json config = Json::parse({reinterpret_cast<const char*>(data), size}, "fuzz");
   walk_of(config, 1 + static_cast<int64_t>(size % 50), Given(), "fuzz");
+#elif defined(VDITC_FUZZ_decoder)
+  const VideoPlan plan = VideoPlan::read(Json::parse({reinterpret_cast<const char*>(data), size}, "fuzz"), "fuzz");
+  const VideoDecoder decoder(plan, false, "fuzz");
+  for (const int64_t frames : {1, 2, 5, 33}) {
+    if (decoder.size({plan.channels(), frames, 2, 3}).width != static_cast<uint64_t>(3 * plan.stride)) std::abort();
+  }
 #else
 #error "say which"
 #endif

@@ -48,6 +48,27 @@ int main(int count, char** arguments) {
   }
   CHECK(own);
 
+  // Frames of the first clip: chunk by chunk, and at once.
+  const std::array<uint64_t, 3> size = session.frames(saved.latent_shape());
+  const std::vector<uint8_t> pixels = session.decode(latents.data(), saved.latent_shape());
+  CHECK(moved.info().decodes == 1 && moved.info().fps == 16 && pixels.size() == size[0] * size[1] * size[2] * 3);
+  size_t chunks = 0;
+  session.decode(latents.data(), saved.latent_shape(), [&](const vditc_frames& now) {
+    const size_t frame = pixels.size() / static_cast<size_t>(now.total);
+    CHECK(now.bytes == now.count * frame && std::memcmp(now.pixels, pixels.data() + now.first * frame, now.bytes) == 0);
+    return ++chunks, true;
+  });
+  CHECK(chunks == 3 && session.sample(saved) == latents);
+  CHECK(status_of([&] { session.decode(latents.data(), saved.latent_shape(), [](const vditc_frames&) { return false; }); }) == VDITC_CANCELLED);
+  CHECK(status_of([&] { session.decode(latents.data(), {3, 1, 2, 2}); }) == VDITC_ERROR_INPUT);
+  own = false;
+  try {
+    session.decode(latents.data(), saved.latent_shape(), [](const vditc_frames&) -> bool { throw std::logic_error("the host's own"); });
+  } catch (const std::logic_error&) {
+    own = true;
+  }
+  CHECK(own);
+
   // The same clips by setters, of several sessions side by side, one of them stopped by another thread.
   const vditc::Tensors file(arguments[2]);
   const vditc_tensor text = file["inputs/encoder_hidden_states"], empty = file["empty/encoder_hidden_states"];

@@ -1,9 +1,9 @@
-/* A host in C: a bundle and a saved conditioning in, latents out.
+/* A host in C: a bundle and a saved conditioning in, videos or latents out.
  *
- *   c_host BUNDLE CONDITIONING -o OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
+ *   c_host BUNDLE CONDITIONING -o OUT.y4m|FOLDER/|OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
  *   c_host BUNDLE --list
  *
- * Ctrl-C ends it after the step at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
+ * Ctrl-C ends it after the step or chunk at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
  */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
@@ -14,12 +14,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "video_file.h"
 #include "vditc/vditc.h"
 
 static const char USAGE[] =
-    "usage: c_host BUNDLE CONDITIONING -o OUT.safetensors [options]\n"
+    "usage: c_host BUNDLE CONDITIONING -o OUT [options]\n"
     "       c_host BUNDLE --list\n"
-    "  -o, --out FILE    latents, float32 [clips, channels, frames, height, width]\n"
+    "  -o, --out OUT     CLIP.y4m, or a new FOLDER/ for pictures 0001.png, ...; of several clips, -1, -2, ... stands behind the name;\n"
+    "                    or LATENTS.safetensors, float32 [clips, channels, frames, height, width]\n"
     "  --backend NAME    null, or a target of the bundle [default: the engine for this GPU]\n"
     "  --seed N          of the first clip's noise, one more for each further clip [default: those of the conditioning]\n"
     "  --steps N         sampling steps [default: the bundle's]\n"
@@ -48,6 +50,11 @@ static int refused(const char* found, const char* value, const char* wanted) {
 static int failed(void) {
   fprintf(stderr, "c_host: %s\n", vditc_last_error());
   return 1;
+}
+
+static int stopped(void) {
+  fprintf(stderr, "\nc_host: stopped, nothing was written\n");
+  return 130;
 }
 
 static int whole_number(const char* text, uint64_t greatest, uint64_t* value) {
@@ -89,11 +96,10 @@ static int parse(int count, char** words, Asked* asked) {
   if (asked->bundle == NULL) return refused("no bundle", NULL, "the folder that `vditc compile` wrote");
   if (asked->list) return asked->conditioning || asked->out ? refused("--list", "with something to sample", "a bundle alone") : 0;
   if (asked->conditioning == NULL) return refused("no conditioning", NULL, "a file that vditc.conditioning saved");
-  if (asked->out == NULL) return refused("no --out", NULL, "a file for the latents");
-  if (!ends_with(asked->out, ".safetensors")) {
-    return refused("--out", asked->out, "a name that ends in .safetensors: libvditc has no decoder yet, latents are what it gives");
-  }
-  if (!asked->force && access(asked->out, F_OK) == 0) return refused("--out", asked->out, "a new file, or --force");
+  if (asked->out == NULL) return refused("no --out", NULL, "a file or folder for the clips");
+  const int latents = ends_with(asked->out, ".safetensors");
+  if (!latents && !video_file_knows(asked->out)) return refused("--out", asked->out, "a name that ends in .safetensors, " VIDEO_FILE_ENDINGS);
+  if (latents && !asked->force && access(asked->out, F_OK) == 0) return refused("--out", asked->out, "a new file, or --force");
   return 0;
 }
 
@@ -105,6 +111,7 @@ static int list(vditc_bundle* bundle) {
   printf("model    %s, recipe %s, %.2f bits a weight, by vditc %s\n", about.model_class, about.recipe, about.mean_bits, about.made_by);
   printf("sampling %" PRId32 " steps, guidance %g, latents %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 ", experts %" PRIu64 "\n", about.steps,
          about.guidance_scale, latents[0], latents[1], latents[2], latents[3], about.experts + 1);
+  printf("video    %" PRId32 " frames a second, %s\n", about.fps, about.decodes ? "with a decoder" : "without a decoder");
   for (uint64_t i = 0; i < about.inputs; ++i) {
     vditc_input_info input = {0};
     input.abi_version = VDITC_ABI_VERSION, input.struct_size = sizeof input;
@@ -139,7 +146,74 @@ static int32_t show(void* user, const vditc_progress* now) {
   return interrupted;
 }
 
-static int sample(vditc_session* session, vditc_conditioning* conditioning, const Asked* asked) {
+typedef struct Writing {
+  video_file* video;
+  uint64_t clip, clips;
+  int error; /* errno of what was not written */
+} Writing;
+
+static int32_t write_frames(void* user, const vditc_frames* now) {
+  Writing* writing = user;
+  const uint64_t done = now->first + now->count;
+  fprintf(stderr, "%sclip %" PRIu64 "/%" PRIu64 ", frame %" PRIu64 "/%" PRIu64 "%s", isatty(2) ? "\r" : "", writing->clip + 1, writing->clips, done,
+          now->total, isatty(2) && done < now->total ? "" : "\n");
+  writing->error = video_file_add(writing->video, now->pixels, now->count);
+  return interrupted || writing->error;
+}
+
+/* Whether all clips can be decoded, and written where they are to go: asked before they are sampled. */
+static int check_video(vditc_session* session, const Asked* asked, const vditc_tensor* latents) {
+  if (vditc_session_frames(session, latents->shape + 1, NULL, NULL, NULL)) return failed();
+  for (uint64_t i = 0; i < (uint64_t)latents->shape[0]; ++i) {
+    const int error = video_file_blocked(asked->out, i, (uint64_t)latents->shape[0], asked->force);
+    if (error == EEXIST) return refused("--out", asked->out, "new files, or --force; a folder that is not there yet");
+    if (error) return refused("too little memory", NULL, "some for names");
+  }
+  return 0;
+}
+
+/* Every clip of `latents`, or none. */
+static int write_video(vditc_bundle* bundle, vditc_session* session, const Asked* asked, const vditc_tensor* latents) {
+  const uint64_t clips = (uint64_t)latents->shape[0], bytes = latents->bytes / clips;
+  uint64_t frames = 0, height = 0, width = 0;
+  vditc_bundle_info about = {0};
+  about.abi_version = VDITC_ABI_VERSION, about.struct_size = sizeof about;
+  if (vditc_bundle_info_get(bundle, &about) || vditc_session_frames(session, latents->shape + 1, &frames, &height, &width)) return failed();
+  video_file* videos = calloc(clips, sizeof *videos);
+  if (videos == NULL) return refused("too little memory", NULL, "some for clips");
+  Writing now = {NULL, 0, clips, 0};
+  vditc_status status = VDITC_OK;
+  for (; now.clip < clips && !status && !now.error; ++now.clip) {
+    now.video = videos + now.clip;
+    now.error = video_file_open(now.video, asked->out, now.clip, clips, width, height, about.fps);
+    if (now.error) break;
+    const float* clip = (const float*)latents->data + now.clip * (bytes / sizeof(float));
+    status = vditc_session_decode(session, clip, bytes, latents->shape + 1, write_frames, &now);
+    if (!status) now.error = video_file_finish(now.video);
+  }
+  for (uint64_t i = 0; i < clips && !status && !now.error; ++i) {
+    now.error = video_file_publish(videos + i);
+    if (!now.error) printf("%s: %" PRIu64 " frames of %" PRIu64 " x %" PRIu64 ", %" PRId32 " a second\n", videos[i].path, frames, width, height, about.fps);
+  }
+  for (uint64_t i = 0; i < clips; ++i) video_file_discard(videos + i);
+  free(videos);
+  if (now.error) {
+    fprintf(stderr, "c_host: %s: %s\n", asked->out, strerror(now.error));
+    return 1;
+  }
+  if (status == VDITC_CANCELLED) return stopped();
+  return status ? failed() : 0;
+}
+
+static int write_latents(const Asked* asked, const vditc_tensor* latents) {
+  if (vditc_tensors_write(asked->out, latents, 1)) return failed();
+  printf("%s: latents", asked->out);
+  for (uint32_t i = 0; i < latents->rank; ++i) printf("%s%" PRId64, i ? " x " : " ", latents->shape[i]);
+  printf("\n");
+  return 0;
+}
+
+static int sample(vditc_bundle* bundle, vditc_session* session, vditc_conditioning* conditioning, const Asked* asked) {
   uint64_t clips = 0;
   vditc_tensor made = {0};
   if (vditc_conditioning_shape(conditioning, &clips, made.shape + 1)) return failed();
@@ -155,6 +229,9 @@ static int sample(vditc_session* session, vditc_conditioning* conditioning, cons
   about.abi_version = VDITC_ABI_VERSION, about.struct_size = sizeof about;
   if (vditc_session_info_get(session, &about)) return failed();
   made.name = "latents", made.dtype = VDITC_F32, made.rank = 5, made.shape[0] = (int64_t)clips;
+  const int video = !ends_with(asked->out, ".safetensors");
+  const int blocked = video ? check_video(session, asked, &made) : 0;
+  if (blocked) return blocked;
   const vditc_status size = vditc_session_sample(session, conditioning, NULL, NULL, NULL, 0, &made.bytes);
   if (size != VDITC_ERROR_SHORT_BUFFER) return failed();
   float* latents = malloc(made.bytes);
@@ -163,17 +240,11 @@ static int sample(vditc_session* session, vditc_conditioning* conditioning, cons
     return 1;
   }
   made.data = latents;
-  int code = 0;
+  int code;
   const vditc_status status = vditc_session_sample(session, conditioning, show, &about, latents, made.bytes, NULL);
-  if (status == VDITC_CANCELLED) {
-    fprintf(stderr, "\nc_host: stopped, nothing was written\n");
-    code = 130;
-  } else if (status || vditc_tensors_write(asked->out, &made, 1)) {
-    code = failed();
-  } else {
-    printf("%s: latents %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 "\n", asked->out, made.shape[0], made.shape[1], made.shape[2],
-           made.shape[3], made.shape[4]);
-  }
+  if (status == VDITC_CANCELLED) code = stopped();
+  else if (status) code = failed();
+  else code = video ? write_video(bundle, session, asked, &made) : write_latents(asked, &made);
   free(latents);
   return code;
 }
@@ -197,7 +268,7 @@ int main(int count, char** words) {
   else if (vditc_conditioning_open(asked.conditioning, &conditioning) || vditc_session_options_init(&options, sizeof options)) code = failed();
   else {
     options.backend = asked.backend, options.steps = asked.steps;
-    code = vditc_session_create(bundle, &options, &session) ? failed() : sample(session, conditioning, &asked);
+    code = vditc_session_create(bundle, &options, &session) ? failed() : sample(bundle, session, conditioning, &asked);
   }
   vditc_session_destroy(session);
   vditc_conditioning_destroy(conditioning);

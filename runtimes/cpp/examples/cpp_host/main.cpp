@@ -1,14 +1,16 @@
-// A host in C++17: a bundle and a saved conditioning in, latents out. The same as c_host, with the wrapper, and with a thread that cancels.
+// A host in C++17: a bundle and a saved conditioning in, videos or latents out. The same as c_host, with the wrapper, and with a thread that
+// cancels.
 //
-//   cpp_host BUNDLE CONDITIONING -o OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
+//   cpp_host BUNDLE CONDITIONING -o OUT.y4m|FOLDER/|OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
 //   cpp_host BUNDLE --list
 //
-// Ctrl-C ends it after the step at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
+// Ctrl-C ends it after the step or chunk at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
@@ -18,17 +20,20 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "video_file.h"
 #include "vditc/vditc.hpp"
 
 namespace {
 
 constexpr const char* USAGE =
-    "usage: cpp_host BUNDLE CONDITIONING -o OUT.safetensors [options]\n"
+    "usage: cpp_host BUNDLE CONDITIONING -o OUT [options]\n"
     "       cpp_host BUNDLE --list\n"
-    "  -o, --out FILE    latents, float32 [clips, channels, frames, height, width]\n"
+    "  -o, --out OUT     CLIP.y4m, or a new FOLDER/ for pictures 0001.png, ...; of several clips, -1, -2, ... stands behind the name;\n"
+    "                    or LATENTS.safetensors, float32 [clips, channels, frames, height, width]\n"
     "  --backend NAME    null, or a target of the bundle [default: the engine for this GPU]\n"
     "  --seed N          of the first clip's noise, one more for each further clip [default: those of the conditioning]\n"
     "  --steps N         sampling steps [default: the bundle's]\n"
@@ -44,6 +49,10 @@ struct Asked {
   uint64_t seed = 0;
   int32_t steps = 0;
   bool has_seed = false, force = false, list = false;
+  bool latents() const {
+    const std::string ending = ".safetensors";
+    return out.size() > ending.size() && out.compare(out.size() - ending.size(), ending.size(), ending) == 0;
+  }
 };
 
 uint64_t whole_number(const std::string& option, const std::string& text, uint64_t least, uint64_t greatest) {
@@ -81,12 +90,11 @@ Asked parse(const std::vector<std::string>& words) {
     return asked;
   }
   if (asked.conditioning.empty()) throw Usage("no conditioning", "a file that vditc.conditioning saved");
-  if (asked.out.empty()) throw Usage("no --out", "a file for the latents");
-  const std::string ending = ".safetensors";
-  if (asked.out.size() <= ending.size() || asked.out.compare(asked.out.size() - ending.size(), ending.size(), ending) != 0) {
-    throw Usage("--out " + asked.out, "a name that ends in .safetensors: libvditc has no decoder yet, latents are what it gives");
+  if (asked.out.empty()) throw Usage("no --out", "a file or folder for the clips");
+  if (!asked.latents() && !video_file_knows(asked.out.c_str())) {
+    throw Usage("--out " + asked.out, "a name that ends in .safetensors, " VIDEO_FILE_ENDINGS);
   }
-  if (!asked.force && access(asked.out.c_str(), F_OK) == 0) throw Usage("--out " + asked.out, "a new file, or --force");
+  if (asked.latents() && !asked.force && access(asked.out.c_str(), F_OK) == 0) throw Usage("--out " + asked.out, "a new file, or --force");
   return asked;
 }
 
@@ -96,6 +104,7 @@ void list(const vditc::Bundle& bundle) {
   std::printf("sampling %d steps, guidance %g, latents", about.steps, about.guidance_scale);
   for (int i = 0; i < 4; ++i) std::printf("%s%lld", i ? " x " : " ", static_cast<long long>(about.latent_shape[i]));
   std::printf(", experts %llu\n", static_cast<unsigned long long>(about.experts + 1));
+  std::printf("video    %d frames a second, %s\n", about.fps, about.decodes ? "with a decoder" : "without a decoder");
   for (uint64_t i = 0; i < about.inputs; ++i) {
     const vditc_input_info input = bundle.input(i);
     std::string dims;
@@ -147,6 +156,54 @@ class Interrupts {
   std::thread thread_;
 };
 
+// What was not published is gone with it.
+struct VideoFile {
+  video_file file{};
+  VideoFile() = default;
+  VideoFile(const VideoFile&) = delete;
+  ~VideoFile() { video_file_discard(&file); }
+};
+
+void written(int error, const std::string& out) {
+  if (error == ENOMEM) throw std::bad_alloc();
+  if (error != 0) throw std::system_error(error, std::generic_category(), out);
+}
+
+// Whether all clips can be written where they are to go: asked before they are sampled.
+void check_video(const Asked& asked, uint64_t clips) {
+  for (uint64_t i = 0; i < clips; ++i) {
+    const int error = video_file_blocked(asked.out.c_str(), i, clips, asked.force);
+    if (error == EEXIST) throw Usage("--out " + asked.out, "new files, or --force; a folder that is not there yet");
+    written(error, asked.out);
+  }
+}
+
+// Every clip of `latents`, or none.
+void write_video(vditc::Session& session, const Asked& asked, const std::vector<float>& latents, const std::array<int64_t, 4>& shape, uint64_t clips,
+                 int32_t fps) {
+  const auto [frames, height, width] = session.frames(shape);
+  const bool terminal = isatty(2);
+  std::vector<VideoFile> videos(clips);
+  for (uint64_t i = 0; i < clips; ++i) {
+    video_file& video = videos[i].file;
+    written(video_file_open(&video, asked.out.c_str(), i, clips, width, height, fps), asked.out);
+    session.decode(latents.data() + i * (latents.size() / clips), shape, [&](const vditc_frames& now) {
+      const uint64_t done = now.first + now.count;
+      std::fprintf(stderr, "%sclip %llu/%llu, frame %llu/%llu%s", terminal ? "\r" : "", static_cast<unsigned long long>(i + 1),
+                   static_cast<unsigned long long>(clips), static_cast<unsigned long long>(done), static_cast<unsigned long long>(now.total),
+                   terminal && done < now.total ? "" : "\n");
+      written(video_file_add(&video, now.pixels, now.count), asked.out);
+      return true;
+    });
+    written(video_file_finish(&video), asked.out);
+  }
+  for (VideoFile& video : videos) {
+    written(video_file_publish(&video.file), asked.out);
+    std::printf("%s: %llu frames of %llu x %llu, %d a second\n", video.file.path, static_cast<unsigned long long>(frames),
+                static_cast<unsigned long long>(width), static_cast<unsigned long long>(height), fps);
+  }
+}
+
 void sample(const vditc::Bundle& bundle, const Asked& asked) {
   const sigset_t signals = block_interrupts();  // before the session makes threads
   vditc::Conditioning conditioning(asked.conditioning);
@@ -162,13 +219,18 @@ void sample(const vditc::Bundle& bundle, const Asked& asked) {
   const int32_t steps = session.info().steps;
   const Interrupts interrupts(session, signals);
   const bool terminal = isatty(2);
+  const auto shape = conditioning.latent_shape();
+  if (!asked.latents()) {
+    session.frames(shape);  // Error where they cannot be decoded
+    check_video(asked, clips);
+  }
   const std::vector<float> latents = session.sample(conditioning, [&](const vditc_progress& now) {
     std::fprintf(stderr, "%sclip %llu/%llu, step %llu/%d%s", terminal ? "\r" : "", static_cast<unsigned long long>(now.clip + 1),
                  static_cast<unsigned long long>(clips), static_cast<unsigned long long>(now.step + 1), steps,
                  terminal && now.done < now.total ? "" : "\n");
     return true;
   });
-  const auto shape = conditioning.latent_shape();
+  if (!asked.latents()) return write_video(session, asked, latents, shape, clips, bundle.info().fps);
   vditc_tensor made = vditc::tensor(latents.data(), {static_cast<int64_t>(clips), shape[0], shape[1], shape[2], shape[3]});
   made.name = "latents";
   vditc::Tensors::write(asked.out, {made});
@@ -198,8 +260,10 @@ int main(int count, char** words) {
       return 130;
     }
     std::fprintf(stderr, "cpp_host: %s\n", error.what());
+  } catch (const std::system_error& error) {
+    std::fprintf(stderr, "cpp_host: %s\n", error.what());
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "cpp_host: no memory for the latents\n");
+    std::fprintf(stderr, "cpp_host: no memory for the clips\n");
   }
   return 1;
 }
