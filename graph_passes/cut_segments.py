@@ -91,6 +91,24 @@ def cut_segments(
     return work.write(sizes)
 
 
+def cut_again(
+    lowered: Path, inputs: Iterable[InputSpec], profile: Profile, blocks: Iterable[tuple[str, ...]], out: Path
+) -> tuple[Segment, ...]:
+    """The segments of an earlier cut, whose blocks are these, written into the folder `out`; their weights are not there.
+
+    VditcError for a graph whose blocks are others.
+    """
+    work, wanted = _Cutter(lowered, tuple(inputs), profile), list(blocks)
+    if [block for own in wanted for block in own] != work.blocks:
+        raise VditcError(
+            found=f"segments of {', '.join(block for own in wanted for block in own)}",
+            wanted=f"the blocks of the graph: {', '.join(work.blocks)}",
+            where=str(lowered),
+            fix="build the engine again",
+        )
+    return work.write([len(own) for own in wanted], out)
+
+
 def remove_segments(lowered: Path) -> None:
     """The segments that an earlier cut has left beside `lowered`."""
     for old in lowered.parent.glob(f"{lowered.stem}.segment_*.onnx"):
@@ -189,8 +207,8 @@ class _Cutter:
         sizes = {str(value.name): value.const_value.nbytes for value in self.graph.initializers.values() if value.const_value is not None}
         return [Load(products[i], sum(sizes[name] for name in constants[i])) for i in range(len(self.blocks))]
 
-    def write(self, lengths: list[int]) -> tuple[Segment, ...]:
-        """Segments of so many blocks each."""
+    def write(self, lengths: list[int], out: Path | None = None) -> tuple[Segment, ...]:
+        """Segments of so many blocks each, beside the graph or in the folder `out`."""
         ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
         home = [next(k for k, end in enumerate(ends) if stage < end) for stage in self.stage]
         results, made = [value.name for value in self.model.graph.output], self.model.graph.node
@@ -208,7 +226,7 @@ class _Cutter:
             segments.append(
                 Segment(
                     name=f"segment_{k:02}",
-                    graph=self.lowered.with_name(f"{self.lowered.stem}.segment_{k:02}.onnx"),
+                    graph=(out or self.lowered.parent) / f"{self.lowered.stem}.segment_{k:02}.onnx",
                     blocks=tuple(self.blocks[ends[k] - length : ends[k]]),
                     inputs=tuple(specs),
                     outputs=tuple(handed[k]),

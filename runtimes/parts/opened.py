@@ -13,7 +13,6 @@ from vditc.part_graph import PartGraph
 from vditc.runtimes.parts.prompt_tokens import PromptTokens
 from vditc.runtimes.parts.text_encoder import TextEncoder
 from vditc.runtimes.parts.video_decoder import PartRunner, VideoDecoder
-from vditc.runtimes.trt_runner import open_engine
 from vditc.video_plan import FILE as DECODER
 
 
@@ -52,5 +51,7 @@ def _open(folder: Path, graph: str, target: str | None, about: Mapping[str, Any]
 
 @contextmanager
 def _open_engine(module: str, plan: Path, model: Path) -> Iterator[PartRunner]:
+    from vditc.runtimes.trt_runner import open_engine  # here, so that parts run elsewhere without onnx
+
     with open_engine(module, plan, model) as engine:
         yield engine.run

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from vditc.codec import to_pixels as to_pixels
 from vditc.errors import InputError
 from vditc.files import whole_file
 
@@ -28,12 +29,6 @@ PAPER = 255  # grey value around clips
 INK = 30  # grey value of labels
 GAP = 4  # pixels between clips
 FONT_SIZE = 14
-
-
-def to_pixels(clip: Array, scale: int = 1) -> Pixels:
-    """[..., H, W] in [-1, 1] -> uint8 [..., H * scale, W * scale], every pixel repeated."""
-    grey = np.clip(np.rint((np.asarray(clip, np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
-    return grey.repeat(scale, -2).repeat(scale, -1)
 
 
 def write_clip(path: Path, clip: Array, scale: int = SCALE, fps: int = FPS) -> None:

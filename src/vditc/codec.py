@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Pixels = npt.NDArray[np.uint8]
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelShuffleCodec:
@@ -52,3 +54,9 @@ class PixelShuffleCodec:
             "latents_std": self.std,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def to_pixels(clip: npt.NDArray[Any], scale: int = 1) -> Pixels:
+    """[..., H, W] in [-1, 1] -> uint8 [..., H * scale, W * scale], every pixel repeated."""
+    grey = np.clip(np.rint((np.asarray(clip, np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
+    return grey.repeat(scale, -2).repeat(scale, -1)

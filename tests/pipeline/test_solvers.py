@@ -21,7 +21,7 @@ from vditc.bundle import Bundle
 from vditc.calibration import Calibration
 from vditc.errors import InputError
 from vditc.pipeline.compile import compile_bundle
-from vditc.pipeline.denoisers import guidance_passes
+from vditc.pipeline.guidance_passes import guidance_passes
 from vditc.pipeline.job import Job
 from vditc.pipeline.schedules import Solver, WalkOptions, bundle_scheduler
 from vditc.pipeline.use import evaluate_bundle, sample_bundle

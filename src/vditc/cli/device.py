@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from vditc.device.__main__ import boards
 from vditc.device.build import read_engine
 from vditc.device.package import BUILT, DEVICE, DevicePackage
 from vditc.engine_facts import device_words
+from vditc.errors import InputError
 
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `vditc compile` wrote")]
 
@@ -22,38 +24,76 @@ BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `vditc c
 @app.command("package")
 def package_command(
     bundle: BundleArg,
-    target: Annotated[str, typer.Option("--target", help="a target of the bundle whose engines a device builds")],
+    target: Annotated[
+        str | None, typer.Option("--target", help="a target of the bundle [default with --triton: the only one with engines of TensorRT]")
+    ] = None,
+    triton: Annotated[bool, typer.Option("--triton", help="a model repository for Triton, from engines that are built")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="folder, or file.tar [default: only say the sizes]")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write what a device needs to build one target's engines, and nothing else: sh build.sh there needs Python and TensorRT alone.
 
+    With --triton: a model repository that Triton Inference Server runs, prompts in and frames out (docs/triton.md).
     Every file is checked against the bundle's manifest.
     """
+    if target is None and not triton:
+        raise InputError(
+            found="no target", wanted="--target, whose engines a device builds, or --triton", where="vditc package", fix="name one"
+        )
     if out is not None:
         fresh(out, force, folder=out.suffix != ".tar")
+    opened = Bundle.open(bundle, hashes=False)
+    if triton or target is None:
+        _triton(opened, target, out, force, as_json)
+    else:
+        _device(opened, target, out, force, as_json)
 
+
+def _device(bundle: Bundle, target: str, out: Path | None, force: bool, as_json: bool) -> None:
     from vditc.pipeline.device_package import package, plan_package
 
-    plan = plan_package(Bundle.open(bundle, hashes=False), target)
+    plan = plan_package(bundle, target)
     fits = {folder: boards(known) for folder, known in plan.packages.items()}
-    sizes = plan.sizes
     if not as_json:
-        for name, size in sizes.items():
-            _say(f"{size:>17,}  {name}")
-        _say(f"{sum(sizes.values()):>17,}  bytes in {len(sizes)} files")
+        _say_sizes(plan.sizes)
         for folder, lines in fits.items():
             _say("\n".join((f"memory to build and run {folder} (estimate):", *(f"  {line}" for line in lines))))
+    sizes = plan.sizes if out is None else package(plan, out, force=force)
+    _written(out, {"target": target, "files": sizes, "bytes": sum(sizes.values()), "memory": fits}, as_json)
+
+
+def _triton(bundle: Bundle, target: str | None, out: Path | None, force: bool, as_json: bool) -> None:
+    from vditc.pipeline.triton.repository import plan_repository, server_options, write_repository
+
+    plan = plan_repository(bundle, target)
+    sizes = plan.sizes
+    if not as_json:
+        # The driver's own modules are many, and small.
+        heavy = {name: size for name, size in sizes.items() if "/1/python/" not in name}
+        _say_sizes(heavy, len(sizes) - len(heavy), sum(sizes.values()) - sum(heavy.values()))
+        _say(f"for TensorRT {plan.about['tensorrt']} on {', '.join(plan.about['gpus'])}")
     if out is not None:
-        sizes = package(plan, out, force=force)
-        written = out.stat().st_size if out.is_file() else sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        if not as_json:
-            _say(f"wrote {out}: {written:,} bytes")
+        write_repository(plan, out, force=force)
+    _written(out, {**plan.about, "files": sizes, "bytes": sum(sizes.values())}, as_json)
+    if out is not None and out.is_dir() and not as_json:
+        _say(f"sh {out}/run.sh, which is: tritonserver {' '.join(server_options(plan.about, str(out.absolute())))}")
+
+
+def _say_sizes(sizes: Mapping[str, int], others: int = 0, others_bytes: int = 0) -> None:
+    for name, size in sizes.items():
+        _say(f"{size:>17,}  {name}")
+    if others:
+        _say(f"{others_bytes:>17,}  {others} modules of Python")
+    _say(f"{sum(sizes.values()) + others_bytes:>17,}  bytes in {len(sizes) + others} files")
+
+
+def _written(out: Path | None, about: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        print(
-            json.dumps({"out": str(out) if out else None, "target": target, "files": sizes, "bytes": sum(sizes.values()), "memory": fits})
-        )
+        print(json.dumps({"out": str(out) if out else None, **about}))
+    elif out is not None:
+        written = out.stat().st_size if out.is_file() else sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        _say(f"wrote {out}: {written:,} bytes")
 
 
 @app.command("collect")

@@ -18,7 +18,7 @@ from vditc.bundle import Bundle
 from vditc.errors import InputError, VditcError
 from vditc.lora import Lora, fuse
 from vditc.model_dir import ModelDir
-from vditc.pipeline.denoisers import PORTABLE
+from vditc.pipeline.guidance_passes import PORTABLE
 from vditc.pipeline.machine import machine_facts, package_versions
 from vditc.progress import Progress
 from vditc.runtimes.gpu import compute_capability

@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ENTRIES = ("vditc.device.__main__", "vditc.runtimes.trt_worker")
@@ -34,9 +34,17 @@ def archive() -> bytes:
 
 
 def device_modules() -> dict[str, Path]:
-    """Name in the archive -> source, of the entries and everything of vditc that they import, packages included."""
+    """Name in the archive -> source, of the entries and everything of vditc that they import."""
+    return imported_modules(ENTRIES, functions=True)
+
+
+def imported_modules(entries: Iterable[str], *, functions: bool) -> dict[str, Path]:
+    """Name in an archive -> source, of `entries` and everything of vditc that they import, packages included.
+
+    `functions`: also what functions import when they are called.
+    """
     found: dict[str, Path] = {}
-    todo = list(ENTRIES)
+    todo = list(entries)
     seen = set[str]()
     while todo:
         name = todo.pop()
@@ -51,7 +59,7 @@ def device_modules() -> dict[str, Path]:
         found[f"{name.replace('.', '/')}{'/__init__' if package else ''}.py"] = path
         todo += [name.rpartition(".")[0]] if "." in name else []
         # What functions of the package itself import is for whoever calls them: no device does.
-        todo += _imported(ast.parse(path.read_text(encoding="utf-8")), functions=name != "vditc")
+        todo += _imported(ast.parse(path.read_text(encoding="utf-8")), functions=functions and name != "vditc")
     return found
 
 
@@ -60,7 +68,7 @@ def _imported(tree: ast.AST, *, functions: bool) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
-        if isinstance(node, ast.FunctionDef) and not functions:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not functions:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "vditc")

@@ -133,22 +133,27 @@ def package(plan: Plan, out: Path, *, force: bool = False) -> dict[str, int]:
 
     InputError for a file of the bundle that is not as its manifest says; VditcError when the disk is full. Whole or not at all.
     """
-    with _sink(plan, out, force) as sink:
+    with open_sink(out, sum(plan.sizes.values()), plan.target, force=force) as sink:
         written = {}
         for name, content in sorted(plan.heavy.items()):
-            digest = sink.put(name, content)
-            if content.whole is not None and digest != content.whole[1]:
-                raise InputError(
-                    found=f"{name} with sha256 {digest[:16]}…",
-                    wanted=f"{content.whole[1][:16]}…",
-                    where=f"{content.whole[0]}",
-                    fix="copy the bundle again, or compile it again",
-                )
-            written[name] = FileEntry(content.size, digest)
+            written[name] = FileEntry(content.size, put_checked(sink, name, content))
         light = _light(plan, written)
         for name, content in sorted(light.items()):
             sink.put(name, content)
     return {name: content.size for name, content in sorted({**plan.heavy, **light}.items())}
+
+
+def put_checked(sink: Sink, name: str, content: Content) -> str:
+    """Write a file; returns its sha256. InputError for a whole file that has another than it should have."""
+    digest = sink.put(name, content)
+    if content.whole is not None and digest != content.whole[1]:
+        raise InputError(
+            found=f"{name} with sha256 {digest[:16]}…",
+            wanted=f"{content.whole[1][:16]}…",
+            where=f"{content.whole[0]}",
+            fix="copy the bundle again, or compile it again",
+        )
+    return digest
 
 
 def _light(plan: Plan, written: Mapping[str, FileEntry]) -> dict[str, Content]:
@@ -222,13 +227,15 @@ def _spans(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
     return spans
 
 
-class _Sink(abc.ABC):
+class Sink(abc.ABC):
+    """Takes the files of a package."""
+
     @abc.abstractmethod
     def put(self, name: str, content: Content) -> str:
         """Write a file; returns its sha256."""
 
 
-class _Folder(_Sink):
+class _Folder(Sink):
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -250,7 +257,7 @@ class _Folder(_Sink):
         return digest.hexdigest()
 
 
-class _Tar(_Sink):
+class _Tar(Sink):
     def __init__(self, tar: tarfile.TarFile, top: str) -> None:
         self.tar, self.top = tar, top
 
@@ -282,16 +289,18 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _sink(plan: Plan, out: Path, force: bool) -> Iterator[_Sink]:
-    """Where the package goes until it is whole."""
+def open_sink(out: Path, total: int, top: str, *, force: bool) -> Iterator[Sink]:
+    """Where a package of `total` bytes goes until it is whole: a folder, or a tar whose names begin with `top`.
+
+    InputError where something is and `force` is not given; VditcError when the disk is full.
+    """
     if out.exists() and not force:
         raise InputError(found=f"{out} exists", wanted="a path that does not exist", where="-o", fix="choose another, or --force")
-    total = sum(plan.sizes.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".tar":
         # PAX headers are written where a file is over 8 GiB.
         with room_for(out, total), whole_file(out) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            yield _Tar(tar, plan.target)
+            yield _Tar(tar, top)
         return
     temporary, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed run

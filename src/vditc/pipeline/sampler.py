@@ -17,19 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from vditc.adapter import InputSpec
-from vditc.axis import CLIP, Sizes
+from vditc.axis import Sizes
 from vditc.build_options import byte_count
 from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
 from vditc.errors import CancelledError, InputError, VditcError
 from vditc.experts import experts_of
-from vditc.pipeline.components import Components, check_conditioning, clip_size
-from vditc.pipeline.denoisers import PORTABLE, backend_here, check_backend, open_denoiser
+from vditc.pipeline.components import Components, check_conditioning
+from vditc.pipeline.denoisers import backend_here, check_backend, open_denoiser
+from vditc.pipeline.guidance_passes import PORTABLE
 from vditc.pipeline.samples import Latents, OnStep, Pixels, Samples, Step
 from vditc.pipeline.schedules import WalkOptions
+from vditc.pipeline.served_sizes import ServedSizes, Size, clip_seeds
 from vditc.pipeline.video_output import VideoOutput
 from vditc.pipeline.walk_plan import RunOptions, WalkPlan, with_embedded_guidance
-from vditc.profile import Profile
 from vditc.progress import SILENT, Progress
 from vditc.runtimes.graph_inputs import graph_sizes, model_inputs
 from vditc.runtimes.parts.kept import Kept
@@ -38,7 +39,6 @@ from vditc.sampling import Denoiser, Passes, sample
 from vditc.step_cache import Skips
 
 Array = npt.NDArray[Any]
-Size = str | Sequence[int | None]
 
 
 class Sampler:
@@ -194,21 +194,7 @@ class Sampler:
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int, int]:
         """Channels, frames, height and width of latents for a clip of `size`, in frames and pixels; InputError for one not served."""
-        c, *own = (int(n) for n in self.bundle.manifest.sampling["latent_shape"])
-        found = dict(zip(CLIP, own, strict=True))
-        if size is not None:
-            asked = [None] * 3 if isinstance(size, str) else list(size)
-            fixed = [a for a, n in zip(CLIP, asked, strict=False) if a not in self._sizes.axes and (n is not None or isinstance(size, str))]
-            if fixed:
-                raise InputError(
-                    found=f"a size, {size}",
-                    wanted=f"the clip's own {', '.join(fixed)}, which the graph has fixed",
-                    where=str(self.bundle.path),
-                    fix="give None for these, or leave the size out",
-                )
-            found |= clip_size(size, self._sizes)
-            self._check_sizes(found, "size")
-        return c, found["frames"], found["height"], found["width"]
+        return self._served.latent_shape(size)
 
     def close(self) -> None:
         """Free the engine and all that is open."""
@@ -253,16 +239,13 @@ class Sampler:
                 found="a sampler that was closed", wanted="an open one", where=str(self.bundle.path), fix="make another vditc.Sampler"
             )
 
-    def _check_sizes(self, wanted: dict[str, int], where: str) -> None:
-        """InputError for sizes that the graph does not take, or that the engine was not built for."""
-        self._sizes.check(wanted, where)
-        if self.backend != PORTABLE:
-            for expert in experts_of(self.bundle):
-                Profile.from_json(expert.bundle.manifest.profile).check(wanted, self._sizes, where)
+    @property
+    def _served(self) -> ServedSizes:
+        return ServedSizes(self.bundle, self._sizes, engine=self.backend != PORTABLE)
 
     def _check_conditioning(self, given: Conditioning, where: str) -> None:
         check_conditioning(given, self._specs, self._sizes, where)
-        self._check_sizes(given.sizes(self._specs), where)
+        self._served.check(given.sizes(self._specs), where)
 
     def _told(
         self,
@@ -277,7 +260,7 @@ class Sampler:
                 raise InputError(
                     found="--negative-prompt with --conditioning", wanted="one of them", where="sampler", fix="save it in the conditioning"
                 )
-            seeds = given.seeds if seed is None else _seeds(seed, len(given))
+            seeds = given.seeds if seed is None else clip_seeds(seed, len(given))
             found = dataclasses.replace(given, seeds=seeds, latent_shape=shape)
             self._check_conditioning(found, "conditioning")
             return found
@@ -287,8 +270,8 @@ class Sampler:
         if len(prompts) == 1 and isinstance(seed, Sequence):
             prompts *= len(seed)
         info = self.bundle.manifest.sampling
-        found = self._parts.encode(prompts, _seeds(seed or 0, len(prompts)), shape, info["extra_channels"], negative_prompt)
-        self._check_sizes(found.sizes(self._specs), "prompt")
+        found = self._parts.encode(prompts, clip_seeds(seed or 0, len(prompts)), shape, info["extra_channels"], negative_prompt)
+        self._served.check(found.sizes(self._specs), "prompt")
         return found
 
     def _walked(self, plan: WalkPlan, given: Conditioning, noise: Array | None, on_step: OnStep | None, progress: Progress) -> Samples:
@@ -332,14 +315,3 @@ class Sampler:
         return Samples(
             sampler=self, latents=np.concatenate([latents[i] for i in range(count)]), prompts=given.prompts, seeds=given.seeds, **counts
         )
-
-
-def _seeds(seed: int | Sequence[int], clips: int) -> tuple[int, ...]:
-    """One a clip."""
-    if not isinstance(seed, Sequence):
-        return tuple(range(seed, seed + clips))
-    if len(seed) != clips:
-        raise InputError(
-            found=f"{len(seed)} seeds for {clips} clips", wanted="one a clip", where="sampler", fix="give as many, or one number"
-        )
-    return tuple(seed)

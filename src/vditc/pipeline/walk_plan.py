@@ -12,7 +12,7 @@ from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
 from vditc.errors import InputError
 from vditc.experts import Expert, experts_of
-from vditc.pipeline.denoisers import PORTABLE, guidance_passes
+from vditc.pipeline.guidance_passes import PORTABLE, guidance_passes
 from vditc.pipeline.schedules import AS_COMPILED, WalkOptions, bundle_schedule, bundle_scheduler
 from vditc.sampling import Passes
 from vditc.schedule import Scheduler
