@@ -82,6 +82,23 @@ def test_frames_are_pythons(library: Library, tmp_path: Path, name: str, size: t
     assert np.concatenate(found).std() > 1  # pictures of something
 
 
+EXPORTED = ["cogvideox", "hunyuan_video", "image", "ltx", "wan"]
+
+
+@pytest.mark.slow  # imports PyTorch
+@pytest.mark.parametrize("family", EXPORTED)
+def test_plans_of_the_exporter(library: Library, tmp_path: Path, family: str) -> None:
+    import tiny_pipeline
+    from torch_parts import saved_vae
+
+    part = saved_vae(getattr(tiny_pipeline, f"tiny_{family}_vae")(), tmp_path / "model")
+    plan = type(part)(part.source, [1, 5, 9]).plan()
+    assert plan.tiles is not None
+    for frames in (1, 5, 9):
+        latents = np.random.default_rng(frames).standard_normal((CHANNELS, frames, plan.tiles.latent[0] + 2, 3), np.float32)
+        compared(library, tmp_path, plan, latents)
+
+
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
 
 

@@ -27,7 +27,8 @@ std::string path_of(const Bundle& bundle, const char* name) {
 Description read(const Bundle& bundle, const char* name) {
   if (bundle.file(name) == nullptr) return {};
   Description made{path_of(bundle, name), {}};
-  made.json = Json::parse(read_file(made.file, MOST_BYTES, "description of a decoder", "what vditc writes", "compile the bundle again"), made.file);
+  const std::string text = read_file(made.file, MOST_BYTES, "description of a decoder", "what vditc writes", "compile the bundle again");
+  made.json = Json::parse(text, made.file);
   return made;
 }
 
@@ -66,12 +67,12 @@ void check_latents(const LatentShape& shape, int64_t channels) {
   const std::string found = "latents " + shape_words({shape.begin(), shape.end()});
   for (const int64_t size : shape) {
     if (size < 1 || size > MOST_LATENTS) {
-      throw Error(VDITC_ERROR_INPUT, "decoder", found, text("channels, frames, height and width of 1 to %lld each", static_cast<long long>(MOST_LATENTS)),
-                  "correct the latents' shape");
+      throw Error(VDITC_ERROR_INPUT, "decoder", found,
+                  "channels, frames, height and width of 1 to " + std::to_string(MOST_LATENTS) + " each", "correct the latents' shape");
     }
   }
   if (shape[0] != channels) {
-    throw Error(VDITC_ERROR_INPUT, "decoder", found, text("%lld channels", static_cast<long long>(channels)), "give latents of this bundle's model");
+    throw Error(VDITC_ERROR_INPUT, "decoder", found, std::to_string(channels) + " channels", "give latents of this bundle's model");
   }
 }
 

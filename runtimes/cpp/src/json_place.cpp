@@ -13,7 +13,8 @@ JsonPlace JsonPlace::at(const Json& json, std::string key) const {
 }
 
 void JsonPlace::wrong(const std::string& wanted) const {
-  throw Error(VDITC_ERROR_DAMAGED, *file_, (key_.empty() ? "" : key_ + " ") + json_->words(), wanted, "copy the bundle again, or compile it again");
+  throw Error(VDITC_ERROR_DAMAGED, *file_, (key_.empty() ? "" : key_ + " ") + json_->words(), wanted,
+              "copy the bundle again, or compile it again");
 }
 
 JsonPlace JsonPlace::operator[](const char* key) const {

@@ -51,9 +51,10 @@ VideoSize VideoDecoder::size(const LatentShape& shape) const {
   for (const Span& span : plan_.spans(shape[1])) {
     const PartGraph& graph = plan_.graph(span);
     const PieceSize size{span.frames, shape[2], shape[3]};
-    if (graph.input_dims[2].of(size) != span.frames) {
-      throw Error(VDITC_ERROR_DAMAGED, "VAE decoder", text("graph %s of %lld latent frames", graph.name.c_str(), static_cast<long long>(graph.input_dims[2].of(size))),
-                  text("%lld, as its name says", static_cast<long long>(span.frames)), "compile the bundle again");
+    const int64_t takes = graph.input_dims[2].of(size);
+    if (takes != span.frames) {
+      throw Error(VDITC_ERROR_DAMAGED, "VAE decoder", "graph " + graph.name + " of " + std::to_string(takes) + " latent frames",
+                  std::to_string(span.frames) + ", as its name says", "compile the bundle again");
     }
     const int64_t frames = graph.output_dims[2].of(size);
     made.frames += static_cast<uint64_t>(plan_.time ? TimeBlend::kept(*plan_.time, frames, span.begin == 0) : frames);

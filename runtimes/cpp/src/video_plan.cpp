@@ -39,7 +39,7 @@ TimeTiles read_time(const JsonPlace& place) {
 std::vector<float> numbers(const JsonPlace& place, int64_t count) {
   std::vector<float> made;
   for (const JsonPlace& item : place.items()) made.push_back(static_cast<float>(item.number()));
-  if (!made.empty() && made.size() != static_cast<size_t>(count)) place.wrong(text("none, or %lld, one a channel", static_cast<long long>(count)));
+  if (!made.empty() && made.size() != static_cast<size_t>(count)) place.wrong("none, or " + std::to_string(count) + ", one a channel");
   return made;
 }
 

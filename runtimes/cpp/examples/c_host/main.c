@@ -98,7 +98,9 @@ static int parse(int count, char** words, Asked* asked) {
   if (asked->conditioning == NULL) return refused("no conditioning", NULL, "a file that vditc.conditioning saved");
   if (asked->out == NULL) return refused("no --out", NULL, "a file or folder for the clips");
   const int latents = ends_with(asked->out, ".safetensors");
-  if (!latents && !video_file_knows(asked->out)) return refused("--out", asked->out, "a name that ends in .safetensors, " VIDEO_FILE_ENDINGS);
+  if (!latents && !video_file_knows(asked->out)) {
+    return refused("--out", asked->out, "a name that ends in .safetensors, " VIDEO_FILE_ENDINGS);
+  }
   if (latents && !asked->force && access(asked->out, F_OK) == 0) return refused("--out", asked->out, "a new file, or --force");
   return 0;
 }
@@ -155,8 +157,8 @@ typedef struct Writing {
 static int32_t write_frames(void* user, const vditc_frames* now) {
   Writing* writing = user;
   const uint64_t done = now->first + now->count;
-  fprintf(stderr, "%sclip %" PRIu64 "/%" PRIu64 ", frame %" PRIu64 "/%" PRIu64 "%s", isatty(2) ? "\r" : "", writing->clip + 1, writing->clips, done,
-          now->total, isatty(2) && done < now->total ? "" : "\n");
+  fprintf(stderr, "%sclip %" PRIu64 "/%" PRIu64 ", frame %" PRIu64 "/%" PRIu64 "%s", isatty(2) ? "\r" : "", writing->clip + 1, writing->clips,
+          done, now->total, isatty(2) && done < now->total ? "" : "\n");
   writing->error = video_file_add(writing->video, now->pixels, now->count);
   return interrupted || writing->error;
 }
@@ -193,7 +195,8 @@ static int write_video(vditc_bundle* bundle, vditc_session* session, const Asked
   }
   for (uint64_t i = 0; i < clips && !status && !now.error; ++i) {
     now.error = video_file_publish(videos + i);
-    if (!now.error) printf("%s: %" PRIu64 " frames of %" PRIu64 " x %" PRIu64 ", %" PRId32 " a second\n", videos[i].path, frames, width, height, about.fps);
+    if (now.error) break;
+    printf("%s: %" PRIu64 " frames of %" PRIu64 " x %" PRIu64 ", %" PRId32 " a second\n", videos[i].path, frames, width, height, about.fps);
   }
   for (uint64_t i = 0; i < clips; ++i) video_file_discard(videos + i);
   free(videos);

@@ -59,7 +59,8 @@ static inline void png_write(FILE* file, const uint8_t* pixels, uint32_t width, 
     if (first) png_put(&png, "\x78\x01", 2);
     for (size_t at = 0; at < row; at += most) {
       const size_t size = row - at < most ? row - at : most;
-      const uint8_t head[5] = {(uint8_t)(last && at + size == row), (uint8_t)size, (uint8_t)(size >> 8), (uint8_t)~size, (uint8_t)(~size >> 8)};
+      const uint8_t final = last && at + size == row, low = (uint8_t)size, high = (uint8_t)(size >> 8);
+      const uint8_t head[5] = {final, low, high, (uint8_t)~low, (uint8_t)~high};
       png_put(&png, head, 5);
       if (at == 0) png_put_data(&png, (const uint8_t*)"", 1);
       png_put_data(&png, pixels + (at == 0 ? 0 : at - 1), at == 0 ? size - 1 : size);

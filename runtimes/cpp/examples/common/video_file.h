@@ -1,7 +1,8 @@
-/* A clip as something that people look at, written as its frames come: CLIP.y4m, or a folder of pictures, FOLDER/ with 0001.png, 0002.png, ...
+/* A clip as something that people look at, written as its frames come: CLIP.y4m, or a folder of pictures, FOLDER/ with 0001.png, ...
  * For C99 and C++ on POSIX.
  *
- * It is written under a temporary name, and gets its own by video_file_publish: there is a whole clip, or none. Functions return 0, or errno.
+ * It is written under a temporary name, and gets its own by video_file_publish: there is a whole clip, or none. Functions return 0, or
+ * errno.
  *
  * A y4m holds Y'CbCr 4:4:4 of BT.601 in limited range (Y' 16 to 235, Cb and Cr 16 to 240), as `vditc run` writes it. Its header names the
  * range, and has no word for the matrix: players that take large clips for BT.709 are to be told.
@@ -60,7 +61,8 @@ static inline int video_file_blocked(const char* out, uint64_t clip, uint64_t cl
   return there && (!force || video_file_is_folder(out) || S_ISDIR(about.st_mode)) ? EEXIST : 0;
 }
 
-static inline int video_file_open(video_file* video, const char* out, uint64_t clip, uint64_t clips, uint64_t width, uint64_t height, int32_t fps) {
+static inline int video_file_open(video_file* video, const char* out, uint64_t clip, uint64_t clips, uint64_t width, uint64_t height,
+                                  int32_t fps) {
   memset(video, 0, sizeof *video);
   video->width = width, video->height = height, video->is_folder = video_file_is_folder(out);
   video->path = video_file_path(out, clip, clips);
@@ -84,7 +86,8 @@ static inline int video_file_open(video_file* video, const char* out, uint64_t c
     return error;
   }
   if (video->y4m != NULL) {
-    fprintf(video->y4m, "YUV4MPEG2 W%" PRIu64 " H%" PRIu64 " F%" PRId32 ":1 Ip A1:1 C444 XYSCSS=444 XCOLORRANGE=LIMITED\n", width, height, fps);
+    fprintf(video->y4m, "YUV4MPEG2 W%" PRIu64 " H%" PRIu64 " F%" PRId32 ":1 Ip A1:1 C444 XYSCSS=444 XCOLORRANGE=LIMITED\n", width, height,
+            fps);
   }
   return 0;
 }

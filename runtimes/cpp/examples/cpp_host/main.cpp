@@ -179,8 +179,8 @@ void check_video(const Asked& asked, uint64_t clips) {
 }
 
 // Every clip of `latents`, or none.
-void write_video(vditc::Session& session, const Asked& asked, const std::vector<float>& latents, const std::array<int64_t, 4>& shape, uint64_t clips,
-                 int32_t fps) {
+void write_video(vditc::Session& session, const Asked& asked, const std::vector<float>& latents, const std::array<int64_t, 4>& shape,
+                 uint64_t clips, int32_t fps) {
   const auto [frames, height, width] = session.frames(shape);
   const bool terminal = isatty(2);
   std::vector<VideoFile> videos(clips);
