@@ -24,6 +24,7 @@ from cpp_bundle import SPECS, listed, save_bundle
 
 from vditc.adapter import InputSpec
 from vditc.bundle import Bundle, list_files, write_manifest
+from vditc.part_graph import PartGraph, axis_size, unscaled
 from vditc.sampling import Feeds
 
 Array = npt.NDArray[Any]
@@ -105,6 +106,51 @@ SEGMENTS = {"schema": 1, "outputs": ["velocity"], "segments": [{"name": f"segmen
 def chain_bundle(root: Path) -> Path:
     """A bundle with an engine in three segments."""
     return save_engine(save_bundle(root), CHAIN, files={"segments.json": SEGMENTS})
+
+
+def save_part(root: Path, component: str, plans: Mapping[str, str], target: str = TARGET, status: str = "built") -> Path:
+    """Put engines of a component's graphs (graph -> plan) into a bundle."""
+    manifest = Bundle.open(root, hashes=False).manifest
+    for graph, said in plans.items():
+        folder = root / "components" / component / "engines" / target / graph
+        folder.mkdir(parents=True)
+        (folder / "model.plan").write_text(said)
+    known = manifest.components.get(component, {})
+    about = {"compute": "fp16", "graphs": {graph: {"engine": {"status": status, "backend": "tensorrt"}} for graph in plans}}
+    components = {**manifest.components, component: {**known, "targets": {target: about}}}
+    write_manifest(root, dataclasses.replace(manifest, components=components, files=list_files(root)))
+    return root
+
+
+def part_plan(graph: PartGraph, outputs: Sequence[str] | None = None, **about: Any) -> str:
+    """Text of the engine of a decoder's graph."""
+    axes = {"frames": 2, "height": 3, "width": 4}  # of the latents
+
+    def words(dim: int | str) -> str:
+        if isinstance(dim, int):
+            return str(dim)
+        axis, factor, less = unscaled(dim)
+        return f"@{axes[axis]}x{factor}m{less}"
+
+    made = [f"{name} f32 {' '.join(map(words, dims))}" for name, dims in graph.all_outputs.items()]
+    return plan(graph.all_inputs, made if outputs is None else outputs, **about)
+
+
+@dataclasses.dataclass
+class PartStandIn:
+    """What the engine of a decoder's graph computes; a `PartRunner`."""
+
+    graph: PartGraph
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See the class."""
+        arrays = [np.asarray(feeds[spec.name], np.float32) for spec in self.graph.all_inputs]
+        sizes = dict(zip(("frames", "height", "width"), arrays[0].shape[2:], strict=True))
+        seen, made = StandIn(()).run(arrays).ravel(), {}
+        for name, dims in self.graph.all_outputs.items():
+            shape = [axis_size(dim, sizes) for dim in dims]
+            made[name] = np.resize(seen, shape)
+        return made
 
 
 @dataclasses.dataclass

@@ -7,12 +7,14 @@
 //   stand-in 10.3.0 sm_90,sm_80      version and GPUs that it loads on
 //   plugin QLinear 1 vditc           what must be registered
 //   input hidden_states f32 4        name, type, the greatest size of its first axis
-//   output velocity f16              of the first input's shape, or with more: its axes, numbers or N of the first input's axes as @N
+//   output velocity f16              of the first input's shape, or with more: its axes, numbers or the first input's axis N as @N, @NxFACTOR or
+//                                    @NxFACTORmLESS
 //   scratch 4096                     bytes that it fills with rubbish, for every unit of the first input's first axis
 //   host-code | refit | no-context   is loaded only if that is allowed; only if weights are put back; has no memory for a context
 #include <dlfcn.h>
 
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -81,7 +83,9 @@ class Context : public IExecutionContext {
       made.nbDims = static_cast<int32_t>(output.axes.empty() ? first.size() : output.axes.size());
       for (int32_t i = 0; i < made.nbDims; ++i) {
         const std::string axis = output.axes.empty() ? "@" + std::to_string(i) : output.axes[static_cast<size_t>(i)];
-        made.d[i] = axis[0] == '@' ? first.at(static_cast<size_t>(std::stoi(axis.substr(1)))) : std::stoll(axis);
+        int of = 0, factor = 1, less = 0;
+        const bool scaled = std::sscanf(axis.c_str(), "@%dx%dm%d", &of, &factor, &less) > 0;
+        made.d[i] = scaled ? first.at(static_cast<size_t>(of)) * factor - less : std::stoll(axis);
       }
     }
     return made;
