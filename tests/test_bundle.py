@@ -104,9 +104,10 @@ def test_wrong_manifest_is_refused(tmp_path: Path, change: Callable[[dict[str, A
 def test_no_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable manifest"):
         Bundle.open(tmp_path)
-    (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(InputError, match="no JSON"):
-        Bundle.open(tmp_path)
+    for text in ("{", "[" * 200_000):  # deeper than Python reads
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(InputError, match="no JSON"):
+            Bundle.open(tmp_path)
 
 
 @pytest.fixture

@@ -296,7 +296,11 @@ def test_missing_directory(tmp_path: Path) -> None:
         ModelDir.open(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(("text", "found"), [("{", "no JSON"), ("[]", "list; wanted a JSON object"), ("{}", "no _class_name")])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("{", "no JSON"), ("[" * 200_000, "no JSON"), ("[]", "list; wanted a JSON object"), ("{}", "no _class_name")],
+    ids=len,
+)
 def test_damaged_config(folder: Path, text: str, found: str) -> None:
     (folder / "transformer" / "config.json").write_text(text)
     with pytest.raises(InputError, match=rf"config\.json: found {found}"):

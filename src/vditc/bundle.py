@@ -182,7 +182,7 @@ def _read(path: Path) -> Manifest:
         raise InputError(
             found=f"no readable manifest ({error.strerror})", wanted="a bundle", where=str(path), fix="compile one with `vditc compile`"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(found=f"no JSON ({error})", wanted="a manifest", where=str(path), fix="compile the bundle again") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found, by = (data.get("schema"), data.get("vditc")) if isinstance(data, dict) else (type(data).__name__, None)

@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(
             found=f"no readable file ({error.strerror})", wanted="a diffusers model directory", where=str(path), fix="check MODEL_DIR"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(found=f"no JSON ({error})", wanted="JSON", where=str(path), fix="restore the file") from error
     if not isinstance(data, dict):
         raise InputError(found=type(data).__name__, wanted="a JSON object", where=str(path), fix="restore the file")
