@@ -1,5 +1,6 @@
 #include "api.h"
 #include "bundle.h"
+#include "text/text_encoder.h"
 
 using namespace vditc::internal;
 
@@ -81,6 +82,7 @@ vditc_status vditc_bundle_info_get(vditc_bundle* handle, vditc_bundle_info* info
     const Json& shape = sampling["latent_shape"];
     for (size_t i = 0; i < 4 && i < shape.items.size(); ++i) made.latent_shape[i] = shape.items[i].integer_or(0);
     made.made_by = words(manifest["vditc"]), made.model_class = words(manifest["model"]["class"]), made.recipe = words(manifest["recipe"]["name"]);
+    made.encodes = encodes_prompts(*bundle);
     filled(info, made, sizeof made, "vditc_bundle_info");
   });
 }

@@ -40,6 +40,8 @@ class Session : public Object {
   static size_t latents(const Clips& clips) { return clips.count() * clips.latents(); }
   // Samples all clips; `finished` is given their latents, unless an Error says otherwise.
   void sample(const Clips& clips, const OnStep& on_step, const std::function<void(const std::vector<float>&)>& finished);
+  // Sets inputs of the conditioning from prompts, one a clip, by the bundle's text encoders; all of them, unless an Error says otherwise.
+  void encode(const std::vector<std::string>& prompts, const std::vector<std::string>& negatives, Conditioning& conditioning);
   void cancel() { cancelled_ = true; }
   // Ends the call that is sampling, and every later one. It waits: then nothing of the caller's is used any more. Error from a callback.
   void close();
@@ -66,7 +68,7 @@ class Session : public Object {
   bool guided_ = false, batched_ = true;
   size_t steps_;
 
-  std::mutex busy_;  // while a call samples
+  std::mutex busy_;  // while a call samples or encodes
   Workers workers_;
   std::unique_ptr<Denoiser> denoiser_;
   size_t opened_ = 0;  // expert of denoiser_

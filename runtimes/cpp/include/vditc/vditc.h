@@ -7,7 +7,7 @@
  *   thread, what was found, what was wanted, where, and what to do. No exception leaves the library.
  *   Handles are opaque. Everything that is created is destroyed by the function of its name; a handle that was destroyed, NULL, or one of
  *   another kind is answered with VDITC_ERROR_HANDLE, never with a crash. Destroying NULL does nothing.
- *   Handles may be used from any thread. One session samples one call at a time; several sessions sample side by side.
+ *   Handles may be used from any thread. One session samples, or encodes, one call at a time; several sessions sample side by side.
  *   Structures begin with abi_version and struct_size, which the function NAME_init sets with the defaults. Later versions add fields at
  *   the end only: a library reads no field that its caller's header did not have, and refuses fields that it does not know unless zero.
  *   Text is UTF-8 and ends with a zero byte. Functions that fill a buffer take its capacity and tell what they need: with less they write
@@ -156,6 +156,7 @@ typedef struct vditc_bundle_info {
   const char* made_by;     /* version of vditc */
   const char* model_class; /* of diffusers */
   const char* recipe;
+  uint64_t encodes; /* 1: it has text encoders, through which vditc_session_encode takes prompts; 0: it has none */
 } vditc_bundle_info;
 VDITC_API vditc_status vditc_bundle_info_get(vditc_bundle* bundle, vditc_bundle_info* info);
 
@@ -195,6 +196,11 @@ typedef struct vditc_input_info {
 } vditc_input_info;
 /* Inputs of the model, the latents first. */
 VDITC_API vditc_status vditc_bundle_input(vditc_bundle* bundle, uint64_t index, vditc_input_info* info);
+
+/* A prompt as the tokens of a text encoder: cleaned, in its template, padded. `input`: of the model, which the encoder is for; NULL: the
+ * first. `ids`, `mask` [needed] (1: a token, 0: padding); `mask` and `needed` may be NULL. `capacity` counts tokens. */
+VDITC_API vditc_status vditc_bundle_tokenize(vditc_bundle* bundle, const char* prompt, const char* input, int64_t* ids, int64_t* mask,
+                                             uint64_t capacity, uint64_t* needed);
 
 /* The bundle of a further expert, with a handle of its own. */
 VDITC_API vditc_status vditc_bundle_expert(vditc_bundle* bundle, uint64_t index, vditc_bundle** expert);
@@ -310,7 +316,11 @@ VDITC_API vditc_status vditc_session_destroy(vditc_session* session);
  * `progress` is called after every step; NULL for none. `needed`: bytes; may be NULL. */
 VDITC_API vditc_status vditc_session_sample(vditc_session* session, vditc_conditioning* conditioning, vditc_progress_fn progress, void* user,
                                             float* latents, uint64_t capacity, uint64_t* needed);
-/* From any thread: ends the call that is sampling after the step at work, or the next call where none is. */
+/* Sets the encoded prompts of `conditioning`, one a clip [count], by the bundle's text encoders on the session's backend; and those of the
+ * branch without a prompt, by `negatives` [count], NULL: "" each. Nothing is set by a call that fails. */
+VDITC_API vditc_status vditc_session_encode(vditc_session* session, const char* const* prompts, const char* const* negatives, uint64_t count,
+                                            vditc_conditioning* conditioning);
+/* From any thread: ends the call that is sampling after the step at work (encoding: the prompt), or the next call where none is. */
 VDITC_API vditc_status vditc_session_cancel(vditc_session* session);
 
 typedef struct vditc_session_info {
