@@ -40,7 +40,7 @@ def _pieces(specials: list[str], size: int = 300) -> list[tuple[str, float]]:
     """A trained Unigram vocabulary."""
     own = Tokenizer(models.Unigram())
     own.pre_tokenizer = pre_tokenizers.Metaspace()
-    own.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>"))
+    own.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>", show_progress=False))
     vocab: list[tuple[str, float]] = [tuple(entry) for entry in json.loads(own.to_str())["model"]["vocab"]]
     return vocab
 
@@ -77,9 +77,10 @@ def clip(special: bool = True) -> Tokenizer:
     split = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=[start, end], initial_alphabet=letters, end_of_word_suffix="</w>")
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=[start, end], initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
     own.train_from_iterator(SENTENCES, trainer)
     about = json.loads(own.to_str())
+    about["model"]["continuing_subword_prefix"] = ""
     vocab = about["model"]["vocab"]
     for letter in letters:  # the trainer leaves out the ends of words that it has not seen
         vocab.setdefault(f"{letter}</w>", len(vocab))
@@ -94,7 +95,7 @@ def llama3() -> Tokenizer:
     own = Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated", invert=False)
     own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    own.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    own.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     about = json.loads(own.to_str())
     about["model"]["vocab"]["ĠredĠkite"] = len(about["model"]["vocab"])  # a word that no merges make
     about["model"]["vocab"]["slowly"] = len(about["model"]["vocab"])
@@ -129,7 +130,7 @@ def llama2(legacy: bool = False) -> Tokenizer:
     own = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     own.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     trained = ["<unk>", "<s>", "</s>", *_bytes()]
-    own.train_from_iterator(SENTENCES[:4], trainers.BpeTrainer(vocab_size=420, special_tokens=trained))
+    own.train_from_iterator(SENTENCES[:4], trainers.BpeTrainer(vocab_size=420, special_tokens=trained, show_progress=False))
     about = json.loads(own.to_str())
     about["added_tokens"] = about["added_tokens"][:3]
     own = Tokenizer.from_str(json.dumps(about))
