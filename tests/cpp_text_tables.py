@@ -123,7 +123,10 @@ def _joined() -> set[int]:
 def _controls(joined: set[int]) -> set[int]:
     """What no grapheme goes beyond."""
     kinds = {"Cc", "Cf", "Zl", "Zp"}
-    return {c for c in POINTS if unicodedata.category(chr(c)) in kinds and c not in joined and c not in PREPENDED} | {0xAD, *set(IGNORED) - joined}
+    return {c for c in POINTS if unicodedata.category(chr(c)) in kinds and c not in joined and c not in PREPENDED} | {
+        0xAD,
+        *set(IGNORED) - joined,
+    }
 
 
 # Grapheme_Cluster_Break=Prepend of Unicode's GraphemeBreakProperty.txt.
@@ -173,7 +176,7 @@ def _wrapped(words: list[str]) -> str:
 
 def _literal(text: str) -> str:
     """Of C: all but letters and digits as three octal digits."""
-    return '"' + "".join(chr(b) if chr(b).isalnum() and b < 128 or b == 59 else f"\\{b:03o}" for b in text.encode()) + '"'
+    return '"' + "".join(chr(b) if (chr(b).isalnum() and b < 128) or b == 59 else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 def html_entities() -> str:

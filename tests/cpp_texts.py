@@ -35,7 +35,11 @@ TEXT = TextInput(
 
 
 def save_texts(
-    root: Path, texts: Sequence[TextInput], tokenizers: Mapping[str, Tokenizer | dict[str, Any]], specs: tuple[InputSpec, ...] = SPECS, **cut: Any
+    root: Path,
+    texts: Sequence[TextInput],
+    tokenizers: Mapping[str, Tokenizer | dict[str, Any]],
+    specs: tuple[InputSpec, ...] = SPECS,
+    **cut: Any,
 ) -> Path:
     """A bundle whose prompts go through `texts`; its encoders have no files, for nobody opens them."""
     save_bundle(root, specs=specs)

@@ -20,14 +20,13 @@ SENTENCES = (
     "красный змей над морем Ωμέγα हिन्दी ไทย العربية",
     "👩‍🚀 floats 🚀✨ 🩷 in space",
 )
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 RULES = charsmap(
     {
-        "\t": " ", "\n": " ", "\r": " ", "\u00a0": " ", "\u3000": " ", "\u200b": " ", "\ufeff": "", "\x7f": "", "™": "TM", "½": "1⁄2", "…": "...",
-        "ﬁ": "fi", "e\u0301": "é", "E\u0301": "É", "か\u3099": "が", "Ａ": "A", "①": "1", "´": " \u0301", "\u0600": "N", "ｶ": "カ", "ｶﾞ": "ガ",
+        "\t": " ", "\n": " ", "\r": " ", "\u00a0": " ", "\u3000": " ", "\u200b": " ", "\ufeff": "", "\x7f": "", "™": "TM", "…": "...",
+        "①": "1", "½": "1\u20442", "ﬁ": "fi", "e\u0301": "é", "E\u0301": "É", "か\u3099": "が", "Ａ": "A",
+        "´": " \u0301", "\u0600": "N", "ｶ": "カ", "ｶﾞ": "ガ",
     }
 )  # fmt: skip
 
@@ -40,7 +39,9 @@ def _pieces(specials: list[str], size: int = 300) -> list[tuple[str, float]]:
     """A trained Unigram vocabulary."""
     own = Tokenizer(models.Unigram())
     own.pre_tokenizer = pre_tokenizers.Metaspace()
-    own.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>", show_progress=False))
+    own.train_from_iterator(
+        SENTENCES, trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    )
     vocab: list[tuple[str, float]] = [tuple(entry) for entry in json.loads(own.to_str())["model"]["vocab"]]
     return vocab
 
@@ -77,7 +78,9 @@ def clip(special: bool = True) -> Tokenizer:
     split = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=[start, end], initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=[start, end], initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
     own.train_from_iterator(SENTENCES, trainer)
     about = json.loads(own.to_str())
     about["model"]["continuing_subword_prefix"] = ""
@@ -95,7 +98,9 @@ def llama3() -> Tokenizer:
     own = Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated", invert=False)
     own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    own.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    own.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    )
     about = json.loads(own.to_str())
     about["model"]["vocab"]["ĠredĠkite"] = len(about["model"]["vocab"])  # a word that no merges make
     about["model"]["vocab"]["slowly"] = len(about["model"]["vocab"])
@@ -208,7 +213,9 @@ def variants(kind: str) -> Iterator[dict[str, Any]]:
 
 def saved(tokenizer: Tokenizer | dict[str, Any], path: Path, length: int = 24, **padding: Any) -> Tokenizer:
     """As `vditc compile` writes it: padded and cut to `length`, where that is not 0."""
-    own = Tokenizer.from_str(tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer)) if isinstance(tokenizer, dict) else tokenizer
+    own = (
+        Tokenizer.from_str(tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer)) if isinstance(tokenizer, dict) else tokenizer
+    )
     if length:
         own.enable_truncation(max_length=length, direction=padding.pop("cut", "right"))
         own.enable_padding(**({"length": length, "pad_id": 0, "pad_token": "<pad>"} | padding))

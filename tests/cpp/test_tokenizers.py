@@ -19,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+SPELLED = """
+a red kite Two dogs Dog dogs sea <x> <s> </s> <unk> <pad> <extra_id_1> <|endoftext|> <|startoftext|> <|eot_id|> fish ﬁsh slowly
+'s 'S 'll 'LL 'ſ don't 123 12345 4k ½ ² … ™ 一只 夜の街 바다 각 हिन्दी العربية ｶﾞ ｶ Ａ ① ´ İ ẞ Σ _ ▁ ! ?! -- <0x41> ﬃ ﷺ
+"""
 WORDS = (
-    *"a red kite Two dogs Dog dogs sea <x> <s> </s> <unk> <pad> <extra_id_1> <|endoftext|> <|startoftext|> <|eot_id|> fish ﬁsh slowly".split(),
-    *"'s 'S 'll 'LL 'ſ don't 123 12345 4k ½ ² … ™ 一只 夜の街 바다 각 हिन्दी العربية ｶﾞ ｶ Ａ ① ´ İ ẞ Σ _ ▁ ! ?! -- <0x41> ﬃ ﷺ".split(),
+    *SPELLED.split(),
     *("e\u0301", "E\u0301", "\u0301", "\u0323", "か\u3099", "\u1100\u1161", "u\u0308\u0304", "👩‍🚀", "🚀", "🩷", "\U000e0041", "\u1c89"),
     *("\ufeff", "\u200b", "\u0600", "\u00a0", "\u3000", "\x7f", "\x01", "\x85", "\u2028", "\t", "\n", "\r", "\r\n", "  ", "   "),
 )
@@ -107,7 +110,14 @@ def test_padding_and_cutting(library: Library, tmp_path: Path, cut: dict[str, An
 
 def test_padding_to_the_longest(library: Library, tmp_path: Path) -> None:
     about = json.loads(SHAPES["t5"]().to_str())
-    about["padding"] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 8, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    about["padding"] = {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": 8,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
     own = _save(tmp_path / "b", {"t5": about}, length=0)
     with library.bundle(tmp_path / "b") as bundle:
         for prompt in SENTENCES:
@@ -213,5 +223,8 @@ def test_files_that_are_not_there(library: Library, tmp_path: Path) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
     del manifest["files"]["components/tokenizer/tokenizer.json"]
     (root / "manifest.json").write_text(json.dumps(manifest))
-    with library.bundle(root) as bundle, pytest.raises(LibraryError, match="DAMAGED: .*found no components/tokenizer/tokenizer.json in the"):
+    with (
+        library.bundle(root) as bundle,
+        pytest.raises(LibraryError, match=r"DAMAGED: .*found no components/tokenizer/tokenizer.json in the"),
+    ):
         tokens_of(library, bundle, "a")

@@ -1,6 +1,7 @@
-// A host in C++17: a bundle and a saved conditioning in, latents out. The same as c_host, with the wrapper, and with a thread that cancels.
+// A host in C++17: a bundle and a saved conditioning, or a prompt, in; latents out. As c_host, with the wrapper, and with a thread that cancels.
 //
 //   cpp_host BUNDLE CONDITIONING -o OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
+//   cpp_host BUNDLE --prompt TEXT -o OUT.safetensors [--negative TEXT] [--size FxHxW] [...]
 //   cpp_host BUNDLE --list
 //
 // Ctrl-C ends it after the step at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
@@ -21,19 +22,21 @@
 #include <thread>
 #include <vector>
 
+#include "prompts.hpp"
 #include "vditc/vditc.hpp"
 
 namespace {
 
-constexpr const char* USAGE =
+const std::string USAGE = std::string(
     "usage: cpp_host BUNDLE CONDITIONING -o OUT.safetensors [options]\n"
+    "       cpp_host BUNDLE --prompt TEXT -o OUT.safetensors [options]\n"
     "       cpp_host BUNDLE --list\n"
     "  -o, --out FILE    latents, float32 [clips, channels, frames, height, width]\n"
     "  --backend NAME    null, or a target of the bundle [default: the engine for this GPU]\n"
     "  --seed N          of the first clip's noise, one more for each further clip [default: those of the conditioning]\n"
     "  --steps N         sampling steps [default: the bundle's]\n"
     "  --force           replace what is there\n"
-    "  --list            what is in the bundle\n";
+    "  --list            what is in the bundle\n") + PROMPT_USAGE;
 
 struct Usage : std::runtime_error {
   Usage(const std::string& found, const std::string& wanted) : std::runtime_error("found " + found + "; wanted " + wanted) {}
@@ -41,6 +44,7 @@ struct Usage : std::runtime_error {
 
 struct Asked {
   std::string bundle, conditioning, out, backend;
+  Prompt prompt;
   uint64_t seed = 0;
   int32_t steps = 0;
   bool has_seed = false, force = false, list = false;
@@ -66,6 +70,7 @@ Asked parse(const std::vector<std::string>& words) {
     };
     if (word == "--list") asked.list = true;
     else if (word == "--force") asked.force = true;
+    else if (std::string* told = asked.prompt.option(word)) *told = value();
     else if (word == "-o" || word == "--out") asked.out = value();
     else if (word == "--backend") asked.backend = value();
     else if (word == "--seed") asked.seed = whole_number("--seed", value(), 0, INT64_MAX), asked.has_seed = true;
@@ -77,10 +82,13 @@ Asked parse(const std::vector<std::string>& words) {
   }
   if (asked.bundle.empty()) throw Usage("no bundle", "the folder that `vditc compile` wrote");
   if (asked.list) {
-    if (!asked.conditioning.empty() || !asked.out.empty()) throw Usage("--list with something to sample", "a bundle alone");
+    if (!asked.conditioning.empty() || !asked.out.empty() || asked.prompt.given) throw Usage("--list with something to sample", "a bundle alone");
     return asked;
   }
-  if (asked.conditioning.empty()) throw Usage("no conditioning", "a file that vditc.conditioning saved");
+  const Prompt& prompt = asked.prompt;
+  if (asked.conditioning.empty() && !prompt.given) throw Usage("no conditioning", "a file that vditc.conditioning saved, or --prompt");
+  if (!asked.conditioning.empty() && (prompt.given || !prompt.negative.empty() || !prompt.size.empty())) throw Usage("a conditioning with a prompt", "one of them");
+  if (!prompt.size_fits()) throw Usage("--size " + prompt.size, "frames, height and width of the latents, as 21x60x104");
   if (asked.out.empty()) throw Usage("no --out", "a file for the latents");
   const std::string ending = ".safetensors";
   if (asked.out.size() <= ending.size() || asked.out.compare(asked.out.size() - ending.size(), ending.size(), ending) != 0) {
@@ -149,7 +157,7 @@ class Interrupts {
 
 void sample(const vditc::Bundle& bundle, const Asked& asked) {
   const sigset_t signals = block_interrupts();  // before the session makes threads
-  vditc::Conditioning conditioning(asked.conditioning);
+  vditc::Conditioning conditioning = asked.prompt.given ? asked.prompt.clip(bundle) : vditc::Conditioning(asked.conditioning);
   const uint64_t clips = conditioning.clips();
   if (asked.has_seed) {
     std::vector<uint64_t> seeds(clips);
@@ -161,6 +169,7 @@ void sample(const vditc::Bundle& bundle, const Asked& asked) {
   vditc::Session session(bundle, options);
   const int32_t steps = session.info().steps;
   const Interrupts interrupts(session, signals);
+  if (asked.prompt.given) session.encode({asked.prompt.text}, conditioning, {asked.prompt.negative});
   const bool terminal = isatty(2);
   const std::vector<float> latents = session.sample(conditioning, [&](const vditc_progress& now) {
     std::fprintf(stderr, "%sclip %llu/%llu, step %llu/%d%s", terminal ? "\r" : "", static_cast<unsigned long long>(now.clip + 1),
@@ -190,7 +199,7 @@ int main(int count, char** words) {
     sample(bundle, asked);
     return 0;
   } catch (const Usage& wrong) {
-    std::fprintf(stderr, "cpp_host: %s\n%s", wrong.what(), USAGE);
+    std::fprintf(stderr, "cpp_host: %s\n%s", wrong.what(), USAGE.c_str());
     return 2;
   } catch (const vditc::Error& error) {
     if (error.cancelled()) {
