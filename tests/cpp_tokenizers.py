@@ -138,6 +138,7 @@ def llama2(legacy: bool = False) -> Tokenizer:
     own.train_from_iterator(SENTENCES[:4], trainers.BpeTrainer(vocab_size=420, special_tokens=trained, show_progress=False))
     about = json.loads(own.to_str())
     about["added_tokens"] = about["added_tokens"][:3]
+    about["model"]["unk_token"] = "<unk>" if legacy else None
     own = Tokenizer.from_str(json.dumps(about))
     if legacy:
         own.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -146,12 +147,20 @@ def llama2(legacy: bool = False) -> Tokenizer:
     return own
 
 
-def fused() -> Tokenizer:
+def unknown(fused: bool) -> Tokenizer:
     """BPE without bytes: what is unknown is one token, or as many as there are characters."""
     about = json.loads(llama2().to_str())
-    about["model"].update(byte_fallback=False, fuse_unk=False)
+    about["model"].update(byte_fallback=False, fuse_unk=fused, unk_token="<unk>")
     about["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     return Tokenizer.from_str(json.dumps(about))
+
+
+def ties() -> Tokenizer:
+    """Scores of which many sums are equal, and one that an unknown token almost reaches."""
+    scores = {"<unk>": 0, "a": -1, "b": -1, "ab": -2, "ba": -2, "aba": -3, "abab": -4, "y": 5, "xy": -12, "▁": -1, "▁a": -2}
+    own = Tokenizer(models.Unigram([(piece, float(score)) for piece, score in scores.items()], unk_id=0, byte_fallback=False))
+    own.pre_tokenizer = pre_tokenizers.Metaspace()
+    return own
 
 
 def added() -> Tokenizer:
@@ -183,7 +192,9 @@ SHAPES: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": gpt2,
     "llama2": llama2,
     "older-llama2": lambda: llama2(legacy=True),
-    "unknown": fused,
+    "unknown": lambda: unknown(fused=False),
+    "fused": lambda: unknown(fused=True),
+    "ties": ties,
     "added": added,
 }
 

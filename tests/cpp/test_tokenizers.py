@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 SPELLED = """
-a red kite Two dogs Dog dogs sea <x> <s> </s> <unk> <pad> <extra_id_1> <|endoftext|> <|startoftext|> <|eot_id|> fish ﬁsh slowly
+a red kite Two dogs Dog dogs sea <x> <s> </s> <unk> <pad> <extra_id_1> <|endoftext|> <|startoftext|> <|eot_id|> fish ﬁsh slowly aba abab bab xy xyxy
 's 'S 'll 'LL 'ſ don't 123 12345 4k ½ ² … ™ 一只 夜の街 바다 각 हिन्दी العربية ｶﾞ ｶ Ａ ① ´ İ ẞ Σ _ ▁ ! ?! -- <0x41> ﬃ ﷺ
 """
 WORDS = (
@@ -70,14 +70,16 @@ def test_tokens_are_those_of_the_package(opened: Opened, prompt: str) -> None:
     opened.check(prompt)
 
 
-@pytest.mark.parametrize("prompt", [*SENTENCES, "", " ", "  a  ", "<x>", "</s>a </s> b", "´ a", "\ufeffa b", "'ſ's"])
+@pytest.mark.parametrize(
+    "prompt", [*SENTENCES, "", " ", "  a  ", "<x>", "</s>a </s> b", "´ a", "\ufeffa b", "'ſ's", "ab abababa xy yxyx", "红色的 风筝x红"]
+)
 def test_prompts_that_are_easily_wrong(opened: Opened, prompt: str) -> None:
     opened.check(prompt)
 
 
 def test_every_character(opened: Opened) -> None:
     """Alone, behind a letter, and in front of a mark: letters, digits, spaces, lower case, normal forms and clusters."""
-    points = [chr(c) for c in range(1, 0x32000) if not 0xD800 <= c <= 0xDFFF and (c < 0x3400 or c % 7 == 0)]
+    points = [chr(c) for c in range(1, 0x32000) if not 0xD800 <= c <= 0xDFFF and (c < 0x3100 or c % 31 == 0)]
     for begin in range(0, len(points), 24):
         opened.check(" ".join(f"{c} a{c}b {c}\u0301" for c in points[begin : begin + 24]), ("t5", "clip", "llama3", "added"))
 
