@@ -105,5 +105,5 @@ def null_graph(inputs: Sequence[Array], shape: tuple[int, ...]) -> npt.NDArray[n
     kept = min(first.ndim, len(shape))
     index = np.ix_(*[np.arange(shape[a]) * first.shape[a] // shape[a] for a in range(kept)])
     read = first[(*index, *[0] * (first.ndim - kept))]
-    made = (bounded(read) + bias)[..., None] + pattern
-    return made.reshape(shape).astype(np.float32)
+    made: Array = (bounded(read) + bias)[..., None] + pattern
+    return np.asarray(made.reshape(shape), np.float32)

@@ -102,8 +102,7 @@ def llama3() -> Tokenizer:
         SENTENCES, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     )
     about = json.loads(own.to_str())
-    about["model"]["vocab"]["ĠredĠkite"] = len(about["model"]["vocab"])  # a word that no merges make
-    about["model"]["vocab"]["slowly"] = len(about["model"]["vocab"])
+    about["model"]["vocab"]["kitesurf"] = len(about["model"]["vocab"])  # a word that no merges make
     own = Tokenizer.from_str(json.dumps(about))
     own.add_special_tokens(["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
     template = processors.TemplateProcessing(
@@ -142,7 +141,7 @@ def llama2(legacy: bool = False) -> Tokenizer:
     own = Tokenizer.from_str(json.dumps(about))
     if legacy:
         own.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        own.pre_tokenizer = None  # type: ignore[assignment]
+        own.pre_tokenizer = None
     own.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return own
 

@@ -183,12 +183,12 @@ def test_sanitizers_find_nothing_in_what_is_called_from_python() -> None:
         "UBSAN_OPTIONS": "halt_on_error=1",
         "VDITC_CPP_LIBRARY": str(folder),
     }
-    names = [Path(__file__).with_name(f"test_{part}.py") for part in ("bundles", "sampling", "schedulers")]
+    names = [Path(__file__).with_name(f"test_{part}.py") for part in ("bundles", "sampling", "schedulers", "tokenizers", "encoding")]
     run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names, cwd=ROOT, env=env, seconds=1800)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["manifest", "safetensors", "path", "scheduler"])
+@pytest.mark.parametrize("target", ["manifest", "safetensors", "path", "scheduler", "tokenizer"])
 def test_fuzzers_find_nothing(target: str, tmp_path: Path) -> None:
     clang = next((name for name in ("clang++", "clang++-14", "clang++-16", "clang++-18") if shutil.which(name)), None)
     if clang is None:

@@ -10,6 +10,8 @@
 #include "safetensors.h"
 #include "schedulers/solvers.h"
 #include "status.h"
+#include "text/cleaning.h"
+#include "text/tokenizer.h"
 
 using namespace vditc::internal;
 
@@ -51,6 +53,12 @@ void try_it(const uint8_t* data, size_t size) {
 #elif defined(VDITC_FUZZ_scheduler)
   const Json config = Json::parse({reinterpret_cast<const char*>(data), size}, "fuzz");
   walk_of(config, 1 + static_cast<int64_t>(size % 50), Given(), "fuzz");
+#elif defined(VDITC_FUZZ_tokenizer)
+  const std::string_view all(reinterpret_cast<const char*>(data), size);
+  const size_t prompt = all.find('\n');  // behind the file
+  write(folder() + "/tokenizer.json", data, std::min(prompt, size));
+  const std::string words(prompt < size ? all.substr(prompt + 1) : "a Red kite\u0301 's <s> 12");
+  Tokenizer::open(folder() + "/tokenizer.json")->tokenize({cleaned(words, {"html", "whitespace"}), words, ""});
 #else
 #error "say which"
 #endif

@@ -308,8 +308,8 @@ VDITC_API vditc_status vditc_session_options_init(vditc_session_options* options
 
 /* `options`: NULL for the defaults. The bundle may be destroyed before the session. */
 VDITC_API vditc_status vditc_session_create(vditc_bundle* bundle, const vditc_session_options* options, vditc_session** session);
-/* Another thread's call that is sampling ends after the step at work, with VDITC_CANCELLED; this one waits for it, so that the callbacks and
- * buffers of the host are free afterwards. From a callback of the session: VDITC_ERROR_BUSY. */
+/* Another thread's call that is sampling ends after the step at work (encoding: the prompt), with VDITC_CANCELLED; this one waits for it, so
+ * that the callbacks and buffers of the host are free afterwards. From a callback of the session: VDITC_ERROR_BUSY. */
 VDITC_API vditc_status vditc_session_destroy(vditc_session* session);
 
 /* Samples every clip of `conditioning` into `latents` [clips, channels, frames, height, width], written when all are done, or not at all.
