@@ -66,6 +66,7 @@ class BundleInfo(ctypes.Structure):
         *HEAD, ("schema", c_int32), ("steps", c_int32), ("files", c_uint64), ("targets", c_uint64), ("inputs", c_uint64),
         ("experts", c_uint64), ("bytes", c_uint64), ("mean_bits", c_double), ("guidance_scale", c_double), ("latent_shape", c_int64 * 4),
         ("made_by", c_char_p), ("model_class", c_char_p), ("recipe", c_char_p), ("fps", c_int32), ("decodes", c_int32),
+        ("encodes", c_int32), ("reserved", c_int32),
     )  # fmt: skip
 
 

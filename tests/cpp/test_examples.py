@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from ctypes import c_int64, c_uint64
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 import pytest
 from cpp_build import SOURCES, built, missing, page_blocks, run
 from cpp_library import Library
+from cpp_texts import TEXT, encode, save_texts
+from cpp_tokenizers import SHAPES
 from PIL import Image
 
 from vditc.bundle import Bundle
@@ -209,6 +212,20 @@ def test_wide_pictures(work: Path, tmp_path: Path) -> None:
         assert image.size == (22400, 16) and np.asarray(image).std() > 1
 
 
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_prompt_in_place_of_a_conditioning(work: Path, tmp_path: Path, name: str) -> None:
+    root = save_texts(tmp_path / "b", [TEXT], {"tokenizer": SHAPES["umt5"]()})
+    told = ("--prompt", "a red kite", "--negative", "dark", "--size", "2x4x6", "--seed", "5")
+    done = host(work, name, str(root), *told, "-o", str(tmp_path / "x.safetensors"), "--backend", "null")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'x.safetensors'}: latents 1 x 4 x 2 x 4 x 6\n"), done.stderr
+    library, shape = Library(), (4, 2, 4, 6)
+    clips = library.made("conditioning_create", (c_int64 * 4)(*shape), (c_uint64 * 1)(5), c_uint64(1))
+    with library.bundle(root) as bundle, library.session(bundle) as session:
+        encode(library, session, ["a red kite"], ["dark"], clips)
+        np.testing.assert_array_equal(latents(tmp_path / "x.safetensors"), library.sample(session, clips, shape))
+    library("conditioning_destroy", clips)
+
+
 OUT = ("-o", "x.safetensors")
 WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "nothing": ((), 2, "found no bundle"),
@@ -227,6 +244,11 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no folder for videos": ((*GIVEN, "-o", "none/x.y4m", "--backend", "null"), 1, "none/x.y4m"),
     "no folder for folders": ((*GIVEN, "-o", "none/x/", "--backend", "null"), 1, "none/x/"),
     "an unknown option": ((*GIVEN, "--sed", "3"), 2, "found option --sed"),
+    "a prompt and a conditioning": ((*GIVEN, *OUT, "--prompt", "a"), 2, "found a conditioning with a prompt; wanted one of them"),
+    "a size of two numbers": ((GIVEN[0], *OUT, "--prompt", "a", "--size", "3x4"), 2, "found --size 3x4; wanted frames, height and width"),
+    "a size of nothing": ((GIVEN[0], *OUT, "--prompt", "a", "--size", "3x4x0"), 2, "found --size 3x4x0; wanted frames"),
+    "a list of a prompt": ((GIVEN[0], "--list", "--prompt", "a"), 2, "found --list with something to sample"),
+    "no text encoder": ((GIVEN[0], *OUT, "--prompt", "a", "--backend", "null"), 1, "found no text encoder; wanted a bundle that was"),
     "one argument too many": ((*GIVEN, "more"), 2, "found argument more"),
     "a list of something to sample": ((*GIVEN, "--list"), 2, "found --list with something to sample"),
     "a negative seed": ((*GIVEN, *OUT, "--seed", "-1"), 2, "found --seed -1; wanted a whole number"),

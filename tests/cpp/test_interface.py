@@ -20,7 +20,7 @@ from cpp_build import BASELINE, SOURCES, built, missing, page_blocks, run
 ROOT = SOURCES.parents[1]
 HEADER = SOURCES / "include" / "vditc" / "vditc.h"
 DATA = SOURCES / "tests" / "data"
-FUZZED = ("manifest", "safetensors", "path", "scheduler", "decoder")
+FUZZED = ("manifest", "safetensors", "path", "scheduler", "decoder", "tokenizer")
 MEGABYTES = 3  # of the library without its symbols
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
@@ -169,7 +169,7 @@ ASAN = ("-DVDITC_SANITIZE=address,undefined", "-DVDITC_FUZZ=ON", "-DCMAKE_BUILD_
 def test_changes_of_the_corpus(target: str, tmp_path: Path) -> None:
     """A minute of all targets, without coverage; `make test-all` has libFuzzer."""
     folder = built(*ASAN)
-    run(folder / "tests" / f"vditc_fuzz_{target}", "-max_total_time=12", SOURCES / "tests" / "corpus" / target, cwd=tmp_path)
+    run(folder / "tests" / f"vditc_fuzz_{target}", "-max_total_time=10", SOURCES / "tests" / "corpus" / target, cwd=tmp_path)
 
 
 SANITIZERS = {"address,undefined": {"UBSAN_OPTIONS": "halt_on_error=1"}, "thread": {"TSAN_OPTIONS": "halt_on_error=1"}}
@@ -193,7 +193,8 @@ def test_sanitizers_find_nothing_in_what_is_called_from_python() -> None:
         "UBSAN_OPTIONS": "halt_on_error=1",
         "VDITC_CPP_LIBRARY": str(folder),
     }
-    names = [Path(__file__).with_name(f"test_{part}.py") for part in ("bundles", "sampling", "schedulers", "decoding")]
+    parts = ("bundles", "sampling", "schedulers", "decoding", "tokenizers", "encoding")
+    names = [Path(__file__).with_name(f"test_{part}.py") for part in parts]
     run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names, cwd=ROOT, env=env, seconds=1800)
 
 

@@ -1,6 +1,7 @@
 #include "api.h"
 #include "bundle.h"
 #include "decoder.h"
+#include "text/text_encoder.h"
 
 using namespace vditc::internal;
 
@@ -82,7 +83,7 @@ vditc_status vditc_bundle_info_get(vditc_bundle* handle, vditc_bundle_info* info
     const Json& shape = sampling["latent_shape"];
     for (size_t i = 0; i < 4 && i < shape.items.size(); ++i) made.latent_shape[i] = shape.items[i].integer_or(0);
     made.made_by = words(manifest["vditc"]), made.model_class = words(manifest["model"]["class"]), made.recipe = words(manifest["recipe"]["name"]);
-    made.fps = frame_rate(*bundle), made.decodes = has_decoder(*bundle);
+    made.fps = frame_rate(*bundle), made.decodes = has_decoder(*bundle), made.encodes = encodes_prompts(*bundle);
     filled(info, made, offsetof(vditc_bundle_info, fps), "vditc_bundle_info");
   });
 }

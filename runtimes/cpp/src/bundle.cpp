@@ -10,6 +10,7 @@
 #include "files.h"
 #include "sha256.h"
 #include "status.h"
+#include "text/tokenizer.h"
 
 namespace vditc::internal {
 namespace {
@@ -137,6 +138,15 @@ void Bundle::check_within(const Bundle& outer) const {
 const FileEntry* Bundle::file(const std::string& name) const {
   const auto found = std::find_if(files_.begin(), files_.end(), [&](const FileEntry& entry) { return entry.name == name; });
   return found == files_.end() ? nullptr : &*found;
+}
+
+std::shared_ptr<const Tokenizer> Bundle::tokenizer(const std::string& folder) const {
+  const std::string name = "components/" + folder + "/tokenizer.json";
+  if (file(name) == nullptr) damaged("no " + name + " in the manifest", "the tokenizer of every text encoder");
+  std::lock_guard<std::mutex> hold(tokenizers_lock_);
+  std::shared_ptr<const Tokenizer>& made = tokenizers_[folder];
+  if (!made) made = Tokenizer::open((std::filesystem::path(path_) / name).string());
+  return made;
 }
 
 const Range* Bundle::range(const std::string& axis) const {

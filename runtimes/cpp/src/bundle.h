@@ -1,6 +1,7 @@
 // A bundle on disk: its manifest, checked, and its files (vditc.bundle is the same in Python).
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -11,6 +12,8 @@
 #include "json.h"
 
 namespace vditc::internal {
+
+class Tokenizer;
 
 struct FileEntry {
   std::string name;
@@ -69,6 +72,8 @@ class Bundle : public Object {
   std::vector<InputSpec> inputs(const std::string& target) const;
   // Of an axis; nullptr: not known.
   const Range* range(const std::string& axis) const;
+  // Of the folder `components/FOLDER`, read once.
+  std::shared_ptr<const Tokenizer> tokenizer(const std::string& folder) const;
   [[noreturn]] void damaged(const std::string& found, const std::string& wanted) const;
 
  private:
@@ -89,6 +94,8 @@ class Bundle : public Object {
   mutable std::mutex lock_;  // of what follows
   mutable std::vector<InputSpec> inputs_;
   std::vector<char> verified_;
+  mutable std::mutex tokenizers_lock_;
+  mutable std::map<std::string, std::shared_ptr<const Tokenizer>> tokenizers_;
 };
 
 }  // namespace vditc::internal

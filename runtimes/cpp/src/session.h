@@ -52,6 +52,8 @@ class Session : public Object {
   VideoSize video_size(const LatentShape& shape);
   // One clip [channels, frames, height, width] as frames. The denoiser is closed for the graphs of a VAE: one is on the device at a time.
   void decode(const float* latents, const LatentShape& shape, const OnFrames& on_frames);
+  // Sets inputs of the conditioning from prompts, one a clip, by the bundle's text encoders; all of them, unless an Error says otherwise.
+  void encode(const std::vector<std::string>& prompts, const std::vector<std::string>& negatives, Conditioning& conditioning);
   void cancel() { cancelled_ = true; }
   // Ends the call that is at work, and every later one. It waits: then nothing of the caller's is used any more. Error from a callback.
   void close();

@@ -10,6 +10,8 @@
 #include "safetensors.h"
 #include "schedulers/solvers.h"
 #include "status.h"
+#include "text/cleaning.h"
+#include "text/tokenizer.h"
 #include "video_decoder.h"
 
 using namespace vditc::internal;
@@ -58,6 +60,12 @@ void try_it(const uint8_t* data, size_t size) {
   for (const int64_t frames : {1, 2, 5, 33}) {
     if (decoder.size({plan.channels(), frames, 2, 3}).width != static_cast<uint64_t>(3 * plan.stride)) std::abort();
   }
+#elif defined(VDITC_FUZZ_tokenizer)
+  const std::string_view all(reinterpret_cast<const char*>(data), size);
+  const size_t prompt = all.find('\n');  // behind the file
+  write(folder() + "/tokenizer.json", data, std::min(prompt, size));
+  const std::string words(prompt < size ? all.substr(prompt + 1) : "a Red kite\u0301 's <s> 12");
+  Tokenizer::open(folder() + "/tokenizer.json")->tokenize({cleaned(words, {"html", "whitespace"}), words, ""});
 #else
 #error "say which"
 #endif

@@ -95,6 +95,10 @@ int main(int count, char** arguments) {
   for (std::thread& thread : threads) thread.join();
   CHECK(same == 60 && stopped == 1);
 
+  CHECK(moved.info().encodes == 0 && status_of([&] { moved.tokenize("a kite"); }) == VDITC_ERROR_NOT_FOUND);
+  CHECK(status_of([&] { session.encode({"a", "b"}, clips); }) == VDITC_ERROR_NOT_FOUND);
+  CHECK(status_of([&] { session.encode({"a", "b"}, clips, {"c"}); }) == VDITC_ERROR_ARGUMENT);
+
   vditc::Schedule schedule("{\"_class_name\": \"FlowMatchEulerDiscreteScheduler\", \"shift\": 3.0}", vditc::Schedule::options(4));
   CHECK(schedule.steps() == 4 && schedule.timesteps()[0] == 1000.0f && schedule.sigmas()[4] == 0.0f && schedule.start() == 1.0);
   std::vector<float> x = vditc::noise(3, 32), zero(32), before = x;

@@ -1,6 +1,7 @@
-/* A host in C: a bundle and a saved conditioning in, videos or latents out.
+/* A host in C: a bundle and a saved conditioning, or a prompt, in; videos or latents out.
  *
  *   c_host BUNDLE CONDITIONING -o OUT.y4m|FOLDER/|OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
+ *   c_host BUNDLE --prompt TEXT -o OUT [--negative TEXT] [--size FxHxW] [...]
  *   c_host BUNDLE --list
  *
  * Ctrl-C ends it after the step or chunk at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
@@ -14,11 +15,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "prompts.h"
 #include "video_file.h"
 #include "vditc/vditc.h"
 
 static const char USAGE[] =
     "usage: c_host BUNDLE CONDITIONING -o OUT [options]\n"
+    "       c_host BUNDLE --prompt TEXT -o OUT [options]\n"
     "       c_host BUNDLE --list\n"
     "  -o, --out OUT     CLIP.y4m, or a new FOLDER/ for pictures 0001.png, ...; of several clips, -1, -2, ... stands behind the name;\n"
     "                    or LATENTS.safetensors, float32 [clips, channels, frames, height, width]\n"
@@ -26,10 +29,12 @@ static const char USAGE[] =
     "  --seed N          of the first clip's noise, one more for each further clip [default: those of the conditioning]\n"
     "  --steps N         sampling steps [default: the bundle's]\n"
     "  --force           replace what is there\n"
+    PROMPT_USAGE
     "  --list            what is in the bundle\n";
 
 typedef struct Asked {
   const char *bundle, *conditioning, *out, *backend;
+  Prompt prompt;
   uint64_t seed;
   int32_t steps;
   int has_seed, force, list;
@@ -75,11 +80,13 @@ static int ends_with(const char* text, const char* end) {
 static int parse(int count, char** words, Asked* asked) {
   for (int i = 1; i < count; ++i) {
     const char* word = words[i];
-    const int known = !strcmp(word, "-o") || !strcmp(word, "--out") || !strcmp(word, "--backend") || !strcmp(word, "--seed") || !strcmp(word, "--steps");
+    const char** told = prompt_option(&asked->prompt, word);
+    const int known = told != NULL || !strcmp(word, "-o") || !strcmp(word, "--out") || !strcmp(word, "--backend") || !strcmp(word, "--seed") || !strcmp(word, "--steps");
     if (known && i + 1 == count) return refused(word, NULL, "a value behind it");
     uint64_t number = 0;
     if (!strcmp(word, "--list")) asked->list = 1;
     else if (!strcmp(word, "--force")) asked->force = 1;
+    else if (told != NULL) *told = words[++i];
     else if (!strcmp(word, "-o") || !strcmp(word, "--out")) asked->out = words[++i];
     else if (!strcmp(word, "--backend")) asked->backend = words[++i];
     else if (!strcmp(word, "--seed")) {
@@ -94,8 +101,11 @@ static int parse(int count, char** words, Asked* asked) {
     else return refused("argument", word, "a bundle and a conditioning");
   }
   if (asked->bundle == NULL) return refused("no bundle", NULL, "the folder that `vditc compile` wrote");
-  if (asked->list) return asked->conditioning || asked->out ? refused("--list", "with something to sample", "a bundle alone") : 0;
-  if (asked->conditioning == NULL) return refused("no conditioning", NULL, "a file that vditc.conditioning saved");
+  const int says = asked->prompt.text != NULL;
+  if (asked->list) return asked->conditioning || asked->out || says ? refused("--list", "with something to sample", "a bundle alone") : 0;
+  if (asked->conditioning == NULL && !says) return refused("no conditioning", NULL, "a file that vditc.conditioning saved, or --prompt");
+  if (asked->conditioning && (says || asked->prompt.negative || asked->prompt.size)) return refused("a conditioning with a prompt", NULL, "one of them");
+  if (!prompt_size_fits(&asked->prompt)) return refused("--size", asked->prompt.size, "frames, height and width of the latents, as 21x60x104");
   if (asked->out == NULL) return refused("no --out", NULL, "a file or folder for the clips");
   const int latents = ends_with(asked->out, ".safetensors");
   if (!latents && !video_file_knows(asked->out)) {
@@ -268,10 +278,12 @@ int main(int count, char** words) {
   int code;
   if (vditc_bundle_open(asked.bundle, NULL, &bundle)) code = failed();
   else if (asked.list) code = list(bundle);
-  else if (vditc_conditioning_open(asked.conditioning, &conditioning) || vditc_session_options_init(&options, sizeof options)) code = failed();
+  else if ((asked.conditioning ? vditc_conditioning_open(asked.conditioning, &conditioning) : prompt_clip(bundle, &asked.prompt, &conditioning)) || vditc_session_options_init(&options, sizeof options)) code = failed();
   else {
     options.backend = asked.backend, options.steps = asked.steps;
-    code = vditc_session_create(bundle, &options, &session) ? failed() : sample(bundle, session, conditioning, &asked);
+    if (vditc_session_create(bundle, &options, &session)) code = failed();
+    else if (asked.prompt.text && prompt_encode(session, &asked.prompt, conditioning)) code = failed();
+    else code = sample(bundle, session, conditioning, &asked);
   }
   vditc_session_destroy(session);
   vditc_conditioning_destroy(conditioning);

@@ -1,7 +1,8 @@
-// A host in C++17: a bundle and a saved conditioning in, videos or latents out. The same as c_host, with the wrapper, and with a thread that
-// cancels.
+// A host in C++17: a bundle and a saved conditioning, or a prompt, in; videos or latents out. The same as c_host, with the wrapper, and with a
+// thread that cancels.
 //
 //   cpp_host BUNDLE CONDITIONING -o OUT.y4m|FOLDER/|OUT.safetensors [--backend null|TARGET] [--seed N] [--steps N] [--force]
+//   cpp_host BUNDLE --prompt TEXT -o OUT [--negative TEXT] [--size FxHxW] [...]
 //   cpp_host BUNDLE --list
 //
 // Ctrl-C ends it after the step or chunk at work, with nothing written. Exits with 0, 1 (the library's message), 2 (usage) or 130 (Ctrl-C).
@@ -24,13 +25,15 @@
 #include <thread>
 #include <vector>
 
+#include "prompts.hpp"
 #include "video_file.h"
 #include "vditc/vditc.hpp"
 
 namespace {
 
-constexpr const char* USAGE =
+const std::string USAGE = std::string(
     "usage: cpp_host BUNDLE CONDITIONING -o OUT [options]\n"
+    "       cpp_host BUNDLE --prompt TEXT -o OUT [options]\n"
     "       cpp_host BUNDLE --list\n"
     "  -o, --out OUT     CLIP.y4m, or a new FOLDER/ for pictures 0001.png, ...; of several clips, -1, -2, ... stands behind the name;\n"
     "                    or LATENTS.safetensors, float32 [clips, channels, frames, height, width]\n"
@@ -38,7 +41,7 @@ constexpr const char* USAGE =
     "  --seed N          of the first clip's noise, one more for each further clip [default: those of the conditioning]\n"
     "  --steps N         sampling steps [default: the bundle's]\n"
     "  --force           replace what is there\n"
-    "  --list            what is in the bundle\n";
+    "  --list            what is in the bundle\n") + PROMPT_USAGE;
 
 struct Usage : std::runtime_error {
   Usage(const std::string& found, const std::string& wanted) : std::runtime_error("found " + found + "; wanted " + wanted) {}
@@ -46,6 +49,7 @@ struct Usage : std::runtime_error {
 
 struct Asked {
   std::string bundle, conditioning, out, backend;
+  Prompt prompt;
   uint64_t seed = 0;
   int32_t steps = 0;
   bool has_seed = false, force = false, list = false;
@@ -75,6 +79,7 @@ Asked parse(const std::vector<std::string>& words) {
     };
     if (word == "--list") asked.list = true;
     else if (word == "--force") asked.force = true;
+    else if (std::string* told = asked.prompt.option(word)) *told = value();
     else if (word == "-o" || word == "--out") asked.out = value();
     else if (word == "--backend") asked.backend = value();
     else if (word == "--seed") asked.seed = whole_number("--seed", value(), 0, INT64_MAX), asked.has_seed = true;
@@ -86,10 +91,13 @@ Asked parse(const std::vector<std::string>& words) {
   }
   if (asked.bundle.empty()) throw Usage("no bundle", "the folder that `vditc compile` wrote");
   if (asked.list) {
-    if (!asked.conditioning.empty() || !asked.out.empty()) throw Usage("--list with something to sample", "a bundle alone");
+    if (!asked.conditioning.empty() || !asked.out.empty() || asked.prompt.given) throw Usage("--list with something to sample", "a bundle alone");
     return asked;
   }
-  if (asked.conditioning.empty()) throw Usage("no conditioning", "a file that vditc.conditioning saved");
+  const Prompt& prompt = asked.prompt;
+  if (asked.conditioning.empty() && !prompt.given) throw Usage("no conditioning", "a file that vditc.conditioning saved, or --prompt");
+  if (!asked.conditioning.empty() && (prompt.given || !prompt.negative.empty() || !prompt.size.empty())) throw Usage("a conditioning with a prompt", "one of them");
+  if (!prompt.size_fits()) throw Usage("--size " + prompt.size, "frames, height and width of the latents, as 21x60x104");
   if (asked.out.empty()) throw Usage("no --out", "a file or folder for the clips");
   if (!asked.latents() && !video_file_knows(asked.out.c_str())) {
     throw Usage("--out " + asked.out, "a name that ends in .safetensors, " VIDEO_FILE_ENDINGS);
@@ -206,7 +214,7 @@ void write_video(vditc::Session& session, const Asked& asked, const std::vector<
 
 void sample(const vditc::Bundle& bundle, const Asked& asked) {
   const sigset_t signals = block_interrupts();  // before the session makes threads
-  vditc::Conditioning conditioning(asked.conditioning);
+  vditc::Conditioning conditioning = asked.prompt.given ? asked.prompt.clip(bundle) : vditc::Conditioning(asked.conditioning);
   const uint64_t clips = conditioning.clips();
   if (asked.has_seed) {
     std::vector<uint64_t> seeds(clips);
@@ -218,6 +226,7 @@ void sample(const vditc::Bundle& bundle, const Asked& asked) {
   vditc::Session session(bundle, options);
   const int32_t steps = session.info().steps;
   const Interrupts interrupts(session, signals);
+  if (asked.prompt.given) session.encode({asked.prompt.text}, conditioning, {asked.prompt.negative});
   const bool terminal = isatty(2);
   const auto shape = conditioning.latent_shape();
   if (!asked.latents()) {
@@ -252,7 +261,7 @@ int main(int count, char** words) {
     sample(bundle, asked);
     return 0;
   } catch (const Usage& wrong) {
-    std::fprintf(stderr, "cpp_host: %s\n%s", wrong.what(), USAGE);
+    std::fprintf(stderr, "cpp_host: %s\n%s", wrong.what(), USAGE.c_str());
     return 2;
   } catch (const vditc::Error& error) {
     if (error.cancelled()) {

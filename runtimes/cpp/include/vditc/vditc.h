@@ -158,6 +158,8 @@ typedef struct vditc_bundle_info {
   const char* recipe;
   int32_t fps;     /* frames a second that clips are meant to be shown at */
   int32_t decodes; /* 1: it has a decoder, for vditc_session_decode */
+  int32_t encodes; /* 1: it has text encoders, through which vditc_session_encode takes prompts */
+  int32_t reserved;
 } vditc_bundle_info;
 VDITC_API vditc_status vditc_bundle_info_get(vditc_bundle* bundle, vditc_bundle_info* info);
 
@@ -197,6 +199,11 @@ typedef struct vditc_input_info {
 } vditc_input_info;
 /* Inputs of the model, the latents first. */
 VDITC_API vditc_status vditc_bundle_input(vditc_bundle* bundle, uint64_t index, vditc_input_info* info);
+
+/* A prompt as the tokens of a text encoder: cleaned, in its template, padded. `input`: of the model, which the encoder is for; NULL: the
+ * first. `ids`, `mask` [needed] (1: a token, 0: padding); `mask` and `needed` may be NULL. `capacity` counts tokens. */
+VDITC_API vditc_status vditc_bundle_tokenize(vditc_bundle* bundle, const char* prompt, const char* input, int64_t* ids, int64_t* mask,
+                                             uint64_t capacity, uint64_t* needed);
 
 /* The bundle of a further expert, with a handle of its own. */
 VDITC_API vditc_status vditc_bundle_expert(vditc_bundle* bundle, uint64_t index, vditc_bundle** expert);
@@ -304,7 +311,7 @@ VDITC_API vditc_status vditc_session_options_init(vditc_session_options* options
 
 /* `options`: NULL for the defaults. The bundle may be destroyed before the session. */
 VDITC_API vditc_status vditc_session_create(vditc_bundle* bundle, const vditc_session_options* options, vditc_session** session);
-/* Another thread's call ends after the step or piece of a clip that it computes, with VDITC_CANCELLED; this one waits for it, so that the
+/* Another thread's call ends after the step, prompt or piece of a clip that it computes, with VDITC_CANCELLED; this one waits for it, so that the
  * callbacks and buffers of the host are free afterwards. From a callback of the session: VDITC_ERROR_BUSY. */
 VDITC_API vditc_status vditc_session_destroy(vditc_session* session);
 
@@ -312,7 +319,12 @@ VDITC_API vditc_status vditc_session_destroy(vditc_session* session);
  * `progress` is called after every step; NULL for none. `needed`: bytes; may be NULL. */
 VDITC_API vditc_status vditc_session_sample(vditc_session* session, vditc_conditioning* conditioning, vditc_progress_fn progress, void* user,
                                             float* latents, uint64_t capacity, uint64_t* needed);
-/* From any thread: ends the call that is at work, after the step or piece of a clip that it computes, or the next call where none is. */
+/* Sets the encoded prompts of `conditioning`, one a clip [count], by the bundle's text encoders on the session's backend; and those of the
+ * branch without a prompt, by `negatives` [count], NULL: "" each. Nothing is set by a call that fails. As in vditc_session_decode, the
+ * denoiser is closed for the encoders' engines. */
+VDITC_API vditc_status vditc_session_encode(vditc_session* session, const char* const* prompts, const char* const* negatives, uint64_t count,
+                                            vditc_conditioning* conditioning);
+/* From any thread: ends the call that is at work, after the step, prompt or piece of a clip that it computes, or the next call where none is. */
 VDITC_API vditc_status vditc_session_cancel(vditc_session* session);
 
 /* Some frames of a clip. */

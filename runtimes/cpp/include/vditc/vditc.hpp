@@ -142,6 +142,16 @@ class Bundle {
   vditc_file_info file(uint64_t index) const { return filled<vditc_file_info>([=](auto* to) { return vditc_bundle_file(get(), index, to); }); }
   vditc_target_info target(uint64_t index) const { return filled<vditc_target_info>([=](auto* to) { return vditc_bundle_target(get(), index, to); }); }
   vditc_input_info input(uint64_t index) const { return filled<vditc_input_info>([=](auto* to) { return vditc_bundle_input(get(), index, to); }); }
+  // Of the text encoder for an input of the model; "": the first.
+  std::vector<int64_t> tokenize(const std::string& prompt, const std::string& input = "") const {
+    const char* chosen = input.empty() ? nullptr : input.c_str();
+    uint64_t needed = 0;
+    const vditc_status status = vditc_bundle_tokenize(get(), prompt.c_str(), chosen, nullptr, nullptr, 0, &needed);
+    if (status != VDITC_ERROR_SHORT_BUFFER) check(status);
+    std::vector<int64_t> made(needed);
+    check(vditc_bundle_tokenize(get(), prompt.c_str(), chosen, made.data(), nullptr, needed, nullptr));
+    return made;
+  }
   Bundle expert(uint64_t index) const {
     Bundle made;
     check(vditc_bundle_expert(get(), index, made.handle_.out()));
@@ -344,6 +354,16 @@ class Session {
       return true;
     });
     return made;
+  }
+  // One prompt a clip; `negatives`: as many, or none for "" each.
+  void encode(const std::vector<std::string>& prompts, Conditioning& clips, const std::vector<std::string>& negatives = {}) {
+    if (!negatives.empty() && negatives.size() != prompts.size()) {
+      throw Error(VDITC_ERROR_ARGUMENT, "negatives: found another number than of prompts; wanted one a prompt, or none; correct the call");
+    }
+    std::vector<const char*> with, without;
+    for (const std::string& prompt : prompts) with.push_back(prompt.c_str());
+    for (const std::string& negative : negatives) without.push_back(negative.c_str());
+    check(vditc_session_encode(get(), with.data(), negatives.empty() ? nullptr : without.data(), with.size(), clips.get()));
   }
   void cancel() { check(vditc_session_cancel(get())); }  // from any thread
   vditc_session_info info() const {
