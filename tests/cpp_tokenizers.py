@@ -123,8 +123,9 @@ def qwen2() -> Tokenizer:
 
 
 def gpt2() -> Tokenizer:
-    """GPT-2's own expression, with a space in front."""
+    """GPT-2's own expression, with a space in front; tokens that take spaces along."""
     own = llama3()
+    own.add_special_tokens([AddedToken("<x>", lstrip=True, normalized=False), AddedToken("<y>", rstrip=True, normalized=False)])
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     return own
 

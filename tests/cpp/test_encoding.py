@@ -35,6 +35,7 @@ POOLED = InputSpec("pooled_projections", "float32", ("batch", 5))
 KINDS: dict[str, tuple[TextInput, ...]] = {
     "plain": (dataclasses.replace(TEXT, masked=False, zero_padding=False),),
     "zero": (dataclasses.replace(TEXT, clean=("html", "whitespace")),),
+    "zero-unmasked": (dataclasses.replace(TEXT, masked=False),),
     "hidden": (dataclasses.replace(TEXT, zero_padding=False, empty_hidden=True, mask_input=MASK.name),),
     "template": (
         dataclasses.replace(TEXT, tokenizer="llama", zero_padding=False, mask_input=MASK.name, template=TEMPLATE, template_tokens=5),
@@ -191,7 +192,7 @@ FTFY = {  # what ftfy 6.3.1 makes of them
     "красный «змей», №5, 100€; Ωμέγα; 红色，“夜”; 👩‍🚀 20°C ½ £5 10×20": 'красный «змей», №5, 100€; Ωμέγα; 红色,"夜"; 👩‍🚀 20°C ½ £5 10×20',
     "Œuvre, São Paulo, Łódź, Příliš žluťoučký kůň, İstanbul, Ærø": "Œuvre, São Paulo, Łódź, Příliš žluťoučký kůň, İstanbul, Ærø",
 }
-MISREAD = ("sÃ³", "â€œquotedâ€\x9d", "voilÃ  le travail", "Ð¿ÑÐ¸Ð²ÐµÑ‚", "a\x85b", "вЂ™", "√©t√©", "cafÃ©", "â”€â”€", "ä¸€")
+MISREAD = ("sÃ³", "â€œquotedâ€\x9d", "voilÃ  le travail", "Ð¿ÑÐ¸Ð²ÐµÑ‚", "a\x85b", "вЂ™", "√©t√©", "cafÃ©", "â”€â”€", "ä¸€", "β€Ά")
 
 
 def test_ftfy_is_followed_where_it_does_not_guess(library: Library, tmp_path: Path) -> None:

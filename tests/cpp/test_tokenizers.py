@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 SPELLED = """
-a red kite Two dogs Dog dogs sea <x> <s> </s> <unk> <pad> <extra_id_1> <|endoftext|> <|startoftext|> <|eot_id|> fish ﬁsh slowly
+a red kite Two dogs Dog dogs sea <x> <y> <s> </s> <unk> <pad> <extra_id_1> <|endoftext|> <|startoftext|> <|eot_id|> fish ﬁsh slowly
 aba abab bab xy xyxy kitesurf
 's 'S 'll 'LL 'ſ don't 123 12345 4k ½ ² … ™ 一只 夜の街 바다 각 हिन्दी العربية ｶﾞ ｶ Ａ ① ´ İ ẞ Σ _ ▁ ! ?! -- <0x41> ﬃ ﷺ
 """
@@ -73,7 +73,23 @@ def test_tokens_are_those_of_the_package(opened: Opened, prompt: str) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    [*SENTENCES, "", " ", "  a  ", "<x>", "</s>a </s> b", "´ a", "\ufeffa b", "'ſ's", "kitesurf", "ab abababa xy yxyx", "红色的 风筝x红"],
+    [
+        *SENTENCES,
+        "",
+        " ",
+        "  a  ",
+        "<x>",
+        "</s>a </s> b",
+        "´ a",
+        "\ufeffa b",
+        "'ſ's",
+        "kitesurf",
+        "it'ſab",
+        "a <|STARTOFTEXT|>! b",
+        "a  <x> <y>  b <y>  <x> c",
+        "ab abababa xy yxyx",
+        "红色的 风筝x红",
+    ],
 )
 def test_prompts_that_are_easily_wrong(opened: Opened, prompt: str) -> None:
     opened.check(prompt)
