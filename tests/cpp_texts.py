@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from vditc.adapter import InputSpec
 from vditc.bundle import Bundle, list_files, write_manifest
 from vditc.conditioner import Conditioner, TextInput
+from vditc.video_plan import VideoPlan
 
 Array = npt.NDArray[Any]
 TEXT = TextInput(
@@ -39,10 +40,11 @@ def save_texts(
     texts: Sequence[TextInput],
     tokenizers: Mapping[str, Tokenizer | dict[str, Any]],
     specs: tuple[InputSpec, ...] = SPECS,
+    decoder: VideoPlan | None = None,
     **cut: Any,
 ) -> Path:
     """A bundle whose prompts go through `texts`; its encoders have no files, for nobody opens them."""
-    save_bundle(root, specs=specs)
+    save_bundle(root, specs=specs, decoder=decoder)
     for folder, tokenizer in tokenizers.items():
         saved(tokenizer, root / "components" / folder / "tokenizer.json", **cut)
     Conditioner(name="tiny", pipeline="TinyPipeline", fps=16, steps=4, guidance_scale=3.0, text=tuple(texts)).save(root / "components")

@@ -1,21 +1,37 @@
-"""VAE decoders of libvditc on engines of the stand-in."""
+"""Text encoders and VAE decoders of libvditc on engines of the stand-in."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from ctypes import c_int64, c_uint64
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from cpp_bundle import LATENTS, SPECS, clips, save_bundle
 from cpp_decoder import PLANS, latents_of
-from cpp_engines import TARGET, Device, PartStandIn, part_plan, plan, save_engine, save_part
+from cpp_engines import TARGET, Device, PartStandIn, StandIn, part_plan, plan, save_engine, save_part
 from cpp_library import Frames, Library, LibraryError
+from cpp_texts import TEXT, encode, save_texts
+from cpp_tokenizers import SHAPES
 
+from vditc.adapter import InputSpec
+from vditc.bundle import Bundle
+from vditc.conditioner import Conditioner
+from vditc.conditioning import Conditioning
 from vditc.part_graph import PartGraph
+from vditc.pipeline.schedules import bundle_scheduler
+from vditc.runtimes.parts.prompt_tokens import PromptTokens
+from vditc.runtimes.parts.text_encoder import TextEncoder
 from vditc.runtimes.parts.video_decoder import PartRunner, VideoDecoder
+from vditc.sampling import sample
 from vditc.video_plan import VideoPlan
+
+Array = npt.NDArray[Any]
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +125,41 @@ def test_what_is_wrong_is_said(library: Library, device: Device, tmp_path: Path)
     device["memory"] = 500
     with pytest.raises(LibraryError, match="VDITC_ERROR_DEVICE_MEMORY"):
         decoded(bundle_of(tmp_path / "d", decoder))
+
+
+def test_from_a_prompt_to_frames(library: Library, device: Device, tmp_path: Path) -> None:
+    """Every part on an engine, one after the other; as Python's parts do it on the same ones."""
+    folder, prompts = tmp_path / "b" / "components", ["a red kite", "dark"]
+    decoder = dataclasses.replace(PLANS["chunks"], scaling=1.0, shift=30.0)  # numbers of tokens make latents of about -30
+    root = save_texts(tmp_path / "b", [TEXT], {"tokenizer": SHAPES["umt5"]()}, decoder=decoder, length=12)
+    text = [InputSpec(name, "int64", (1, "prompt_tokens")) for name in ("input_ids", "attention_mask")]
+    save_engine(root, {"model.plan": plan((SPECS[0], SPECS[2]))})
+    save_part(root, "text_encoder", {"model": plan(text, ["states f16 1 @1 8"])})
+    save_part(root, "vae", {graph.name: part_plan(graph) for graph in decoder.graphs})
+
+    @contextlib.contextmanager
+    def encoder(_: str) -> Iterator[PartRunner]:
+        def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            seen = StandIn((), np.float16).run(list(feeds.values()))
+            return {"states": np.resize(seen, (1, seen.shape[1], 8))}
+
+        yield run
+
+    states = TextEncoder(Conditioner.load(folder), lambda name: PromptTokens(folder / name), encoder).inputs(prompts)
+    told = {name: array[:1] for name, array in states.items()} | {"guidance": np.array([6000.0], np.float32)}
+    given = Conditioning(
+        prompts=("a red kite",), seeds=(3,), latent_shape=LATENTS, inputs=told, empty={name: array[1:] for name, array in states.items()}
+    )
+    scheduler = bundle_scheduler(Bundle.open(root, hashes=False), None, LATENTS[1:])
+    latents = sample(StandIn((SPECS[0], SPECS[2])), scheduler, given.clips([0], SPECS), 3.0)
+    frames = np.concatenate(list(VideoDecoder(decoder, opened).stream(latents)))
+
+    clip = library.made("conditioning_create", (c_int64 * 4)(*LATENTS), (c_uint64 * 1)(3), c_uint64(1))
+    with library.bundle(root) as bundle, library.session(bundle, backend=TARGET.encode()) as session:
+        for _ in range(2):
+            encode(library, session, prompts[:1], prompts[1:], clip)
+            made = library.sample(session, clip, LATENTS)
+            np.testing.assert_array_equal(made, latents)
+            np.testing.assert_array_equal(np.concatenate(library.decode(session, made[0])), frames)
+    library("conditioning_destroy", clip)
+    assert np.ptp(frames) > 100
