@@ -435,6 +435,11 @@ with library.bundle(Path({root!r})) as bundle:
             r"ENGINE: engines: found /none/libnvinfer.so.*; wanted TensorRT 10\.3\.0",
         ),
         ({"VDITC_TENSORRT_LIBRARY": "{driver}"}, TARGET, "ENGINE: engines: found no getInferLibVersion in "),
+        (
+            {"STAND_IN_VERSION": "110104"},
+            TARGET,
+            r"ENGINE: .*found tensorrt 11\.1\.4; wanted a library of the major version of TensorRT 10\.3\.0",
+        ),
         ({"VDITC_CUDA_DRIVER": "{tensorrt}"}, TARGET, "NO_DEVICE: engines: found an NVIDIA driver without cuInit"),
     ],
 )

@@ -17,11 +17,13 @@ namespace vditc::internal::product {
 
 #if defined(TRT_MAJOR_RTX)
 constexpr const char* MODULE = "tensorrt_rtx";
+constexpr int32_t MAJOR = TRT_MAJOR_RTX;
 constexpr const char* HEADERS = "TensorRT-RTX " VDITC_WORD(TRT_MAJOR_RTX) "." VDITC_WORD(TRT_MINOR_RTX) "." VDITC_WORD(TRT_PATCH_RTX);
 constexpr const char* RUNTIME = "libtensorrt_rtx.so." VDITC_WORD(TRT_MAJOR_RTX);
 constexpr const char* PARSER = "libtensorrt_onnxparser_rtx.so." VDITC_WORD(TRT_MAJOR_RTX);
 #else
 constexpr const char* MODULE = "tensorrt";
+constexpr int32_t MAJOR = NV_TENSORRT_MAJOR;
 constexpr const char* HEADERS = "TensorRT " VDITC_WORD(NV_TENSORRT_MAJOR) "." VDITC_WORD(NV_TENSORRT_MINOR) "." VDITC_WORD(NV_TENSORRT_PATCH);
 constexpr const char* RUNTIME = "libnvinfer.so." VDITC_WORD(NV_TENSORRT_MAJOR);
 constexpr const char* PARSER = "libnvonnxparser.so." VDITC_WORD(NV_TENSORRT_MAJOR);

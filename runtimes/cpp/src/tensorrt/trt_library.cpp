@@ -39,6 +39,10 @@ class Trt : public EngineLibrary {
     }
     const int32_t version = function_of<int32_t (*)()>(library_, "getInferLibVersion", path_)();
     version_ = text("%s %d.%d.%d", product::MODULE, version / 10000, version / 100 % 100, version % 100);
+    if (version / 10000 != product::MAJOR) {  // its objects lie otherwise in memory: any call would be a crash
+      throw Error(VDITC_ERROR_ENGINE, path_, version_, std::string("a library of the major version of ") + product::HEADERS + ", which this one was built with",
+                  "install that, or build libvditc with the headers of the other");
+    }
     make_runtime_ = function_of<RuntimeMaker>(library_, "createInferRuntime_INTERNAL", path_);
   }
 

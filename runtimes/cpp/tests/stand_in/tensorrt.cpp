@@ -15,6 +15,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -251,7 +252,10 @@ class ParserRefitter : public nvonnxparser::IParserRefitter {
 
 }  // namespace
 
-EXPORT int32_t getInferLibVersion() { return NV_TENSORRT_VERSION; }
+EXPORT int32_t getInferLibVersion() {
+  const char* own = std::getenv("STAND_IN_VERSION");
+  return own ? std::atoi(own) : NV_TENSORRT_VERSION;
+}
 EXPORT void* createInferRuntime_INTERNAL(void* logger, int32_t version) {
   return version == NV_TENSORRT_VERSION ? new Runtime(*static_cast<ILogger*>(logger)) : nullptr;
 }
