@@ -76,6 +76,7 @@ def save_engine(
     built_with = {"module": "tensorrt", "version": "10.3.0", "arch": ["sm_90"], "options": {}}
     for name, said in {"engine.json": built_with, **plans, **(files or {})}.items():
         if said is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(said if isinstance(said, str) else json.dumps(said))
     engine = {"status": "built", "backend": "tensorrt", "version": "10.3.0", "plan_bytes": 1}
     target = {

@@ -95,6 +95,15 @@ def test_one_engine_is_on_the_device_at_a_time(library: Library, device: Device,
     library("conditioning_destroy", handle)
 
 
+def test_a_weight_budget_is_the_transformers(library: Library, device: Device, tmp_path: Path) -> None:
+    """Engines of other parts stream nothing."""
+    root = bundle_of(tmp_path / "b", PLANS["whole"])
+    streams = {"module": "tensorrt", "version": "10.3.0", "arch": ["sm_90"], "options": {"weight-streaming": "auto"}}
+    save_engine(root, {"model.plan": plan(SPECS, ("velocity f32",), "streams")}, files={"engine.json": streams})
+    with library.bundle(root) as bundle, library.session(bundle, backend=TARGET.encode(), weight_budget=200) as session:
+        assert library.decode(session, latents_of(1, 2, 3)) and device["budget"] == 200
+
+
 def test_what_is_wrong_is_said(library: Library, device: Device, tmp_path: Path) -> None:
     decoder, latents = PLANS["chunks"], latents_of(2, 2, 3)
 

@@ -16,6 +16,7 @@ from vditc.errors import InputError, VditcError
 from vditc.files import sha256
 from vditc.pipeline import build_engine as module
 from vditc.pipeline.build_engine import build_alone, build_engine
+from vditc.pipeline.engine_folder import drop_others
 from vditc.profile import Profile, Range
 from vditc.progress import SILENT
 from vditc.runtimes.backend import EngineFacts
@@ -140,13 +141,32 @@ def test_as_many_as_the_memory_asks_for(lowered: Path, maker: Maker, monkeypatch
 
 
 def test_a_folder_holds_one_engine(lowered: Path, maker: Maker) -> None:
-    """However the one before was cut: what an older one left would be run, or be listed in the bundle."""
-    out, other = lowered.parents[1] / "engines" / "rtx-ada", ["engine.json", "layers.json"]
+    """However the one before was cut: what an older one left would be run, or be listed in the bundle. Other files are left alone."""
+    out, other = lowered.parents[1] / "engines" / "rtx-ada", ["engine.json", "layers.json", "mine.plan"]
+    out.mkdir(parents=True)
+    for name in ("mine.plan", "device.json", "build.sh", "SHA256SUMS"):
+        (out / name).touch()
     for options, plans in (("segments=3", 3), ("segments=2", 2), ("", 0), ("segments=2", 2)):
         build(lowered, options)
         wanted = [f"segment_{i:02}.plan" for i in range(plans)]
-        assert files(out) == [*other, *wanted, "segments.json"] if plans else files(out) == [*other, "model.plan"]
+        assert files(out) == (sorted([*other, *wanted, "segments.json"]) if plans else sorted([*other, "model.plan"]))
         assert files(lowered.parent) == ["rtx-ada.onnx"]
+
+
+def test_a_folder_of_a_device_holds_no_engine(tmp_path: Path) -> None:
+    for name in (
+        "model.plan",
+        "segment_00.plan",
+        "engine.json",
+        "layers.json",
+        "segments.json",
+        "device.json",
+        "timing.cache",
+        "mine.plan",
+    ):
+        (tmp_path / name).touch()
+    drop_others(tmp_path, (), cut=True)
+    assert files(tmp_path) == ["device.json", "mine.plan", "segments.json", "timing.cache"]
 
 
 def test_one_segment_is_one_engine(lowered: Path, maker: Maker) -> None:

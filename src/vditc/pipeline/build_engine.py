@@ -14,6 +14,7 @@ from vditc.files import data_digest, room_for, sha256, whole_file, write_text
 from vditc.graph_passes.cut_segments import Segment, cut_segments, remove_segments
 from vditc.memory import Memory, builder_memory
 from vditc.pipeline.device_files import Part, data_files, write_device_files
+from vditc.pipeline.engine_folder import drop_others
 from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.runtimes.backend import BUILT, TO_BUILD, Backend, EngineFacts
@@ -83,7 +84,7 @@ def build_engine(
             out=out,
             segments=chain,
         )
-    _drop_others(place, chain, {PLAN} if facts.status == BUILT else set())
+    drop_others(place, (PLAN,) if facts.status == BUILT else (), cut=chain is not None)
     return facts
 
 
@@ -197,19 +198,10 @@ def _build_segments(
         (work / name / PLAN).replace(out / plan)
         shutil.rmtree(work / name)
     write_text(out / NAME, chain.to_text())
-    _drop_others(out, chain, set(chain.plans))
+    drop_others(out, chain.plans, cut=True)
     for segment in segments:
         segment.graph.unlink()
     return EngineFacts.joined(made, chain.blocks)
-
-
-def _drop_others(folder: Path, chain: Segments | None, plans: set[str]) -> None:
-    """What an earlier build left, cut otherwise, or built where this one is not: `folder` holds one engine."""
-    if chain is None:
-        (folder / NAME).unlink(missing_ok=True)
-    for old in folder.glob("*.plan"):
-        if old.name not in plans:
-            old.unlink()
 
 
 def _done(place: Path, key: str) -> EngineFacts | None:

@@ -22,15 +22,17 @@ from vditc.files import data_digest
 from vditc.part_graph import PartGraph
 from vditc.pipeline.device_files import Part as DevicePart
 from vditc.pipeline.device_files import write_device_files
+from vditc.pipeline.engine_folder import drop_others
 from vditc.pipeline.part_lowering import clip_profile, lower_part, lowered_name, part_memory, part_profile, part_target
 from vditc.profile import Profile
 from vditc.progress import Progress
 from vditc.prompt_cleaning import installed_steps
-from vditc.runtimes.backend import TO_BUILD
+from vditc.runtimes.backend import BUILT, TO_BUILD
 from vditc.runtimes.graph_inputs import input_specs
 from vditc.runtimes.parts.prompt_tokens import PromptTokens
 from vditc.runtimes.parts.text_encoder import TextEncoder
 from vditc.runtimes.registry import backend
+from vditc.runtimes.trt_runner import PLAN
 from vditc.target import Target
 from vditc.workspace import Workspace
 
@@ -245,6 +247,7 @@ class PipelineParts:
             if built.status == TO_BUILD:
                 built_of = [DevicePart("model", folder / lowered, inputs)]
                 write_device_files(root=folder, folder=space.path / engine, parts=built_of, target=target, profile=ranges, options=options)
+            drop_others(space.path / engine, (PLAN,) if built.status == BUILT else (), cut=False)
             return built.to_json()
 
         built = space.stage(f"build {name}/{graph.name} {label}", run_build, (f"{engine}/*",), key=options.to_json())

@@ -184,7 +184,7 @@ static int check_video(vditc_session* session, const Asked* asked, const vditc_t
   return 0;
 }
 
-/* Every clip of `latents`, or none. */
+/* All clips are decoded before the first file gets its name, and each is whole. */
 static int write_video(vditc_bundle* bundle, vditc_session* session, const Asked* asked, const vditc_tensor* latents) {
   const uint64_t clips = (uint64_t)latents->shape[0], bytes = latents->bytes / clips;
   uint64_t frames = 0, height = 0, width = 0;

@@ -186,7 +186,7 @@ void check_video(const Asked& asked, uint64_t clips) {
   }
 }
 
-// Every clip of `latents`, or none.
+// All clips are decoded before the first file gets its name, and each is whole.
 void write_video(vditc::Session& session, const Asked& asked, const std::vector<float>& latents, const std::array<int64_t, 4>& shape,
                  uint64_t clips, int32_t fps) {
   const auto [frames, height, width] = session.frames(shape);

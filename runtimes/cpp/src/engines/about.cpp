@@ -46,7 +46,7 @@ About read_about(const std::string& folder) {
   made.streams = !streaming.is(Json::NOTHING);
   made.budget = streaming.integer_or(-1);
   if (made.streams && streaming.is(Json::TEXT) && streaming.text != "auto") wrong(path, "weight-streaming", WANTED);
-  if (made.weights.find('/') != std::string::npos || (asked("strip-weights") && made.weights.empty())) wrong(path, "weights", WANTED);
+  if (asked("strip-weights") && made.weights.empty()) wrong(path, "weights", WANTED);
   return made;
 }
 

@@ -13,7 +13,7 @@ struct PluginName {
 struct About {
   bool known = false;  // that there is an engine.json
   std::string module, version, arch;  // arch: "sm_80, sm_90"
-  std::string weights;                // file with the stripped weights, beside it; "": they are in the engine
+  std::string weights;                // file with the stripped weights, relative to the engine's folder; "": they are in the engine
   bool host_code = false;             // machine code of the host is in it
   bool embedded = false;              // its plugins are
   bool streams = false;               // weights, from the host's memory

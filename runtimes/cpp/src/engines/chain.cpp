@@ -63,6 +63,10 @@ EngineChain::EngineChain(std::vector<std::unique_ptr<Engine>> segments, const st
   output_shapes_.resize(outputs_.size());
 }
 
+bool EngineChain::records() const {
+  return std::all_of(segments_.begin(), segments_.end(), [](const Segment& segment) { return segment.engine->records(); });
+}
+
 std::vector<Shape>& EngineChain::shapes_of(Place::Kind kind) {
   return kind == Place::INPUT ? input_shapes_ : kind == Place::OUTPUT ? output_shapes_ : between_shapes_;
 }

@@ -18,6 +18,8 @@ class EngineChain {
   const std::vector<Port>& inputs() const { return inputs_; }
   const std::vector<Port>& outputs() const { return outputs_; }
 
+  bool records() const;  // whether all segments' launches may be recorded
+
   // Shapes of the inputs -> of the outputs. Memory grows behind the work of `stream`, and addresses of earlier calls are no good any more.
   void resize(const Cuda& cuda, const std::vector<Shape>& inputs, std::vector<Shape>& outputs, Stream stream);
   // Addresses of the inputs and of the outputs, in order. Nothing is allocated.

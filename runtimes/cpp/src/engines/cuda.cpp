@@ -11,8 +11,12 @@ namespace {
 
 constexpr int OUT_OF_MEMORY = 2;                                           // CUDA_ERROR_OUT_OF_MEMORY
 constexpr int MAJOR = 75, MINOR = 76, MEMORY_POOLS = 115;                  // CUdevice_attribute
-constexpr unsigned NON_BLOCKING = 1, NO_TIMING = 2, THREAD_LOCAL = 1;      // of streams, events, and modes of capture: other threads do not break one
+constexpr unsigned NON_BLOCKING = 1, THREAD_LOCAL = 1;      // of streams, and modes of capture: other threads do not break one
+constexpr unsigned BLOCKING_NO_TIMING = 1 | 2;              // of events: whoever waits for a step of seconds sleeps
 constexpr const char* LIBRARY = "libcuda.so.1";
+
+// Illegal address, timeout, assertion, and what else work on a GPU dies of: cuda.h says that the process must be restarted.
+bool is_lost(int status) { return status == 700 || status == 702 || status == 710 || (714 <= status && status <= 719); }
 
 }  // namespace
 
@@ -145,10 +149,12 @@ Cuda::Current::~Current() {
 
 void Cuda::check(int status, const char* function) const {
   if (status == 0) return;
-  const bool memory = status == OUT_OF_MEMORY;
+  const bool memory = status == OUT_OF_MEMORY, lost = is_lost(status);
   throw Error(memory ? VDITC_ERROR_DEVICE_MEMORY : VDITC_ERROR_ENGINE, name_.empty() ? "CUDA" : name_,
               std::string(function) + ": " + words(*driver_, status), memory ? "free memory on the GPU" : "a CUDA call that works",
-              memory ? "free some of it, sample smaller clips, or build with --engine weight-streaming" : "see that the GPU is free, then run again");
+              memory ? "free some of it, sample smaller clips, or build with --engine weight-streaming"
+              : lost ? "restart the process: CUDA does not recover from this error"
+                     : "see that the GPU is free, then run again");
 }
 
 Stream Cuda::stream() const {
@@ -159,7 +165,7 @@ Stream Cuda::stream() const {
 
 Event Cuda::event() const {
   Event made = nullptr;
-  check(driver_->event_create(&made, NO_TIMING), "cuEventCreate");
+  check(driver_->event_create(&made, BLOCKING_NO_TIMING), "cuEventCreate");
   return made;
 }
 
@@ -182,7 +188,11 @@ void Cuda::release(DeviceAddress address, Stream stream) const noexcept {
 
 void* Cuda::pinned(size_t bytes) const {
   void* made = nullptr;
-  check(driver_->allocate_host(&made, bytes), "cuMemAllocHost");
+  if (driver_->allocate_host(&made, bytes) == OUT_OF_MEMORY) {
+    throw Error(VDITC_ERROR_OUT_OF_MEMORY, name_, text("no %zu bytes of memory that copies reach (cuMemAllocHost)", bytes), "free memory of the host",
+                "free some of it, or sample smaller clips");
+  }
+  if (made == nullptr) throw Error(VDITC_ERROR_ENGINE, name_, "cuMemAllocHost, which failed", "a CUDA call that works", "see that the GPU is free, then run again");
   return made;
 }
 

@@ -7,12 +7,13 @@
 namespace vditc::internal {
 
 DeviceRuns::DeviceRuns(std::shared_ptr<Cuda> cuda, std::unique_ptr<EngineChain> chain, size_t fetched)
-    : cuda_(std::move(cuda)), chain_(std::move(chain)), fetched_(fetched ? fetched : chain_->outputs().size()) {
+    : cuda_(std::move(cuda)), chain_(std::move(chain)), fetched_(fetched ? fetched : chain_->outputs().size()), records_(chain_->records()) {
   const Cuda::Current current(*cuda_);
   try {
     for (Stream* stream : {&uploads_, &work_, &downloads_}) *stream = cuda_->stream();
   } catch (const Error&) {
     for (const Stream stream : {uploads_, work_, downloads_}) cuda_->destroy(stream);
+    chain_.reset();  // with the GPU that it is on
     throw;
   }
 }
@@ -32,7 +33,8 @@ DeviceRuns::~DeviceRuns() {
 }
 
 void DeviceRuns::resize(const std::vector<Shape>& inputs, size_t runs) {
-  if (inputs == input_shapes_ && runs == runs_.size()) return;
+  const bool left = std::any_of(runs_.begin(), runs_.end(), [](const Run& run) { return run.busy; });  // by a call that failed
+  if (inputs == input_shapes_ && runs == runs_.size() && !left) return;
   const Cuda::Current current(*cuda_);
   for (const Stream stream : {uploads_, work_, downloads_}) cuda_->synchronize(stream);
   input_shapes_.clear();  // whatever fails: the next call begins anew
@@ -114,13 +116,14 @@ void DeviceRuns::launch(Run& run) {
 
 void DeviceRuns::room(Buffer& buffer, size_t bytes, bool on_host) {
   buffer.bytes = bytes, buffer.changed = true;
-  if (buffer.address != 0 && buffer.room >= bytes) return;
+  if (buffer.room >= std::max<size_t>(bytes, 1)) return;
   cuda_->release(buffer.address, work_);
   cuda_->release_pinned(buffer.host);
-  buffer.address = 0, buffer.host = nullptr;
-  buffer.room = std::max<size_t>(bytes, 1);
-  buffer.address = cuda_->allocate(buffer.room, work_);
-  if (on_host) buffer.host = cuda_->pinned(buffer.room);
+  buffer.address = 0, buffer.host = nullptr, buffer.room = 0;
+  const size_t wanted = std::max<size_t>(bytes, 1);
+  buffer.address = cuda_->allocate(wanted, work_);
+  if (on_host) buffer.host = cuda_->pinned(wanted);
+  buffer.room = wanted;  // only when both are there
 }
 
 void DeviceRuns::forget(Run& run) {

@@ -58,7 +58,7 @@ class DeviceRuns {
   Stream uploads_ = nullptr, work_ = nullptr, downloads_ = nullptr;  // two for copies: one of the next run would wait for this one's end
   std::vector<Run> runs_;
   std::vector<Shape> input_shapes_, output_shapes_;
-  bool records_ = true;
+  bool records_;
 
   void room(Buffer& buffer, size_t bytes, bool on_host);
   void launch(Run& run);

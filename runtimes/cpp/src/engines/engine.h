@@ -24,6 +24,8 @@ class Engine {
 
   // Shapes of the next runs, in the order of the ports; fills those of the outputs. Error VDITC_ERROR_INPUT outside of the profile.
   virtual void resize(const std::vector<Shape>& inputs, std::vector<Shape>& outputs) = 0;
+  // Whether launches may be recorded: not those of an engine that copies its weights from the host between them.
+  bool records() const { return records_; }
   // Of runs of these shapes, in bytes.
   virtual size_t scratch_bytes() = 0;
   virtual void take_scratch(DeviceAddress address, size_t bytes) = 0;
@@ -32,6 +34,7 @@ class Engine {
 
  protected:
   std::vector<Port> inputs_, outputs_;
+  bool records_ = true;
 };
 
 struct Plan {

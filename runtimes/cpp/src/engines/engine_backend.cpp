@@ -42,6 +42,9 @@ class EngineDenoiser : public Denoiser {
                     "build the engine again");
       }
     }
+    if (places_[0].port < 0) {
+      throw Error(VDITC_ERROR_ENGINE, where_, "an engine that does not take " + (*call.specs)[0].name, "the latents among its inputs", "build the engine again");
+    }
     runs_.resize(shapes, call.runs);
     prediction_.dtype = runs_.outputs()[0].dtype;
     if (runs_.output_shape(0) != call.prediction) {
@@ -154,12 +157,12 @@ class EngineBackend : public Backend {
     if (target.status != BUILT) not_built(expert, expert.path() + "/" + folder);
     const Json& plugins = expert.manifest()["targets"][target_]["plugins"];
     std::vector<PluginName> wanted;
-    for (const Json& op : plugins["operators"].items) {
-      const std::string name = op.text_or("");
+    for (const auto& [name, layers] : plugins["operators"].members) {  // "vditc.QLinear": how many layers
       wanted.push_back({name.substr(name.rfind('.') + 1), plugins["version"].text_or(""), plugins["namespace"].text_or("")});
     }
+    if (!target.library.empty() && wanted.empty()) expert.damaged("a plugin library of no operators", "those that the engine wants of it");
     const std::string library = target.library.empty() ? "" : inside(expert.path(), target.library, "bundle " + expert.path());
-    auto chain = load(expert, folder, library, std::move(wanted));
+    auto chain = load(expert, folder, weight_budget_, library, std::move(wanted));
     return std::make_unique<EngineDenoiser>(cuda_, std::move(chain), expert.path() + "/" + folder);
   }
 
@@ -167,7 +170,7 @@ class EngineBackend : public Backend {
     const Json& about = bundle.manifest()["components"][component]["targets"][target_]["graphs"][graph]["engine"];
     const std::string folder = "components/" + component + "/engines/" + target_ + "/" + graph;
     if (about["status"].text_or("") != BUILT) not_built(bundle, bundle.path() + "/" + folder);
-    return std::make_unique<EngineGraph>(cuda_, load(bundle, folder, "", {}), bundle.path() + "/" + folder);
+    return std::make_unique<EngineGraph>(cuda_, load(bundle, folder, -1, "", {}), bundle.path() + "/" + folder);
   }
 
   std::vector<InputSpec> inputs(const Bundle& bundle) const override { return bundle.inputs(target_); }
@@ -197,30 +200,38 @@ class EngineBackend : public Backend {
     }
     throw Error(VDITC_ERROR_NO_DEVICE, "bundle " + bundle.path(), std::string("engines of ") + engine_module() + " for " + (known.empty() ? "no GPU" : known),
                 "an engine for this machine's " + cuda_->arch() + " (" + cuda_->name() + ")",
-                "build one here (engines/TARGET/build.sh, or `vditc build`), or name a backend");
+                "build one here (engines/TARGET/build.sh and `vditc collect`, or `vditc build`), or name a backend");
   }
 
   [[noreturn]] void not_built(const Bundle& bundle, const std::string& folder) const {
     throw Error(VDITC_ERROR_NOT_FOUND, folder, "no engine", "one that was built for target " + target_,
-                "build it on the device: sh " + bundle.path() + "/engines/" + target_ + "/build.sh, or `vditc build`");
+                "build it on the device with its build.sh and `vditc collect` it, or use `vditc build`");
   }
 
-  std::unique_ptr<EngineChain> load(const Bundle& bundle, const std::string& folder, const std::string& library, std::vector<PluginName> wanted) const {
+  // `budget`: of the GPU for streamed weights, -1: what the engine was built with.
+  std::unique_ptr<EngineChain> load(const Bundle& bundle, const std::string& folder, int64_t budget, const std::string& library,
+                                    std::vector<PluginName> wanted) const {
     const std::string where = "bundle " + bundle.path(), root = inside(bundle.path(), folder, where);
+    const auto listed = [&](const std::string& name) {  // whatever says how to load an engine is a file that the manifest hashes
+      if (bundle.file(name) == nullptr) bundle.damaged("no file " + name + " in the manifest", "all files of the engine");
+      return inside(bundle.path(), name, where);
+    };
+    for (const char* name : {"engine.json", "segments.json"}) {
+      if (std::filesystem::exists(root + "/" + name)) listed(folder + "/" + name);
+    }
     const Segments segments = read_segments(root);
     Plan plan;
     plan.about = read_about(root);
-    plan.library = library, plan.wanted = std::move(wanted), plan.weight_budget = weight_budget_;
-    if (!plan.about.weights.empty()) plan.weights = inside(bundle.path(), folder + "/" + plan.about.weights, where);
-    if (weight_budget_ >= 0 && !plan.about.streams) {
-      throw Error(VDITC_ERROR_ARGUMENT, root, text("a weight budget of %lld bytes", static_cast<long long>(weight_budget_)), "an engine that streams its weights",
+    plan.library = library, plan.wanted = std::move(wanted), plan.weight_budget = budget;
+    if (!plan.about.weights.empty()) plan.weights = listed((std::filesystem::path(folder) / plan.about.weights).lexically_normal().string());
+    if (budget >= 0 && !plan.about.streams) {
+      throw Error(VDITC_ERROR_ARGUMENT, root, text("a weight budget of %lld bytes", static_cast<long long>(budget)), "an engine that streams its weights",
                   "leave it out, or build with --engine weight-streaming");
     }
+    const Cuda::Current current(*cuda_);  // engines are destroyed with it too
     std::vector<std::unique_ptr<Engine>> engines;
-    const Cuda::Current current(*cuda_);
     for (const std::string& name : segments.plans) {
-      if (bundle.file(folder + "/" + name) == nullptr) bundle.damaged("no file " + folder + "/" + name + " in the manifest", "every plan of the engine");
-      plan.path = inside(bundle.path(), folder + "/" + name, where);
+      plan.path = listed(folder + "/" + name);
       engines.push_back(library_->load(plan, *cuda_));
     }
     return std::make_unique<EngineChain>(std::move(engines), segments.outputs, root);

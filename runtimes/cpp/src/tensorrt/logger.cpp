@@ -1,11 +1,18 @@
 #include "tensorrt/logger.h"
 
+#include <deque>
+
 #include "status.h"
 
 namespace vditc::internal {
 namespace {
 
 constexpr size_t KEPT = 3;
+
+std::deque<std::string>& errors() {
+  thread_local std::deque<std::string> made;  // sessions on other threads have troubles of their own
+  return made;
+}
 
 int32_t level(nvinfer1::ILogger::Severity severity) {
   switch (severity) {
@@ -24,22 +31,19 @@ void Logger::log(Severity severity, const char* message) noexcept {
     const int32_t said = level(severity);
     if (logs(said)) internal::log(said, std::string("TensorRT: ") + message);
     if (said != VDITC_LOG_ERROR) return;
-    const std::lock_guard<std::mutex> hold(lock_);
-    errors_.emplace_back(message);
-    if (errors_.size() > KEPT) errors_.pop_front();
+    errors().emplace_back(message);
+    if (errors().size() > KEPT) errors().pop_front();
   } catch (...) {  // no memory for a message
   }
 }
 
 void Logger::forget() {
-  const std::lock_guard<std::mutex> hold(lock_);
-  errors_.clear();
+  errors().clear();
 }
 
 std::string Logger::words() {
-  const std::lock_guard<std::mutex> hold(lock_);
   std::string made;
-  for (const std::string& error : errors_) made += (made.empty() ? " (" : " | ") + error;
+  for (const std::string& error : errors()) made += (made.empty() ? " (" : " | ") + error;
   return made.empty() ? made : made + ")";
 }
 

@@ -30,8 +30,9 @@ nvinfer1::Dims dims_of(const Shape& shape) {
 
 }  // namespace
 
-TrtEngine::TrtEngine(std::shared_ptr<nvinfer1::IRuntime> runtime, std::unique_ptr<nvinfer1::ICudaEngine> engine, Logger& logger, std::string where)
+TrtEngine::TrtEngine(std::shared_ptr<nvinfer1::IRuntime> runtime, std::unique_ptr<nvinfer1::ICudaEngine> engine, Logger& logger, std::string where, bool streams)
     : runtime_(std::move(runtime)), engine_(std::move(engine)), logger_(logger), where_(std::move(where)) {
+  records_ = !streams;  // enqueueV3 waits between its layers then
   for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
     const char* name = engine_->getIOTensorName(i);
     const nvinfer1::DataType type = engine_->getTensorDataType(name);
@@ -42,8 +43,10 @@ TrtEngine::TrtEngine(std::shared_ptr<nvinfer1::IRuntime> runtime, std::unique_pt
   logger_.forget();
   context_.reset(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
   if (!context_) {
-    throw Error(VDITC_ERROR_DEVICE_MEMORY, where_, "too little memory on the GPU" + logger_.words(), "a context of the engine",
-                "free some of it, build with --engine weight-streaming, or give a --profile with smaller clips");
+    const std::string said = logger_.words();
+    const bool memory = said.find("emory") != std::string::npos;
+    throw Error(memory ? VDITC_ERROR_DEVICE_MEMORY : VDITC_ERROR_ENGINE, where_, "no context" + said, "a context of the engine",
+                memory ? "free memory of the GPU, build with --engine weight-streaming, or give a --profile with smaller clips" : "build the engine again with vditc");
   }
 }
 
@@ -65,7 +68,12 @@ void TrtEngine::resize(const std::vector<Shape>& inputs, std::vector<Shape>& out
   }
 }
 
-size_t TrtEngine::scratch_bytes() { return context_->updateDeviceMemorySizeForShapes(); }
+size_t TrtEngine::scratch_bytes() {
+  logger_.forget();
+  const size_t bytes = context_->updateDeviceMemorySizeForShapes();
+  if (bytes == 0 && engine_->getDeviceMemorySizeV2() != 0) failed("no size of its scratch memory");
+  return bytes;
+}
 
 void TrtEngine::take_scratch(DeviceAddress address, size_t bytes) {
   context_->setDeviceMemoryV2(reinterpret_cast<void*>(address), static_cast<int64_t>(bytes));

@@ -11,8 +11,8 @@ namespace vditc::internal {
 
 class TrtEngine : public Engine {
  public:
-  // `runtime` and `logger` live as long as the engine. Error for tensors of types that no model of vditc has, or memory that is short.
-  TrtEngine(std::shared_ptr<nvinfer1::IRuntime> runtime, std::unique_ptr<nvinfer1::ICudaEngine> engine, Logger& logger, std::string where);
+  // `runtime` and `logger` live as long as the engine. `streams`: its weights, from the host's memory. Error for tensors of types that no model of vditc has, or memory that is short.
+  TrtEngine(std::shared_ptr<nvinfer1::IRuntime> runtime, std::unique_ptr<nvinfer1::ICudaEngine> engine, Logger& logger, std::string where, bool streams);
 
   void resize(const std::vector<Shape>& inputs, std::vector<Shape>& outputs) override;
   size_t scratch_bytes() override;

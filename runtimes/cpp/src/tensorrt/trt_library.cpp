@@ -65,7 +65,7 @@ class Trt : public EngineLibrary {
     }
     if (!plan.weights.empty()) refit(*engine, plan);
     if (about.streams) stream_weights(*engine, plan);
-    return std::make_unique<TrtEngine>(std::move(runtime), std::move(engine), logger(), plan.path);
+    return std::make_unique<TrtEngine>(std::move(runtime), std::move(engine), logger(), plan.path, about.streams);
   }
 
  private:

@@ -41,7 +41,7 @@ namespace {
 enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_CONTEXT = 201, CAPTURE = 900 };
 
 std::recursive_mutex lock;
-std::map<std::string, int64_t> counts{{"devices", 1}, {"arch", 90}, {"pools", 1}, {"memory", int64_t{1} << 40}, {"recordable", 1}};
+std::map<std::string, int64_t> counts{{"devices", 1}, {"arch", 90}, {"pools", 1}, {"memory", int64_t{1} << 40}, {"pinned", int64_t{1} << 40}, {"recordable", 1}};
 std::map<void*, size_t> device_memory, host_memory;
 std::set<void*> objects;
 CUctx_st context{0};
@@ -69,20 +69,20 @@ int give(CUstream_st* stream, std::function<void()> work) {
 
 int take(std::map<void*, size_t>& memory, size_t bytes, void** made) {
   if (current.empty()) return INVALID_CONTEXT;
-  int64_t& left = counts["memory"];
-  if (&memory == &device_memory && static_cast<int64_t>(bytes) > left) return OUT_OF_MEMORY;
+  int64_t& left = counts[&memory == &device_memory ? "memory" : "pinned"];
+  if (static_cast<int64_t>(bytes) > left) return OUT_OF_MEMORY;
   *made = std::malloc(bytes + 1);
   std::memset(*made, 0xFF, bytes);  // NaN
   memory[*made] = bytes;
   ++counts["allocations"];
-  if (&memory == &device_memory) left -= static_cast<int64_t>(bytes);
+  left -= static_cast<int64_t>(bytes);
   return OK;
 }
 
 int drop(std::map<void*, size_t>& memory, void* address) {
   const auto found = memory.find(address);
   if (found == memory.end()) return ++counts["faults"], INVALID;
-  if (&memory == &device_memory) counts["memory"] += static_cast<int64_t>(found->second);
+  counts[&memory == &device_memory ? "memory" : "pinned"] += static_cast<int64_t>(found->second);
   std::memset(address, 0xFF, found->second);
   std::free(address);
   memory.erase(found);
@@ -123,6 +123,16 @@ EXPORT void stand_in_set(const char* name, int64_t value) {
   const Hold hold(lock);
   counts[name] = value;
 }
+// What TensorRT does wrong without a GPU of its own on the thread, or in the wrong order.
+EXPORT void stand_in_fault() {
+  const Hold hold(lock);
+  ++counts["faults"];
+}
+EXPORT int stand_in_current() { return !current.empty(); }
+EXPORT void stand_in_add(const char* name, int64_t value) {
+  const Hold hold(lock);
+  counts[name] += value;
+}
 // What a kernel is: work of a stream.
 EXPORT int stand_in_launch(CUstream_st* stream, const std::function<void()>& work) {
   const Hold hold(lock);
@@ -154,7 +164,11 @@ EXPORT int cuCtxPopCurrent_v2(CUctx_st** one) {
 }
 EXPORT int cuStreamCreate(CUstream_st** stream, unsigned) { const Hold hold(lock); return made(stream); }
 EXPORT int cuStreamDestroy_v2(CUstream_st* stream) { const Hold hold(lock); return go_to(stream, stream->given), gone(stream); }
-EXPORT int cuStreamSynchronize(CUstream_st* stream) { const Hold hold(lock); return go_to(stream, stream->given), OK; }
+EXPORT int cuStreamSynchronize(CUstream_st* stream) {
+  const Hold hold(lock);
+  if (stream->recording != nullptr) return CAPTURE;
+  return go_to(stream, stream->given), OK;
+}
 EXPORT int cuStreamWaitEvent(CUstream_st* stream, CUevent_st* event, unsigned) {
   const Hold hold(lock);
   CUstream_st* other = event->stream;
@@ -172,7 +186,7 @@ EXPORT int cuEventRecord(CUevent_st* event, CUstream_st* stream) {
 EXPORT int cuEventSynchronize(CUevent_st* event) {
   const Hold hold(lock);
   if (event->stream != nullptr) go_to(event->stream, event->at);
-  return counts["broken"] ? 700 : OK;
+  return static_cast<int>(counts["broken"]);
 }
 EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) { const Hold hold(lock); return take(device_memory, bytes, reinterpret_cast<void**>(address)); }
 EXPORT int cuMemFree_v2(uint64_t address) { const Hold hold(lock); return drop(device_memory, reinterpret_cast<void*>(address)); }

@@ -10,7 +10,9 @@
 //   output velocity f16              of the first input's shape, or with more: its axes, numbers or the first input's axis N as @N, @NxFACTOR or
 //                                    @NxFACTORmLESS
 //   scratch 4096                     bytes that it fills with rubbish, for every unit of the first input's first axis
-//   host-code | refit | no-context   is loaded only if that is allowed; only if weights are put back; has no memory for a context
+//   host-code | refit                is loaded only if that is allowed; runs only if weights are put back
+//   streams                          cannot be recorded
+//   no-context | no-size             makes no context; does not say what scratch memory it takes
 #include <dlfcn.h>
 
 #include <cmath>
@@ -56,16 +58,31 @@ Function of_driver(const char* name) {
 }
 
 void count(const char* name, int64_t value) { of_driver<void (*)(const char*, int64_t)>("stand_in_set")(name, value); }
+void fault_unless(bool right) {
+  if (!right) of_driver<void (*)()>("stand_in_fault")();
+}
+// Objects of TensorRT are made and destroyed with their GPU on the thread, children before their parents.
+struct Child {
+  explicit Child(int* siblings) : siblings(siblings) {
+    ++*siblings;
+    fault_unless(of_driver<int (*)()>("stand_in_current")());
+  }
+  ~Child() {
+    --*siblings;
+    fault_unless(of_driver<int (*)()>("stand_in_current")());
+  }
+  int* siblings;
+};
 
 struct About {
   std::vector<Tensor> inputs, outputs;
   size_t scratch = 0;
-  bool context = true, refit = false;
+  bool context = true, refit = false, streams = false, sizeless = false;
 };
 
 class Context : public IExecutionContext {
  public:
-  explicit Context(const About& about) : about_(about) {}
+  Context(const About& about, int* siblings) : about_(about), child_(siblings) {}
 
   bool setInputShape(char const* name, Dims const& dims) noexcept override {
     for (const Tensor& input : about_.inputs) {
@@ -77,21 +94,25 @@ class Context : public IExecutionContext {
     return false;
   }
   Dims getTensorShape(char const* name) const noexcept override {
-    const auto& first = shapes_.at(about_.inputs[0].name);
-    Dims made{};
     for (const Tensor& output : about_.outputs) {
-      if (output.name != name) continue;
-      made.nbDims = static_cast<int32_t>(output.axes.empty() ? first.size() : output.axes.size());
-      for (int32_t i = 0; i < made.nbDims; ++i) {
-        const std::string axis = output.axes.empty() ? "@" + std::to_string(i) : output.axes[static_cast<size_t>(i)];
-        int of = 0, factor = 1, less = 0;
-        const bool scaled = std::sscanf(axis.c_str(), "@%dx%dm%d", &of, &factor, &less) > 0;
-        made.d[i] = scaled ? first.at(static_cast<size_t>(of)) * factor - less : std::stoll(axis);
-      }
+      if (output.name == name) return dims_of(output, shapes_.at(about_.inputs[0].name));
+    }
+    return {};
+  }
+  static Dims dims_of(const Tensor& output, const in::Shape& first) {
+    Dims made{};
+    made.nbDims = static_cast<int32_t>(output.axes.empty() ? first.size() : output.axes.size());
+    for (int32_t i = 0; i < made.nbDims; ++i) {
+      const std::string axis = output.axes.empty() ? "@" + std::to_string(i) : output.axes[static_cast<size_t>(i)];
+      int of = 0, factor = 1, less = 0;
+      const bool scaled = std::sscanf(axis.c_str(), "@%dx%dm%d", &of, &factor, &less) > 0;
+      made.d[i] = scaled ? first.at(static_cast<size_t>(of)) * factor - less : std::stoll(axis);
     }
     return made;
   }
-  size_t updateDeviceMemorySizeForShapes() noexcept override { return about_.scratch * static_cast<size_t>(shapes_.at(about_.inputs[0].name).at(0)); }
+  size_t updateDeviceMemorySizeForShapes() noexcept override {
+    return about_.sizeless ? 0 : about_.scratch * static_cast<size_t>(shapes_.at(about_.inputs[0].name).at(0));
+  }
   void setDeviceMemoryV2(void* memory, int64_t size) noexcept override { scratch_ = memory, scratch_bytes_ = static_cast<size_t>(size); }
   bool setTensorAddress(char const* name, void* data) noexcept override { return addresses_[name] = data, true; }
 
@@ -113,20 +134,20 @@ class Context : public IExecutionContext {
       }
       for (const Tensor& output : about.outputs) {
         size_t size = 1;
-        Context shaped(about);
-        shaped.shapes_ = shapes;
-        const Dims dims = shaped.getTensorShape(output.name.c_str());
+        const Dims dims = dims_of(output, shapes.at(about.inputs[0].name));
         for (int32_t i = 0; i < dims.nbDims; ++i) size *= static_cast<size_t>(dims.d[i]);
         std::vector<double> values(size);
         for (size_t i = 0; i < size; ++i) values[i] = first[i % first.size()] / 2 + added;
         in::convert(values.data(), VDITC_F64, addresses.at(output.name), output.dtype, size);
       }
     };
+    if (about_.streams && of_driver<int (*)(cudaStream_t)>("cuStreamSynchronize")(stream) != 0) return fault_unless(false), false;
     return of_driver<int (*)(cudaStream_t, const std::function<void()>&)>("stand_in_launch")(stream, work) == 0;
   }
 
  private:
   About about_;
+  Child child_;
   std::map<std::string, in::Shape> shapes_;
   std::map<std::string, void*> addresses_;
   void* scratch_ = nullptr;
@@ -135,7 +156,8 @@ class Context : public IExecutionContext {
 
 class Engine : public ICudaEngine {
  public:
-  explicit Engine(About about) : about(std::move(about)) {}
+  Engine(About about, int* siblings, ILogger& logger) : about(std::move(about)), child_(siblings), logger_(logger) {}
+  ~Engine() override { fault_unless(contexts_ == 0); }
   About about;
   int32_t getNbIOTensors() const noexcept override { return static_cast<int32_t>(about.inputs.size() + about.outputs.size()); }
   char const* getIOTensorName(int32_t index) const noexcept override { return tensor(static_cast<size_t>(index)).name.c_str(); }
@@ -144,13 +166,21 @@ class Engine : public ICudaEngine {
     return index(name) < about.inputs.size() ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
   }
   IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override {
-    return about.context && !about.refit && strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED ? new Context(about) : nullptr;
+    if (!about.context) logger_.log(ILogger::Severity::kERROR, "Requested amount of GPU memory could not be allocated");
+    return about.context && !about.refit && strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED ? new Context(about, &contexts_) : nullptr;
   }
   int64_t getStreamableWeightsSize() const noexcept override { return 1000; }
-  bool setWeightStreamingBudgetV2(int64_t budget) noexcept override { return count("budget", budget), budget != 13; }
+  int64_t getDeviceMemorySizeV2() const noexcept override { return static_cast<int64_t>(about.scratch); }
+  bool setWeightStreamingBudgetV2(int64_t budget) noexcept override {
+    fault_unless(contexts_ == 0);  // a context was made for another
+    return count("budget", budget), budget != 13;
+  }
   int64_t getWeightStreamingAutomaticBudget() const noexcept override { return 700; }
 
  private:
+  Child child_;
+  ILogger& logger_;
+  int contexts_ = 0;
   const Tensor& tensor(size_t i) const { return i < about.inputs.size() ? about.inputs[i] : about.outputs[i - about.inputs.size()]; }
   size_t index(const std::string& name) const {
     size_t i = 0;
@@ -165,6 +195,7 @@ class Registry : public IPluginRegistry {
   PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
     std::ifstream file(path);
     std::string line;
+    of_driver<void (*)(const char*, int64_t)>("stand_in_add")("libraries", 1);
     if (!std::getline(file, line) || line != "stand-in plugins") return nullptr;
     while (std::getline(file, line)) known.insert(line);
     return this;
@@ -179,6 +210,7 @@ class Registry : public IPluginRegistry {
 class Runtime : public IRuntime {
  public:
   explicit Runtime(ILogger& logger) : logger_(logger) {}
+  ~Runtime() override { fault_unless(engines_ == 0); }
   void setEngineHostCodeAllowed(bool allowed) noexcept override { host_code_ = allowed; }
   IPluginRegistry& getPluginRegistry() noexcept override { return registry_; }
 
@@ -213,14 +245,19 @@ class Runtime : public IRuntime {
         about.context = false;
       } else if (word == "refit") {
         about.refit = true;
+      } else if (word == "streams") {
+        about.streams = true;
+      } else if (word == "no-size") {
+        about.sizeless = true;
       }
     }
-    return whole ? new Engine(about) : refuse("not an engine");
+    return whole ? new Engine(about, &engines_, logger_) : refuse("not an engine");
   }
 
  private:
   ILogger& logger_;
   Registry registry_;
+  int engines_ = 0;
   bool host_code_ = false;
 };
 

@@ -60,6 +60,7 @@ class ICudaEngine : public Base {
   virtual DataType getTensorDataType(char const* name) const noexcept = 0;
   virtual TensorIOMode getTensorIOMode(char const* name) const noexcept = 0;
   virtual IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy = ExecutionContextAllocationStrategy::kSTATIC) noexcept = 0;
+  virtual int64_t getDeviceMemorySizeV2() const noexcept = 0;
   virtual int64_t getStreamableWeightsSize() const noexcept = 0;
   virtual bool setWeightStreamingBudgetV2(int64_t budget) noexcept = 0;
   virtual int64_t getWeightStreamingAutomaticBudget() const noexcept = 0;
