@@ -193,7 +193,7 @@ def test_sanitizers_find_nothing_in_what_is_called_from_python() -> None:
         "UBSAN_OPTIONS": "halt_on_error=1",
         "VDITC_CPP_LIBRARY": str(folder),
     }
-    parts = ("bundles", "sampling", "schedulers", "decoding", "tokenizers", "encoding")
+    parts = ("bundles", "sampling", "schedulers", "decoding", "tokenizers", "encoding", "engines", "part_engines")
     names = [Path(__file__).with_name(f"test_{part}.py") for part in parts]
     run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names, cwd=ROOT, env=env, seconds=1800)
 
