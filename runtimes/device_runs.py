@@ -76,7 +76,8 @@ class _Slot:
     def __init__(self, cuda: Cuda) -> None:
         self.buffers: dict[str, _Buffer] = {}
         self.uploaded, self.computed, self.done = cuda.event(), cuda.event(), cuda.event()
-        self.graphs: dict[tuple[tuple[str, Shape], ...], int | None] = {}  # by shapes; None: launched once, not recorded yet
+        self.graph: int | None = None  # of the shapes of the last run
+        self.launched = False  # with these shapes, one by one
         self.generation = 0  # of the program, when they were recorded
         self.busy = False
 
@@ -86,7 +87,7 @@ class DeviceRuns:
 
     Two runs may be in flight: while the device computes one, the inputs of the next are copied on a stream of their own, and the
     outputs of the one before on another. Memory is ordered by streams (cudaMallocAsync). From the third run of the same shapes on, a CUDA
-    graph of all launches is replayed; where an engine cannot be recorded, launches are made one by one and a warning says so once.
+    graph of all launches is replayed, until they change; where an engine cannot be recorded, launches are made one by one and a warning says so once.
     """
 
     def __init__(self, cuda: Cuda, program: Program, *, slots: int = 2, graphs: bool = True) -> None:
@@ -94,6 +95,7 @@ class DeviceRuns:
         self._uploads, self._work, self._downloads = cuda.stream(), cuda.stream(), cuda.stream()
         self._slots = [_Slot(cuda) for _ in range(slots)]
         self._types = {**program.inputs, **program.outputs}
+        self._shapes: dict[str, Shape] = {}  # of the last run's inputs
 
     def __enter__(self) -> DeviceRuns:
         return self
@@ -104,7 +106,7 @@ class DeviceRuns:
     @property
     def recorded(self) -> bool:
         """Whether launches are replayed from a graph."""
-        return any(graph is not None for slot in self._slots for graph in slot.graphs.values())
+        return any(slot.graph is not None for slot in self._slots)
 
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
@@ -131,6 +133,10 @@ class DeviceRuns:
             )
         arrays = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self._program.inputs.items()}
         given = {name: array.shape for name, array in arrays.items()}
+        if given != self._shapes:  # a recording is of an engine's state, which its shapes change
+            for other in self._slots:
+                self._forget(other)
+            self._shapes = given
         shapes: dict[str, Shape] = {**given, **self._program.resize(given)}
         grown = [self._room(slot, name, shape) for name, shape in shapes.items()]
         if any(grown):
@@ -142,7 +148,7 @@ class DeviceRuns:
             cuda.copy(buffer.address, buffer.host.ctypes.data, array.nbytes, TO_DEVICE, self._uploads)
         cuda.record(slot.uploaded, self._uploads)
         cuda.wait(self._work, slot.uploaded)
-        self._launch(slot, tuple(sorted(given.items())))
+        self._launch(slot)
         cuda.record(slot.computed, self._work)
         cuda.wait(self._downloads, slot.computed)
         for name in self._program.outputs:
@@ -179,13 +185,12 @@ class DeviceRuns:
         for stream in (self._uploads, self._work, self._downloads):
             self._cuda.destroy_stream(stream)
 
-    def _launch(self, slot: _Slot, key: tuple[tuple[str, Shape], ...]) -> None:
+    def _launch(self, slot: _Slot) -> None:
         addresses = {name: buffer.address for name, buffer in slot.buffers.items()}
         if slot.generation != self._program.generation:
             self._forget(slot)
-        graph = slot.graphs.get(key)
-        if graph is not None:
-            self._cuda.replay(graph, self._work)
+        if slot.graph is not None:
+            self._cuda.replay(slot.graph, self._work)
             return
         # The first run loads modules, chooses kernels and takes memory, which a capture may not.
         self._program.enqueue(addresses, self._work)
@@ -194,13 +199,13 @@ class DeviceRuns:
             slot.generation = self._program.generation
         if not self._graphs:
             return
-        if key not in slot.graphs:
-            slot.graphs[key] = None
+        if not slot.launched:
+            slot.launched = True
             return
         try:
             with self._cuda.capture(self._work) as made:
                 self._program.enqueue(addresses, self._work)
-            slot.graphs[key] = made[0]
+            slot.graph = made[0]
         except VditcError as error:
             self._graphs = False
             warnings.warn(f"kernels are launched one by one: this engine is not recorded as a CUDA graph ({error.found})", stacklevel=3)
@@ -225,10 +230,9 @@ class DeviceRuns:
         return True
 
     def _forget(self, slot: _Slot) -> None:
-        for graph in slot.graphs.values():
-            if graph is not None:
-                self._cuda.destroy_graph(graph)
-        slot.graphs.clear()
+        if slot.graph is not None:
+            self._cuda.destroy_graph(slot.graph)
+        slot.graph, slot.launched = None, False
 
     def _bytes(self, name: str, shape: Shape) -> int:
         return math.prod(shape) * np.dtype(self._types[name]).itemsize

@@ -14,6 +14,7 @@ import numpy as np
 
 from vditc.errors import InputError, VditcError
 from vditc.runtimes.backend import EnginePlugins
+from vditc.runtimes.built_with import BuiltWith
 from vditc.runtimes.cuda_runtime import Cuda
 from vditc.runtimes.device_runs import DeviceRuns, Pending, Program, Shape
 from vditc.runtimes.engine_times import KernelClock
@@ -63,7 +64,9 @@ def open_engine(
     shared = segments is not None
     programs = [EngineProgram(trt, load_engine(trt, plan, arch, plugins, weight_budget), str(plan), shared=shared) for plan in plans]
     program = programs[0] if segments is None else SegmentedEngine(cuda, programs, segments.outputs, str(folder))
-    with DeviceRuns(cuda, program) as runs:
+    said = BuiltWith.read(folder)
+    streams = said is not None and said.options.weight_streaming is not None  # enqueueV3 waits between its layers then
+    with DeviceRuns(cuda, program, graphs=not streams) as runs:
         yield EngineRunner(runs, program, step_table(model), programs)
 
 

@@ -86,6 +86,11 @@ def test_the_third_run_of_a_shape_is_a_replay() -> None:
         assert (program.enqueued, stub.calls.count("cudaGraphLaunch"), device.recorded) == (3, 3, True)
         device.begin(feeds(5, 8)).result()  # greater buffers: the graph's addresses are gone
         assert not device.recorded
+        for seed in range(3):
+            device.begin(feeds(seed, 8)).result()
+        assert device.recorded
+        device.begin(feeds(6, 7)).result()  # no greater, but the engine's state is another
+        assert not device.recorded
     assert stub.left == 0
 
 
