@@ -339,6 +339,18 @@ def test_engines_that_triton_does_not_load(bundle: Bundle) -> None:
         plan_repository(changed(bundle))
 
 
+@pytest.mark.parametrize("name", ["dit", "vae_next", "pipeline", "pipeline_stream"])
+def test_models_of_one_name(bundle: Bundle, name: str) -> None:
+    """The second would take the first one's place."""
+    root = bundle.path / "components"
+    (root / "text_encoder").rename(root / name)
+    file = root / "conditioner.json"
+    file.write_text(file.read_text().replace('"text_encoder"', f'"{name}"'))
+    about = {name if part == "text_encoder" else part: one for part, one in bundle.manifest.components.items()}
+    with pytest.raises(InputError, match=f"found two models named {name}; wanted one of each name"):
+        plan_repository(changed(bundle, components=about))
+
+
 def test_parts_without_engines(bundle: Bundle) -> None:
     about = json.loads(json.dumps(bundle.manifest.components))
     about["vae"]["targets"][TARGET]["graphs"]["next"]["engine"] = {"status": "to build on the device", "backend": "tensorrt"}
@@ -353,7 +365,7 @@ def test_tensors_that_no_configuration_has() -> None:
     def text(tensor: Tensor) -> str:
         return ModelConfig(name="m", backend="tensorrt", inputs=[tensor], outputs=[tensor], on_gpu=True).to_text()
 
-    with pytest.raises(InputError, match=r"found x, float64 \[1\]; wanted one of float32"):
-        text(Tensor("x", "float64", (1,)))
+    with pytest.raises(InputError, match=r"found x, complex64 \[1\]; wanted one of float64, float32"):
+        text(Tensor("x", "complex64", (1,)))
     with pytest.raises(InputError, match=r"found x, float32 \[\]; wanted .* at least one axis; build the engine without segments"):
         text(Tensor("x", "float32", ()))

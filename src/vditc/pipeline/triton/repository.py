@@ -146,7 +146,8 @@ def server_command(about: Mapping[str, Any], root: str) -> str:
 
 def server_environment(about: Mapping[str, Any], root: str) -> dict[str, str]:
     """What its environment has: the backend only opens the plugin library, which registers itself when this names its file."""
-    return {REGISTER: f"{root}/{path}" for path in about["plugins"]}
+    (library,) = about["plugins"] or [None]
+    return {} if library is None else {REGISTER: f"{root}/{library}"}
 
 
 def _driver(bundle: Bundle, target: str, models: EngineModels) -> dict[str, Content]:
@@ -175,7 +176,7 @@ def _file(bundle: Bundle, name: str) -> Content:
 
 
 def _plugins(bundle: Bundle, target: str, models: EngineModels) -> list[str]:
-    """The plugin library of experts whose engines do not hold it, or none. InputError for two, of which the registry takes one, or an old one."""
+    """The plugin library of experts whose engines do not hold it, or none; InputError for two, or one that does not register itself."""
     found = dict[str, str]()  # sha256 -> name in the bundle
     for expert, chain in zip(experts_of(bundle), models.experts, strict=True):
         own = expert.bundle
