@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,9 @@ def test_an_experts_tables_begin_at_0() -> None:
     server: Any = types.SimpleNamespace(run=answer)
     engine = ServedEngine("dit_low", {"x": "float16", "step": "int64"}, ("velocity", "other"))
     utils: Any = utils_of(server)
-    chain = EngineChain(utils, [engine], "velocity", first=3)
-    assert chain({"x": np.ones(2, np.float32)}, 5).dtype == np.float32 and seen == [[2]]
+    asked: list[str] = []
+    chain = EngineChain(utils, [engine], "velocity", asked.append, first=3)
+    assert chain({"x": np.ones(2, np.float32)}, 5).dtype == np.float32 and seen == [[2]] and asked == ["dit_low"]
     with pytest.raises(InputError, match="dit_low: found no x; wanted x, step"):
         chain({}, 5)
 
@@ -228,6 +230,11 @@ BAD = [
     ({"prompt": PROMPT, "step_cache": "31%"}, "found --step-cache 31%"),
     ({"prompt": PROMPT, "noise": np.zeros((1, 4, 3, 4, 5), np.float32)}, r"found noise \[1, 4, 3, 4, 5\]"),
     ({"prompt": PROMPT, "known_frames": [0]}, "without known"),
+    ({"prompt": PROMPT, "known": np.zeros((1, *LATENTS), np.float32), "known_frames": [3]}, r"found known_frames \[3\]"),
+    ({"prompt": PROMPT, "noise": np.full((1, *LATENTS), np.inf, np.float32)}, "wanted finite numbers"),
+    ({"prompt": PROMPT, "seed": list(range(17))}, r"found 17 clips; wanted at most 16 \(max_clips in"),
+    ({"prompt": [PROMPT] * 17}, "found 17 clips"),
+    ({"encoder_hidden_states": np.zeros((17, 5, 8), np.float32)}, "found 17 clips"),
 ]
 
 
@@ -241,7 +248,7 @@ def test_a_bad_request_is_answered(one: Case, given: dict[str, Any], message: st
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(error.message())
     assert good(fine)["latents"].shape == (1, *LATENTS)
-    assert client.server.calls.count("dit") == STEPS  # of the second alone
+    assert client.server.calls == ["text_encoder"] * 2 + ["dit"] * STEPS  # of the second alone
 
 
 @pytest.mark.parametrize("model", ["text_encoder", "dit", "vae_next"])
@@ -278,3 +285,30 @@ def test_a_cancelled_request_ends(one: Case) -> None:
     assert [a.error() is None for a in answers] == [True, False]
     assert (error := answers[-1].error()) is not None and error.code() == TritonError.CANCELLED
     assert one.client().ask(prompt=PROMPT, cancel_at=0).error().code() == TritonError.CANCELLED  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("behind", "where"),
+    [(1, "text_encoder"), (3, "dit_segment_01"), (2 + 3 * STEPS + 1, "decoder")],
+)
+def test_a_cancelled_request_runs_no_other_engine(cut: Case, behind: int, where: str) -> None:
+    client = cut.client()
+    error = client.ask(("frames",), behind, prompt=PROMPT).error()
+    assert error is not None and error.code() == TritonError.CANCELLED and f"{where}: found a request that was" in error.message()
+    assert len(client.server.calls) == behind
+
+
+def test_frames_that_the_decoder_does_not_make_are_refused_first(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = one.client()
+    decoder = client.model.pipeline.parts.decoder
+    monkeypatch.setattr(decoder, "plan", dataclasses.replace(decoder.plan, graphs=decoder.plan.graphs[:1]))
+    error = client.ask(("frames",), prompt=PROMPT).error()
+    assert error is not None and error.code() == TritonError.INVALID_ARG and client.server.calls == []
+    good(client.ask(("latents",), prompt=PROMPT))
+
+
+@pytest.mark.parametrize("text", ["", "0", "many"])
+def test_a_limit_of_clips_that_is_no_number(bare: Case, text: str) -> None:
+    config = json.dumps({"parameters": {"max_clips": {"string_value": text}}})
+    with pytest.raises(InputError, match=f"found max_clips '{text}'; wanted how many clips"):
+        bare.client().model.initialize({"model_config": config, "model_repository": "", "model_version": "1"})

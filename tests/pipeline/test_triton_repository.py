@@ -212,7 +212,8 @@ import model
 import vditc
 assert vditc.__file__.startswith({folder!r}), vditc.__file__
 one = model.TritonPythonModel()
-one.initialize(dict(model_config="{{}}", model_repository={folder!r}, model_version="1"))
+config = '{{"parameters": {{"max_clips": {{"string_value": "2"}}}}}}'
+one.initialize(dict(model_config=config, model_repository={folder!r}, model_version="1"))
 print(one.pipeline.parts.words.tokens("tokenizer")(["a red kite"])[0].tolist(), one.pipeline.decodes)
 import vditc.runtimes.schedulers.registry, vditc.step_cache
 print(sorted({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdlib_module_names)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from vditc.bundle import Bundle
 from vditc.pipeline.triton.config import ANY, ModelConfig, Tensor
-from vditc.pipeline.triton.served_pipeline import EMPTY, needed_specs, told_specs
+from vditc.pipeline.triton.served_pipeline import EMPTY, MAX_CLIPS, needed_specs, told_specs
 
 NAME, STREAM = "pipeline", "pipeline_stream"
+LIMITS = ((MAX_CLIPS, "16"),)  # frames of so many of 81 x 480 x 832 fit into an answer of gRPC, 2 GB
 _OPTIONS = (  # name, type, axes; float64 is what a number of Python is, so that clips are those of `vditc.Sampler`
     ("size", "int32", (3,)),
     ("steps", "int32", (1,)),
@@ -26,8 +27,8 @@ def pipeline_configs(bundle: Bundle, *, encodes: bool, decodes: bool) -> tuple[M
     whole = [latents, *([Tensor("frames", "uint8", (ANY, ANY, ANY, ANY, 3))] if decodes else [])]
     streamed = [Tensor("clip", "int32", (1,)), latents, *([first, frames] if decodes else [])]
     return (
-        ModelConfig(name=NAME, backend="python", inputs=inputs, outputs=whole, on_gpu=False),
-        ModelConfig(name=STREAM, backend="python", inputs=inputs, outputs=streamed, on_gpu=False, decoupled=True),
+        ModelConfig(name=NAME, backend="python", inputs=inputs, outputs=whole, on_gpu=False, parameters=LIMITS),
+        ModelConfig(name=STREAM, backend="python", inputs=inputs, outputs=streamed, on_gpu=False, decoupled=True, parameters=LIMITS),
     )
 
 
