@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_bundle
 from tiny_bundle import FIRST, LATENTS, NEGATIVE, PROMPT, STEPS
 from triton_bundle import save_built, without
 from triton_stub import Client, InferenceResponse, Logger, Tensor, TritonError, utils_of
@@ -185,6 +186,35 @@ def test_known_frames(bare: Case, one: Case) -> None:
     found = good(bare.client().ask(encoder_hidden_states=text, known=known, known_frames=[0]))["latents"]
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_array_equal(found[:, :, 0], known[:, :, 0])
+
+
+def test_an_image_and_embedded_guidance(one: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that takes them."""
+    monkeypatch.setattr(tiny_bundle, "TRANSFORMER", tiny_bundle.TOLD_MORE)
+    monkeypatch.setitem(tiny_bundle.FILLS, "guidance", 600.0)
+    told = case(tmp_path, save_built(tmp_path))
+    client = told.client()
+    dims = {i.name: list(i.dims) for i in client.config.input}
+    assert (dims["channels"], dims["embedded_guidance"]) == ([-1, 2, -1, -1, -1], [1])
+    channels = np.random.default_rng(0).standard_normal((2, 2, *LATENTS[1:]), np.float32)
+    given: dict[str, Any] = {"prompt": PROMPT, "seed": [1, 2], "channels": channels}
+    with told.sampler() as sampler, one.sampler() as words:  # their text encoders are the same
+        encoded = dataclasses.replace(words.encode([PROMPT, PROMPT], seed=[1, 2]), channels=channels)
+        found = []
+        for scale in (3.1, None):
+            said = {} if scale is None else {"embedded_guidance": scale}
+            wanted = sampler(conditioning=encoded, **said).latents
+            found.append(good(client.ask(**given, **said))["latents"])
+            np.testing.assert_array_equal(found[-1], wanted)
+    assert (found[0] != found[1]).any()
+    assert (good(client.ask(**{**given, "channels": channels[:1]}))["latents"][1] != found[1][1]).any()
+    for bad, message in (
+        ({**given, "channels": channels[:, :, 1:]}, "found channels [2, 2, 2, 4, 6]"),
+        ({"prompt": PROMPT}, "found hidden_states"),
+    ):
+        client.server.calls.clear()
+        error = client.ask(**bad).error()
+        assert error is not None and message in error.message() and client.server.calls == []
 
 
 def test_frames_come_as_they_are_decoded(one: Case) -> None:
