@@ -18,9 +18,10 @@ from triton_stub import Client, InferenceResponse, Logger, Tensor, TritonError, 
 import vditc
 from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
-from vditc.errors import InputError
+from vditc.errors import CancelledError, InputError
 from vditc.pipeline.triton.engines import EngineChain, ServedEngine
 from vditc.pipeline.triton.repository import plan_repository, write_repository
+from vditc.pipeline.triton.request import Request
 
 FRAMES = 5  # of a clip of LATENTS
 
@@ -326,6 +327,14 @@ def test_a_cancelled_request_runs_no_other_engine(cut: Case, behind: int, where:
     error = client.ask(("frames",), behind, prompt=PROMPT).error()
     assert error is not None and error.code() == TritonError.CANCELLED and f"{where}: found a request that was" in error.message()
     assert len(client.server.calls) == behind
+
+
+def test_a_cancelled_request_decodes_nothing(one: Case) -> None:
+    client = one.client()
+    asked = Request(client.utils, client.request(("frames",), 0, prompt=PROMPT))
+    with pytest.raises(CancelledError, match="vae_first1"):
+        next(client.model.pipeline.frames(np.zeros((1, *LATENTS), np.float32), asked))
+    assert client.server.calls == []
 
 
 def test_frames_that_the_decoder_does_not_make_are_refused_first(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
