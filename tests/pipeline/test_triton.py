@@ -203,7 +203,7 @@ def test_an_image_and_embedded_guidance(one: Case, tmp_path: Path, monkeypatch: 
         encoded = dataclasses.replace(words.encode([PROMPT, PROMPT], seed=[1, 2]), channels=channels)
         found = []
         for scale in (3.1, None):
-            said = {} if scale is None else {"embedded_guidance": scale}
+            said: dict[str, Any] = {} if scale is None else {"embedded_guidance": scale}
             wanted = sampler(conditioning=encoded, **said).latents
             found.append(good(client.ask(**given, **said))["latents"])
             np.testing.assert_array_equal(found[-1], wanted)
