@@ -41,6 +41,7 @@ SIZES = Sizes(
     {"small": (3, 16, 24)},
 )
 CACHE = StepCache(coefficients={"prompted": (1.0, 0.0), "unprompted": (1.0, 0.0)}, errors={}, low=0.0, high=10.0, thresholds={"0.3": 100.0})
+FILLS: dict[str, str | float] = {"timestep": "timestep"}
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 TRANSFORMER = (
     HEAD
@@ -57,6 +58,22 @@ TRANSFORMER = (
     sum = Add(hidden_states, both)
     velocity = Tanh(sum)
 }"""
+)
+TOLD_MORE = (  # with a guidance scale as input, and an image's two channels behind the latents
+    TRANSFORMER.replace("4,frames,height,width] hidden_states", "6,frames,height,width] hidden_states, float[batch] guidance")
+    .replace(
+        "float share = {0.001}", "float share = {0.001}, int64[1] one = {1}, int64[1] begin = {0}, int64[1] own = {4}, int64[1] end = {6}"
+    )
+    .replace(
+        "sum = Add(hidden_states, both)",
+        """part = Mul(guidance, share)
+    scale = Unsqueeze(part, all)
+    latents = Slice(hidden_states, begin, own, one)
+    image = Slice(hidden_states, own, end, one)
+    mean = ReduceMean(image, one)
+    more = Sum(both, scale, mean)
+    sum = Add(latents, more)""",
+    )
 )
 ENCODER = (
     HEAD
@@ -99,7 +116,7 @@ SCHEDULER = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_
 
 def _manifest(root: Path, seed: int, sampling: dict[str, Any]) -> Manifest:
     weight = np.random.default_rng(seed).standard_normal((WIDTH, LATENTS[0]), np.float32)
-    about = {**SIZES.to_json(), "fills": {"timestep": "timestep"}}
+    about = {**SIZES.to_json(), "fills": FILLS}
     inputs = graph_inputs(_save(root / "model.onnx", TRANSFORMER, {"weight": weight}, about))
     solver = Solver.of_config(SCHEDULER)
     own = {

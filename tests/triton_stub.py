@@ -22,6 +22,7 @@ from vditc.runtimes.onnxruntime import session_options
 model_config = __import__("tritonclient.grpc.model_config_pb2", fromlist=["ModelConfig"])
 Array = npt.NDArray[Any]
 NUMPY = {
+    "TYPE_FP64": "float64",
     "TYPE_FP32": "float32",
     "TYPE_FP16": "float16",
     "TYPE_INT64": "int64",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_bundle
 from tiny_bundle import FIRST, LATENTS, NEGATIVE, PROMPT, STEPS
 from triton_bundle import save_built, without
 from triton_stub import Client, InferenceResponse, Logger, Tensor, TritonError, utils_of
@@ -16,9 +18,10 @@ from triton_stub import Client, InferenceResponse, Logger, Tensor, TritonError, 
 import vditc
 from vditc.bundle import Bundle
 from vditc.conditioning import Conditioning
-from vditc.errors import InputError
+from vditc.errors import CancelledError, InputError
 from vditc.pipeline.triton.engines import EngineChain, ServedEngine
 from vditc.pipeline.triton.repository import plan_repository, write_repository
+from vditc.pipeline.triton.request import Request
 
 FRAMES = 5  # of a clip of LATENTS
 
@@ -81,6 +84,7 @@ def good(response: InferenceResponse) -> dict[str, np.ndarray]:
         ({"guidance": 1.0}, {"guidance": 1.0}),
         ({"guidance": 7.5, "guidance_passes": "two"}, {"guidance": 7.5, "passes": "two"}),
         ({"steps": 3, "shift": 5.0, "solver": "FlowMatchEulerDiscreteScheduler"}, {}),
+        ({"shift": 3.1, "guidance": 2.3}, {}),  # which have more digits than float32
         ({"size": [3, 16, 24]}, {"size": (3, 16, 24)}),
         ({"step_cache": "1e9"}, {"step_cache": "1e9"}),
     ],
@@ -151,8 +155,9 @@ def test_an_experts_tables_begin_at_0() -> None:
     server: Any = types.SimpleNamespace(run=answer)
     engine = ServedEngine("dit_low", {"x": "float16", "step": "int64"}, ("velocity", "other"))
     utils: Any = utils_of(server)
-    chain = EngineChain(utils, [engine], "velocity", first=3)
-    assert chain({"x": np.ones(2, np.float32)}, 5).dtype == np.float32 and seen == [[2]]
+    asked: list[str] = []
+    chain = EngineChain(utils, [engine], "velocity", asked.append, first=3)
+    assert chain({"x": np.ones(2, np.float32)}, 5).dtype == np.float32 and seen == [[2]] and asked == ["dit_low"]
     with pytest.raises(InputError, match="dit_low: found no x; wanted x, step"):
         chain({}, 5)
 
@@ -182,6 +187,35 @@ def test_known_frames(bare: Case, one: Case) -> None:
     found = good(bare.client().ask(encoder_hidden_states=text, known=known, known_frames=[0]))["latents"]
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_array_equal(found[:, :, 0], known[:, :, 0])
+
+
+def test_an_image_and_embedded_guidance(one: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that takes them."""
+    monkeypatch.setattr(tiny_bundle, "TRANSFORMER", tiny_bundle.TOLD_MORE)
+    monkeypatch.setitem(tiny_bundle.FILLS, "guidance", 600.0)
+    told = case(tmp_path, save_built(tmp_path))
+    client = told.client()
+    dims = {i.name: list(i.dims) for i in client.config.input}
+    assert (dims["channels"], dims["embedded_guidance"]) == ([-1, 2, -1, -1, -1], [1])
+    channels = np.random.default_rng(0).standard_normal((2, 2, *LATENTS[1:]), np.float32)
+    given: dict[str, Any] = {"prompt": PROMPT, "seed": [1, 2], "channels": channels}
+    with told.sampler() as sampler, one.sampler() as words:  # their text encoders are the same
+        encoded = dataclasses.replace(words.encode([PROMPT, PROMPT], seed=[1, 2]), channels=channels)
+        found = []
+        for scale in (3.1, None):
+            said: dict[str, Any] = {} if scale is None else {"embedded_guidance": scale}
+            wanted = sampler(conditioning=encoded, **said).latents
+            found.append(good(client.ask(**given, **said))["latents"])
+            np.testing.assert_array_equal(found[-1], wanted)
+    assert (found[0] != found[1]).any()
+    assert (good(client.ask(**{**given, "channels": channels[:1]}))["latents"][1] != found[1][1]).any()
+    for bad, message in (
+        ({**given, "channels": channels[:, :, 1:]}, "found channels [2, 2, 2, 4, 6]"),
+        ({"prompt": PROMPT}, "found hidden_states"),
+    ):
+        client.server.calls.clear()
+        error = client.ask(**bad).error()
+        assert error is not None and message in error.message() and client.server.calls == []
 
 
 def test_frames_come_as_they_are_decoded(one: Case) -> None:
@@ -227,6 +261,11 @@ BAD = [
     ({"prompt": PROMPT, "step_cache": "31%"}, "found --step-cache 31%"),
     ({"prompt": PROMPT, "noise": np.zeros((1, 4, 3, 4, 5), np.float32)}, r"found noise \[1, 4, 3, 4, 5\]"),
     ({"prompt": PROMPT, "known_frames": [0]}, "without known"),
+    ({"prompt": PROMPT, "known": np.zeros((1, *LATENTS), np.float32), "known_frames": [3]}, r"found known_frames \[3\]"),
+    ({"prompt": PROMPT, "noise": np.full((1, *LATENTS), np.inf, np.float32)}, "wanted finite numbers"),
+    ({"prompt": PROMPT, "seed": list(range(17))}, r"found 17 clips; wanted at most 16 \(max_clips in"),
+    ({"prompt": [PROMPT] * 17}, "found 17 clips"),
+    ({"encoder_hidden_states": np.zeros((17, 5, 8), np.float32)}, "found 17 clips"),
 ]
 
 
@@ -240,7 +279,7 @@ def test_a_bad_request_is_answered(one: Case, given: dict[str, Any], message: st
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(error.message())
     assert good(fine)["latents"].shape == (1, *LATENTS)
-    assert client.server.calls.count("dit") == STEPS  # of the second alone
+    assert client.server.calls == ["text_encoder"] * 2 + ["dit"] * STEPS  # of the second alone
 
 
 @pytest.mark.parametrize("model", ["text_encoder", "dit", "vae_next"])
@@ -277,3 +316,38 @@ def test_a_cancelled_request_ends(one: Case) -> None:
     assert [a.error() is None for a in answers] == [True, False]
     assert (error := answers[-1].error()) is not None and error.code() == TritonError.CANCELLED
     assert one.client().ask(prompt=PROMPT, cancel_at=0).error().code() == TritonError.CANCELLED  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("behind", "where"),
+    [(1, "text_encoder"), (3, "dit_segment_01"), (2 + 3 * STEPS + 1, "decoder")],
+)
+def test_a_cancelled_request_runs_no_other_engine(cut: Case, behind: int, where: str) -> None:
+    client = cut.client()
+    error = client.ask(("frames",), behind, prompt=PROMPT).error()
+    assert error is not None and error.code() == TritonError.CANCELLED and f"{where}: found a request that was" in error.message()
+    assert len(client.server.calls) == behind
+
+
+def test_a_cancelled_request_decodes_nothing(one: Case) -> None:
+    client = one.client()
+    asked = Request(client.utils, client.request(("frames",), 0, prompt=PROMPT))
+    with pytest.raises(CancelledError, match="vae_first1"):
+        next(client.model.pipeline.frames(np.zeros((1, *LATENTS), np.float32), asked))
+    assert client.server.calls == []
+
+
+def test_frames_that_the_decoder_does_not_make_are_refused_first(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = one.client()
+    decoder = client.model.pipeline.parts.decoder
+    monkeypatch.setattr(decoder, "plan", dataclasses.replace(decoder.plan, graphs=decoder.plan.graphs[:1]))
+    error = client.ask(("frames",), prompt=PROMPT).error()
+    assert error is not None and error.code() == TritonError.INVALID_ARG and client.server.calls == []
+    good(client.ask(("latents",), prompt=PROMPT))
+
+
+@pytest.mark.parametrize("text", ["", "0", "many"])
+def test_a_limit_of_clips_that_is_no_number(bare: Case, text: str) -> None:
+    config = json.dumps({"parameters": {"max_clips": {"string_value": text}}})
+    with pytest.raises(InputError, match=f"found max_clips '{text}'; wanted how many clips"):
+        bare.client().model.initialize({"model_config": config, "model_repository": "", "model_version": "1"})

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from command import vditc
-from tiny_bundle import LATENTS, PROMPT
+from tiny_bundle import LATENTS, PROMPT, SECOND
 from triton_bundle import TARGET, VERSION, changed, io_of, retargeted, save_built, without
 from triton_stub import read_config
 
@@ -28,6 +28,7 @@ from vditc.pipeline.triton.repository import plan_repository, write_repository
 from vditc.runtimes.built_with import BuiltWith
 from vditc.text_encoder import PAD, WordEmbedding
 
+LIBRARY = b"\x7fELF VDITC_REGISTER_PLUGINS"
 ENGINES = ["dit", "text_encoder", "vae_first1", "vae_next"]
 DRIVERS = ["pipeline", "pipeline_stream"]
 ELEMENTS: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
@@ -99,11 +100,12 @@ def test_segments_are_models(tmp_path: Path, experts: bool) -> None:
 
 
 def run_script(out: Path, tmp_path: Path, *words: str) -> list[str]:
-    """What run.sh says to tritonserver."""
+    """What run.sh says to tritonserver, behind the library that is to register itself."""
     (tools := tmp_path / "tools").mkdir()
-    (tools / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tools / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "${VDITC_REGISTER_PLUGINS-none}" "$@"\n')
     (tools / "tritonserver").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    environment.pop("VDITC_REGISTER_PLUGINS", None)
     run = subprocess.run(["sh", str(out / "run.sh"), *words], env=environment, capture_output=True, text=True, check=True, cwd="/")
     return run.stdout.splitlines()
 
@@ -111,29 +113,84 @@ def run_script(out: Path, tmp_path: Path, *words: str) -> list[str]:
 def test_how_the_server_is_started(bundle: Bundle, tmp_path: Path) -> None:
     library = bundle.path / "plugins" / "x86_64" / "libvditc_plugins.so"
     library.parent.mkdir(parents=True)
-    library.write_bytes(b"\x7fELF")
+    library.write_bytes(LIBRARY)
     name = library.relative_to(bundle.path).as_posix()
     bundle, out = retargeted(bundle, plugins={"library": name, "sha256": "", "operators": {"vditc.QLinear": 1}}), tmp_path / "a repository"
     write_repository(plan_repository(bundle), out)
     assert (out / "plugins" / library.name).read_bytes() == library.read_bytes()
-    wanted = [f"--model-repository={out}/models", f"--backend-config=tensorrt,plugins={out}/plugins/{library.name}", "--log-verbose=1"]
-    assert run_script(out, tmp_path, "--log-verbose=1") == wanted
+    wanted = [
+        f"{out}/plugins/{library.name}",
+        f"--model-repository={out}/models",
+        f"--backend-config=tensorrt,plugins={out}/plugins/{library.name}",
+    ]
+    assert run_script(out, tmp_path, "--log-verbose=1") == [*wanted, "--log-verbose=1"]
     readme = (out / "README.md").read_text()
     assert f"TensorRT {VERSION}, exactly" in readme and "sm_90" in readme
-    assert "'--backend-config=tensorrt,plugins=/repository/plugins/libvditc_plugins.so'" in readme and "{" not in readme.replace("{0", "")
+    at = "/repository/plugins/libvditc_plugins.so"
+    assert f"VDITC_REGISTER_PLUGINS={at} tritonserver --model" in readme and f" --backend-config=tensorrt,plugins={at}" in readme
+    assert "{" not in readme.replace("{0", "") and "code of the host" not in readme
     assert (out / "requirements.txt").read_text().split() == ["numpy>=1.26", "ml_dtypes>=0.5", "safetensors>=0.6", "tokenizers>=0.21"]
 
 
-@pytest.mark.parametrize("options", ["version-compatible", "embed-plugins"])
-def test_engines_with_code_of_the_host(tmp_path: Path, options: str) -> None:
-    """Plugins that are in the engines are not loaded beside them."""
+@pytest.mark.parametrize(
+    ("options", "parts", "version"),
+    [
+        ("version-compatible", "version-compatible", "or later;"),
+        ("version-compatible,embed-plugins", "version-compatible", "or later;"),
+        ("version-compatible", "", ", exactly:"),
+        ("", "version-compatible", ", exactly:"),
+        ("embed-plugins", "", ", exactly:"),  # which parts have not
+    ],
+)
+def test_engines_with_code_of_the_host(tmp_path: Path, options: str, parts: str, version: str) -> None:
+    """Plugins that are in the engines are not loaded beside them; a later TensorRT loads all engines or is not promised."""
     bundle = save_built(tmp_path, options=options)
-    (library := bundle.path / "plugins.so").write_bytes(b"\x7fELF")
+    for folder in (bundle.path / "components").glob("*/engines/*/*"):
+        BuiltWith(module="tensorrt", version=VERSION, arch=("sm_90",), options=BuildOptions.parse(parts)).write(folder)
+    (library := bundle.path / "plugins.so").write_bytes(LIBRARY)
     bundle, out = retargeted(bundle, plugins={"library": "plugins.so", "sha256": "", "operators": {}}), tmp_path / "out"
     write_repository(plan_repository(bundle), out)
-    said = run_script(out, tmp_path)
-    assert "--backend-config=tensorrt,version-compatible=true" in said and f"TensorRT {VERSION} or later" in (out / "README.md").read_text()
-    assert any("plugins=" in word for word in said) == (out / "plugins" / library.name).exists() == (options == "version-compatible")
+    said, readme = run_script(out, tmp_path), (out / "README.md").read_text()
+    assert "--backend-config=tensorrt,version-compatible=true" in said and "code of the host" in readme
+    needed = [line for line in readme.splitlines() if line.startswith("| server |")]
+    assert len(needed) == 1 and f"TensorRT {VERSION}{' ' if version.startswith('or') else ''}{version}" in needed[0]
+    loaded = "embed-plugins" not in options
+    assert any("plugins=" in word for word in said) == (out / "plugins" / library.name).exists() == (said[0] != "none") == loaded
+
+
+def with_libraries(bundle: Bundle, first: bytes, second: bytes) -> Bundle:
+    """Both experts have one, of one file name."""
+    inner = Bundle.open(bundle.path / SECOND)
+    for own, data in ((inner, second), (bundle, first)):
+        (own.path / "plugins.so").write_bytes(data)
+        retargeted(own, plugins={"library": "plugins.so", "sha256": "", "operators": {}})
+    return Bundle.open(bundle.path)
+
+
+def test_experts_have_one_plugin_library(tmp_path: Path) -> None:
+    bundle = save_built(tmp_path, experts=True)
+    same = plan_repository(with_libraries(bundle, LIBRARY, LIBRARY))
+    assert same.about["plugins"] == ["plugins/plugins.so"]
+    with pytest.raises(InputError, match=r"found two plugin libraries, plugins\.so and transformer_2/plugins\.so; wanted one"):
+        plan_repository(with_libraries(bundle, LIBRARY, LIBRARY + b"2"))
+
+
+@pytest.mark.parametrize(("embedding", "data"), [("", LIBRARY + b"2"), (SECOND, LIBRARY)])
+def test_an_expert_that_holds_its_plugins(tmp_path: Path, embedding: str, data: bytes) -> None:
+    """The library of the other one is loaded, whichever it is."""
+    bundle = with_libraries(save_built(tmp_path, experts=True), LIBRARY, LIBRARY + b"2")
+    inner, options = Bundle.open(bundle.path / SECOND), BuildOptions(embed_plugins=True)
+    BuiltWith(module="tensorrt", version=VERSION, arch=("sm_90",), options=options).write(bundle.path / embedding / "engines" / TARGET)
+    changed(inner)
+    write_repository(plan_repository(changed(bundle)), tmp_path / "out")
+    assert (tmp_path / "out" / "plugins" / "plugins.so").read_bytes() == data
+
+
+def test_a_library_that_does_not_register_itself(bundle: Bundle) -> None:
+    (bundle.path / "plugins.so").write_bytes(b"\x7fELF")
+    old = retargeted(bundle, plugins={"library": "plugins.so", "sha256": "", "operators": {}})
+    with pytest.raises(InputError, match="wanted one that reads VDITC_REGISTER_PLUGINS"):
+        plan_repository(old)
 
 
 CLIENT = """
@@ -155,7 +212,8 @@ import model
 import vditc
 assert vditc.__file__.startswith({folder!r}), vditc.__file__
 one = model.TritonPythonModel()
-one.initialize(dict(model_config="{{}}", model_repository={folder!r}, model_version="1"))
+config = '{{"parameters": {{"max_clips": {{"string_value": "2"}}}}}}'
+one.initialize(dict(model_config=config, model_repository={folder!r}, model_version="1"))
 print(one.pipeline.parts.words.tokens("tokenizer")(["a red kite"])[0].tolist(), one.pipeline.decodes)
 import vditc.runtimes.schedulers.registry, vditc.step_cache
 print(sorted({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdlib_module_names)))
@@ -282,6 +340,18 @@ def test_engines_that_triton_does_not_load(bundle: Bundle) -> None:
         plan_repository(changed(bundle))
 
 
+@pytest.mark.parametrize("name", ["dit", "vae_next", "pipeline", "pipeline_stream"])
+def test_models_of_one_name(bundle: Bundle, name: str) -> None:
+    """The second would take the first one's place."""
+    root = bundle.path / "components"
+    (root / "text_encoder").rename(root / name)
+    file = root / "conditioner.json"
+    file.write_text(file.read_text().replace('"text_encoder"', f'"{name}"'))
+    about = {name if part == "text_encoder" else part: one for part, one in bundle.manifest.components.items()}
+    with pytest.raises(InputError, match=f"found two models named {name}; wanted one of each name"):
+        plan_repository(changed(bundle, components=about))
+
+
 def test_parts_without_engines(bundle: Bundle) -> None:
     about = json.loads(json.dumps(bundle.manifest.components))
     about["vae"]["targets"][TARGET]["graphs"]["next"]["engine"] = {"status": "to build on the device", "backend": "tensorrt"}
@@ -296,7 +366,7 @@ def test_tensors_that_no_configuration_has() -> None:
     def text(tensor: Tensor) -> str:
         return ModelConfig(name="m", backend="tensorrt", inputs=[tensor], outputs=[tensor], on_gpu=True).to_text()
 
-    with pytest.raises(InputError, match=r"found x, float64 \[1\]; wanted one of float32"):
-        text(Tensor("x", "float64", (1,)))
+    with pytest.raises(InputError, match=r"found x, complex64 \[1\]; wanted one of float64, float32"):
+        text(Tensor("x", "complex64", (1,)))
     with pytest.raises(InputError, match=r"found x, float32 \[\]; wanted .* at least one axis; build the engine without segments"):
         text(Tensor("x", "float32", ()))

@@ -64,7 +64,7 @@ def _device(bundle: Bundle, target: str, out: Path | None, force: bool, as_json:
 
 
 def _triton(bundle: Bundle, target: str | None, out: Path | None, force: bool, as_json: bool) -> None:
-    from vditc.pipeline.triton.repository import plan_repository, server_options, write_repository
+    from vditc.pipeline.triton.repository import plan_repository, server_command, write_repository
 
     plan = plan_repository(bundle, target)
     sizes = plan.sizes
@@ -77,7 +77,7 @@ def _triton(bundle: Bundle, target: str | None, out: Path | None, force: bool, a
         write_repository(plan, out, force=force)
     _written(out, {**plan.about, "files": sizes, "bytes": sum(sizes.values())}, as_json)
     if out is not None and out.is_dir() and not as_json:
-        _say(f"sh {out}/run.sh, which is: tritonserver {' '.join(server_options(plan.about, str(out.absolute())))}")
+        _say(f"sh {out}/run.sh, which is: {server_command(plan.about, str(out.absolute()))}")
 
 
 def _say_sizes(sizes: Mapping[str, int], others: int = 0, others_bytes: int = 0) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from vditc import digits
 from vditc.adapter import InputSpec
 from vditc.axis import CLIP, Sizes
@@ -83,8 +86,13 @@ class Components:
             latent_shape=latent_shape,
             inputs={name: array[chosen] for name, array in every.items()},
             empty={name: array[-1:] for name, array in every.items()},
-            channels=digits.position_channels(*latent_shape[1:])[None] if extra_channels == "position" else None,
+            channels=own_channels(extra_channels, latent_shape),
         )
+
+
+def own_channels(extra: str | None, latent_shape: tuple[int, int, int, int]) -> npt.NDArray[np.float32] | None:
+    """[1, E, F, H, W], constant channels that a model of `extra` has beside its latents whatever it is told; None for one without."""
+    return digits.position_channels(*latent_shape[1:])[None] if extra == "position" else None
 
 
 def _is(folder: Path, name: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vditc.errors import InputError
 
 TYPES = {
+    "float64": "TYPE_FP64",
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
     "bfloat16": "TYPE_BF16",

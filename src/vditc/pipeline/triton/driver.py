@@ -10,15 +10,15 @@ from __future__ import annotations
 import importlib
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from vditc.errors import VditcError
+from vditc.errors import InputError, VditcError
 from vditc.pipeline.triton.request import Request
-from vditc.pipeline.triton.served_pipeline import Pipeline
+from vditc.pipeline.triton.served_pipeline import MAX_CLIPS, Pipeline
 from vditc.pipeline.triton.server import Utils, error_of
 from vditc.sampling import Array
 
@@ -29,8 +29,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Opens what lies beside model.py. `args`: of the server."""
         self.utils = cast(Utils, importlib.import_module("triton_python_backend_utils"))
-        self.decoupled = self.utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"]))
-        self.pipeline = Pipeline(Path(args["model_repository"]) / args["model_version"], self.utils)
+        config = json.loads(args["model_config"])
+        self.decoupled = self.utils.using_decoupled_model_transaction_policy(config)
+        self.pipeline = Pipeline(Path(args["model_repository"]) / args["model_version"], self.utils, _max_clips(config))
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """One response a request, or, of a decoupled model, what is sent until the final flag; an error is a response too."""
@@ -87,3 +88,16 @@ class TritonPythonModel:
         if not isinstance(error, VditcError):  # nobody has foreseen it
             self.utils.Logger.log_error("".join(traceback.format_exception(error)))
         return self.utils.InferenceResponse(error=error_of(self.utils, error))
+
+
+def _max_clips(config: Mapping[str, Any]) -> int:
+    """Of a model's configuration; InputError, with which the server does not load the model, for another number than one above 0."""
+    text = str(config.get("parameters", {}).get(MAX_CLIPS, {}).get("string_value", ""))
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(
+            found=f"{MAX_CLIPS} {text!r}",
+            wanted="how many clips a request may ask for, 1 or more",
+            where="config.pbtxt, parameters",
+            fix='for example parameters { key: "max_clips", value: { string_value: "16" } }',
+        )
+    return int(text)

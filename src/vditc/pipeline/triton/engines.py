@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from vditc.errors import InputError
 from vditc.pipeline.triton.server import Utils, call_model, host_tensor
 from vditc.sampling import Array, Feeds
+
+Wanted = Callable[[str], None]  # told where, before each engine: raises when nobody waits for the answer any longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,10 @@ class EngineChain:
     What passes from one segment to the next stays on the GPU, and is never looked at: numpy has no bfloat16.
     """
 
-    def __init__(self, utils: Utils, engines: Sequence[ServedEngine], prediction: str, first: int = 0) -> None:
+    def __init__(self, utils: Utils, engines: Sequence[ServedEngine], prediction: str, check_wanted: Wanted, first: int = 0) -> None:
         """`first`: of the steps of an expert, whose tables begin at 0."""
         self.utils, self.engines, self.prediction, self.first = utils, tuple(engines), prediction, first
+        self.check_wanted = check_wanted
 
     def __call__(self, feeds: Feeds, step: int) -> Array:
         """See the class; InputError when an engine reads what nobody gives it."""
@@ -60,6 +63,7 @@ class EngineChain:
             read = [tensors[name] for name in engine.inputs]
             later = {name for one in self.engines[number + 1 :] for name in one.inputs}
             wanted = [name for name in engine.outputs if name in later or name == self.prediction]
+            self.check_wanted(engine.model)
             tensors |= call_model(self.utils, engine.model, read, wanted, on_gpu=self.prediction not in wanted)
             tensors = {name: tensor for name, tensor in tensors.items() if name in later or name == self.prediction}
         return np.asarray(tensors[self.prediction].as_numpy(), np.float32)
@@ -68,17 +72,18 @@ class EngineChain:
 class PartEngine:
     """A `vditc.runtimes.parts.video_decoder.PartRunner`."""
 
-    def __init__(self, utils: Utils, engine: ServedEngine) -> None:
-        self.utils, self.engine = utils, engine
+    def __init__(self, utils: Utils, engine: ServedEngine, check_wanted: Wanted) -> None:
+        self.utils, self.engine, self.check_wanted = utils, engine, check_wanted
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See the class."""
         inputs = [host_tensor(self.utils, name, feeds[name], dtype) for name, dtype in self.engine.inputs.items()]
+        self.check_wanted(self.engine.model)
         found = call_model(self.utils, self.engine.model, inputs, self.engine.outputs)
         return {name: np.asarray(tensor.as_numpy()) for name, tensor in found.items()}
 
 
 @contextlib.contextmanager
-def served(utils: Utils, engine: ServedEngine) -> Iterator[PartEngine]:
+def served(utils: Utils, engine: ServedEngine, check_wanted: Wanted) -> Iterator[PartEngine]:
     """An engine that the server has loaded: there is nothing to open."""
-    yield PartEngine(utils, engine)
+    yield PartEngine(utils, engine, check_wanted)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from vditc.bundle import Bundle
 from vditc.pipeline.triton.config import ANY, ModelConfig, Tensor
-from vditc.pipeline.triton.served_pipeline import EMPTY, needed_specs, told_specs
+from vditc.pipeline.triton.served_pipeline import EMPTY, MAX_CLIPS, needed_specs, told_specs
 
 NAME, STREAM = "pipeline", "pipeline_stream"
-_OPTIONS = (  # name, type, axes
+LIMITS = ((MAX_CLIPS, "16"),)  # frames of so many of 81 x 480 x 832 fit into an answer of gRPC, 2 GB
+_OPTIONS = (  # name, type, axes; float64 is what a number of Python is, so that clips are those of `vditc.Sampler`
     ("size", "int32", (3,)),
     ("steps", "int32", (1,)),
     ("solver", "str", (1,)),
-    ("shift", "float32", (1,)),
-    ("guidance", "float32", (1,)),
+    ("shift", "float64", (1,)),
+    ("guidance", "float64", (1,)),
     ("guidance_passes", "str", (1,)),
     ("step_cache", "str", (1,)),
 )
@@ -26,8 +27,8 @@ def pipeline_configs(bundle: Bundle, *, encodes: bool, decodes: bool) -> tuple[M
     whole = [latents, *([Tensor("frames", "uint8", (ANY, ANY, ANY, ANY, 3))] if decodes else [])]
     streamed = [Tensor("clip", "int32", (1,)), latents, *([first, frames] if decodes else [])]
     return (
-        ModelConfig(name=NAME, backend="python", inputs=inputs, outputs=whole, on_gpu=False),
-        ModelConfig(name=STREAM, backend="python", inputs=inputs, outputs=streamed, on_gpu=False, decoupled=True),
+        ModelConfig(name=NAME, backend="python", inputs=inputs, outputs=whole, on_gpu=False, parameters=LIMITS),
+        ModelConfig(name=STREAM, backend="python", inputs=inputs, outputs=streamed, on_gpu=False, decoupled=True, parameters=LIMITS),
     )
 
 
@@ -40,8 +41,8 @@ def _inputs(bundle: Bundle, *, encodes: bool) -> list[Tensor]:
         dims = tuple(d if isinstance(d, int) else ANY for d in spec.dims)
         found += [(spec.name, spec.dtype, dims), *([(f"{EMPTY}{spec.name}", spec.dtype, dims)] if spec.dims[0] == "batch" else [])]
     found += [("seed", "int64", (ANY,)), *_OPTIONS]
-    found += [("guidance_2", "float32", (1,))] if bundle.experts else []
-    found += [("embedded_guidance", "float32", (1,))] if any(s.name == "guidance" and not isinstance(s.fill, str) for s in specs) else []
+    found += [("guidance_2", "float64", (1,))] if bundle.experts else []
+    found += [("embedded_guidance", "float64", (1,))] if any(s.name == "guidance" and not isinstance(s.fill, str) for s in specs) else []
     found += [("noise", "float32", (ANY, channels, ANY, ANY, ANY))]
     whole = specs[0].dims[1]
     if whole != channels and about["extra_channels"] is None:  # of an image that clips begin with

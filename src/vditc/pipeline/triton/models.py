@@ -18,6 +18,7 @@ from vditc.experts import experts_of
 from vditc.graph_passes.cut_segments import cut_again
 from vditc.pipeline.triton.config import Tensor
 from vditc.pipeline.triton.engines import ServedEngine
+from vditc.pipeline.triton.interface import NAME, STREAM
 from vditc.pipeline.triton.served_pipeline import told_specs
 from vditc.profile import Profile
 from vditc.runtimes.backend import BUILT
@@ -180,6 +181,14 @@ def _built(folder: Path, where: str) -> BuiltWith:
 
 def _check(found: EngineModels, bundle: Bundle) -> None:
     """Versions are one, names are different, and numpy has the types that pass through the driver."""
+    names = [*(model.name for model in found.every), NAME, STREAM]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            found=f"two models named {', '.join(twice)}",
+            wanted=f"one of each name, and {NAME} and {STREAM} for the driver",
+            where=f"bundle {bundle.path}",
+            fix="name the folders of the model's text encoders otherwise, and compile it again",
+        )
     versions = sorted({model.built.version for model in found.every})
     if len(versions) > 1:
         raise InputError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 
 from vditc.bundle import MANIFEST, Bundle
 from vditc.conditioner import FILE as CONDITIONER
+from vditc.errors import InputError
+from vditc.experts import experts_of
 from vditc.pipeline.device_archive import imported_modules
 from vditc.pipeline.device_package import Content, Piece, open_sink, put_checked
 from vditc.pipeline.triton.config import ModelConfig
@@ -34,6 +37,7 @@ from vditc.pipeline.triton.served_pipeline import Description
 from vditc.runtimes.graph_inputs import graph_sizes
 from vditc.video_plan import FILE as DECODER
 
+REGISTER = "VDITC_REGISTER_PLUGINS"  # plugins/tensorrt/plugin_library.cpp
 ENTRY = "vditc.pipeline.triton.driver"
 SUMS, SCRIPT = "SHA256SUMS", "run.sh"
 STRATEGY = ("execution_context_allocation_strategy", "STATIC")  # engines of vditc have one profile, which all memory is for
@@ -90,18 +94,19 @@ def plan_repository(bundle: Bundle, target: str | None = None) -> Repository:
         content[f"models/{config.name}/config.pbtxt"] = Content(config.to_text().encode())
         content |= {f"models/{config.name}/1/{inner}": one for inner, one in driver.items()}
     plugins = _plugins(bundle, name, models)
-    content |= {f"plugins/{Path(path).name}": _file(bundle, path) for path in plugins}
+    content |= {_served(path): _file(bundle, path) for path in plugins}
     packages = ["numpy>=1.26", "ml_dtypes>=0.5", "safetensors>=0.6"]
     texts = _texts(components)
     packages += ["tokenizers>=0.21"] if texts else []
     packages += ["ftfy>=6"] if any("ftfy" in text["clean"] for text in texts) else []
-    compatible = any(model.built.options.host_code for model in models.every)
+    options = [model.built.options for model in models.every]
     about = {
         "target": name,
         "tensorrt": models.version,
         "gpus": list(models.every[0].built.arch),
-        "version_compatible": compatible,
-        "plugins": [f"plugins/{Path(path).name}" for path in plugins],
+        "host_code": any(one.host_code for one in options),
+        "version_compatible": all(one.version_compatible for one in options),  # then the server's TensorRT may be a later one
+        "plugins": [_served(path) for path in plugins],
         "packages": packages,
         "engine_bytes": total_bytes(models.every, bundle),
     }
@@ -128,9 +133,21 @@ def server_options(about: Mapping[str, Any], root: str) -> list[str]:
     found = [f"--model-repository={root}/models"]
     if about["plugins"]:
         found.append(f"--backend-config={BACKEND},plugins={';'.join(f'{root}/{path}' for path in about['plugins'])}")
-    if about["version_compatible"]:
+    if about["host_code"]:  # Triton's name for leave to load it
         found.append(f"--backend-config={BACKEND},version-compatible=true")
     return found
+
+
+def server_command(about: Mapping[str, Any], root: str) -> str:
+    """A line for a shell: what run.sh does."""
+    words = ["tritonserver", *(shlex.quote(option) for option in server_options(about, root))]
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in server_environment(about, root).items()), *words])
+
+
+def server_environment(about: Mapping[str, Any], root: str) -> dict[str, str]:
+    """What its environment has: the backend only opens the plugin library, which registers itself when this names its file."""
+    (library,) = about["plugins"] or [None]
+    return {} if library is None else {REGISTER: f"{root}/{library}"}
 
 
 def _driver(bundle: Bundle, target: str, models: EngineModels) -> dict[str, Content]:
@@ -159,13 +176,33 @@ def _file(bundle: Bundle, name: str) -> Content:
 
 
 def _plugins(bundle: Bundle, target: str, models: EngineModels) -> list[str]:
-    """Plugin libraries that are not in the engines; of experts it is the same one."""
-    found = []
-    for folder, own in (("", bundle), *((f"{e.path.relative_to(bundle.path).as_posix()}/", e) for e in bundle.experts.values())):
+    """The plugin library of experts whose engines do not hold it, or none; InputError for two, or one that does not register itself."""
+    found = dict[str, str]()  # sha256 -> name in the bundle
+    for expert, chain in zip(experts_of(bundle), models.experts, strict=True):
+        own = expert.bundle
         library = own.manifest.targets[target].get("plugins", {}).get("library")
-        if library is not None and not models.every[0].built.options.embed_plugins:
-            found.append((own.manifest.files[library].sha256, f"{folder}{library}"))
-    return list(dict(found).values())
+        if library is not None and not chain[0].built.options.embed_plugins:
+            found.setdefault(own.manifest.files[library].sha256, own.file(library).relative_to(bundle.path).as_posix())
+    if len(found) > 1:
+        raise InputError(
+            found=f"two plugin libraries, {' and '.join(found.values())}",
+            wanted="one: a server registers each plugin once",
+            where=f"bundle {bundle.path}, {target}",
+            fix="compile both experts with the same library, or build them with the option embed-plugins",
+        )
+    for name in found.values():
+        if REGISTER.encode() not in bundle.file(name).read_bytes():
+            raise InputError(
+                found="a plugin library that does not register itself where Triton opens it",
+                wanted=f"one that reads {REGISTER}",
+                where=str(bundle.file(name)),
+                fix="build the library again (vditc plugins build), and compile with it",
+            )
+    return list(found.values())
+
+
+def _served(library: str) -> str:
+    return f"plugins/{Path(library).name}"
 
 
 def _texts(components: Path) -> list[dict[str, Any]]:
@@ -184,12 +221,13 @@ def _sums(digests: Mapping[str, str]) -> Content:
 
 def _script(about: Mapping[str, Any]) -> str:
     options = " \\\n  ".join(f'"{option}"' for option in server_options(about, "$here"))
+    named = "".join(f'{name}="{value}"\nexport {name}\n' for name, value in server_environment(about, "$here").items())
     return f"""\
 #!/bin/sh
 # Starts Triton with what these engines need; options of tritonserver may follow. TensorRT of the server: {about["tensorrt"]}.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-exec tritonserver \\
+{named}exec tritonserver \\
   {options} \\
   "$@"
 """
@@ -197,10 +235,8 @@ exec tritonserver \\
 
 def _readme(bundle: Bundle, about: Mapping[str, Any], models: EngineModels, config: ModelConfig) -> str:
     version, model = about["tensorrt"], bundle.manifest.model
-    if about["version_compatible"]:
-        needs = f"TensorRT {version} or later; the engines have code of the host in them, so trust who built them"
-    else:
-        needs = f"TensorRT {version}, exactly: another release does not load the engines"
+    needs = f"TensorRT {version}" + (" or later" if about["version_compatible"] else ", exactly: another release does not load all engines")
+    needs += "; engines have code of the host in them, so trust who built them" if about["host_code"] else ""
     rows = [f"| `{m.name}` | {bundle.manifest.files[m.plan].bytes:,} |" for m in models.every]
     inputs = [f"| `{t.name}` | {t.dtype} {list(t.dims)} |" for t in config.inputs]
     text = (Path(str(files("vditc") / "templates")) / "triton.md").read_text(encoding="utf-8")
@@ -215,7 +251,7 @@ def _readme(bundle: Bundle, about: Mapping[str, Any], models: EngineModels, conf
         needs=needs,
         gpus=", ".join(about["gpus"]),
         packages=" ".join(f'"{one}"' for one in about["packages"]),
-        command="tritonserver " + " ".join(f"'{option}'" for option in server_options(about, "/repository")),
+        command=server_command(about, "/repository"),
         models="\n".join(rows),
         inputs="\n".join(inputs),
         outputs="\n".join(f"| `{t.name}` | {t.dtype} {list(t.dims)} |" for t in config.outputs),

@@ -7,10 +7,11 @@ FOLDER/components/...    tokenizers, and how prompts become inputs and latents v
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +24,7 @@ from vditc.bundle import Bundle, read_manifest
 from vditc.codec import PixelShuffleCodec, to_pixels
 from vditc.conditioning import TEXT, Conditioning
 from vditc.errors import InputError
-from vditc.experts import experts_of
-from vditc.pipeline.components import Components, check_conditioning
+from vditc.pipeline.components import Components, check_conditioning, own_channels
 from vditc.pipeline.schedules import WalkOptions
 from vditc.pipeline.served_sizes import ServedSizes, clip_seeds
 from vditc.pipeline.triton.engines import EngineChain, ServedEngine, served
@@ -37,6 +37,7 @@ from vditc.sampling import Array, sample
 from vditc.step_cache import Skips
 
 FILE, SCHEMA = "pipeline.json", 1
+MAX_CLIPS = "max_clips"  # parameter of the driver's configuration: of one request
 EMPTY = "empty_"  # of the input that has the unconditional branch's value
 
 
@@ -103,28 +104,21 @@ def needed_specs(specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
 class Pipeline:
     """Opened once, asked often. `text_inputs`: of the model, what prompts become."""
 
-    def __init__(self, folder: Path, utils: Utils) -> None:
+    def __init__(self, folder: Path, utils: Utils, max_clips: int) -> None:
+        self.utils, self.max_clips = utils, max_clips
         self.description = Description.load(folder)
         self.bundle = Bundle(folder, read_manifest(folder))
         about, target = self.bundle.manifest, self.description.target
         self.specs = told_specs(about.inputs)
         self.sizes = ServedSizes(self.bundle, self.description.sizes, engine=True)
         self.parts = Components.open(folder / "components", target, about.components)
-        parts = self.description.parts
         if isinstance(words := self.parts.words, TextEncoder):
-            words.open_encoder = lambda part: served(utils, parts[part]["model"])
             words.tokens = functools.cache(words.tokens)
             self.text_inputs = {text.input for text in words.conditioner.text} | {
                 text.mask_input for text in words.conditioner.text if text.mask_input is not None
             }
         else:
             self.text_inputs = set() if words is None else {TEXT}
-        if (decoder := self.parts.decoder) is not None:
-            decoder.open_graph = lambda graph: served(utils, parts["vae"][graph.name])
-        self.denoisers = [
-            EngineChain(utils, chain, self.description.prediction, expert.steps.start)
-            for chain, expert in zip(self.description.experts, experts_of(self.bundle), strict=True)
-        ]
 
     @property
     def decodes(self) -> bool:
@@ -132,7 +126,7 @@ class Pipeline:
         return self.parts.decoder is not None or self.parts.codec is not None
 
     def read(self, request: Request) -> Work:
-        """InputError, before any model runs, for what the model, the bundle or an engine does not take."""
+        """InputError, before any engine runs, for what the model, the bundle or an engine does not take; then prompts are encoded."""
         size = request.numbers("size")
         if size is not None and (len(size) != 3 or min(size) < 1):
             raise InputError(found=f"size {size}", wanted="frames, height and width above 0", where="request", fix="for example 81 480 832")
@@ -153,9 +147,9 @@ class Pipeline:
             step_cache=text["step_cache"],
         )
         plan = WalkPlan.of(self.bundle, self.description.target, shape[1:], options)
-        clips = with_embedded_guidance(self._clips(request, shape), self.specs, options.embedded_guidance)
-        check_conditioning(clips, self.specs, self.sizes.sizes, "request")
-        self.sizes.check(clips.sizes(self.specs), "request")
+        clips, prompted = self._told(request, shape)
+        clips = with_embedded_guidance(clips, self.specs, options.embedded_guidance)
+        self._check(clips, [spec for spec in self.specs if not prompted or spec.name not in self.text_inputs])
         noise = request.array("noise")
         if noise is not None and (noise.shape != (len(clips), *shape) or not np.isfinite(noise).all()):
             raise InputError(
@@ -163,7 +157,14 @@ class Pipeline:
             )
         if "frames" in request.outputs and self.parts.decoder is not None:
             self.parts.decoder.plan.check(shape[1])
+        if prompted:
+            clips = self._encoded(clips, request)
+            self._check(clips, self.specs)
         return Work(plan, clips, noise)
+
+    def _check(self, clips: Conditioning, specs: Sequence[InputSpec]) -> None:
+        check_conditioning(clips, specs, self.sizes.sizes, "request")
+        self.sizes.check(clips.sizes(specs), "request")
 
     def latents(self, work: Work, clip: int, request: Request) -> npt.NDArray[np.float32]:
         """A finished clip [1, C, F, H, W]. CancelledError after a step at which the request was cancelled."""
@@ -172,9 +173,9 @@ class Pipeline:
             told = dataclasses.replace(told, noise=np.asarray(work.noise[clip : clip + 1], np.float32))
         skips = None if plan.cache is None else Skips(*plan.cache, plan.steps)
         latents: npt.NDArray[np.float32] | None = None
-        for expert, denoise in zip(plan.experts, self.denoisers, strict=True):
+        for expert, chain in zip(plan.experts, self.description.experts, strict=True):
             latents = sample(
-                denoise,
+                EngineChain(self.utils, chain, self.description.prediction, request.check_wanted, expert.steps.start),
                 plan.scheduler,  # its first step begins another clip
                 told,
                 expert.guidance_scale,
@@ -191,16 +192,27 @@ class Pipeline:
 
     def frames(self, latents: Array, request: Request) -> Iterator[Pixels]:
         """uint8 [frames, height, width, 3], chunk by chunk. CancelledError after a chunk at which the request was cancelled."""
-        for chunk in _grey(self.parts.codec, latents) if self.parts.codec is not None else self._coloured(latents):
+        for chunk in _grey(self.parts.codec, latents) if self.parts.codec is not None else self._coloured(latents, request):
             request.check_wanted("decoder")
             yield chunk
 
-    def _coloured(self, latents: Array) -> Iterator[Pixels]:
+    def _coloured(self, latents: Array, request: Request) -> Iterator[Pixels]:
         assert self.parts.decoder is not None
-        return self.parts.decoder.stream(latents)
+        decoder, graphs = copy.copy(self.parts.decoder), self.description.parts["vae"]
+        decoder.open_graph = lambda graph: served(self.utils, graphs[graph.name], request.check_wanted)
+        return decoder.stream(latents)
 
-    def _clips(self, request: Request, shape: tuple[int, int, int, int]) -> Conditioning:
-        """What clips are sampled from: prompts, or all that the model is told."""
+    def _encoded(self, told: Conditioning, request: Request) -> Conditioning:
+        """With what its prompts become."""
+        words, parts = copy.copy(self.parts.words), self.description.parts
+        if isinstance(words, TextEncoder):
+            words.open_encoder = lambda part: served(self.utils, parts[part]["model"], request.check_wanted)
+        negative = request.text("negative_prompt") or ""
+        found = dataclasses.replace(self.parts, words=words).encode(told.prompts, told.seeds, told.latent_shape, None, negative)
+        return dataclasses.replace(told, inputs={**found.inputs, **told.inputs}, empty={**found.empty, **told.empty})
+
+    def _told(self, request: Request, shape: tuple[int, int, int, int]) -> tuple[Conditioning, bool]:
+        """What clips are sampled from as far as a request says it, and whether prompts are still to be encoded."""
         needed = {spec.name for spec in needed_specs(self.specs)}
         given = {name: array for name in sorted(needed) if (array := request.array(name)) is not None}
         empty = {name: array for name in sorted(needed) if (array := request.array(f"{EMPTY}{name}")) is not None}
@@ -214,22 +226,31 @@ class Pipeline:
         if prompts is not None:
             if not prompts:
                 raise _unclear("no prompt", "at least one")
-            if len(prompts) == 1 and seed is not None:
-                prompts *= len(seed)
-            count = len(prompts)
+            count = len(seed) if len(prompts) == 1 and seed is not None else len(prompts)
         else:
             specs = {spec.name: spec for spec in self.specs}
             count = max(len(a) if a.ndim and specs[n].dims[0] == "batch" else 1 for n, a in given.items())
+        if count > self.max_clips:
+            raise InputError(
+                found=f"{count} clips",
+                wanted=f"at most {self.max_clips} ({MAX_CLIPS} in the model's configuration)",
+                where="request",
+                fix="ask for them in several requests",
+            )
         seeds = clip_seeds(0 if seed is None else seed[0] if len(seed) == 1 else seed, count)
-        if prompts is not None:
-            extra = self.bundle.manifest.sampling["extra_channels"]
-            found = self.parts.encode(tuple(prompts), seeds, shape, extra, negative or "")
-            found = dataclasses.replace(found, inputs={**found.inputs, **given}, empty={**found.empty, **empty})
-        else:
-            found = Conditioning(prompts=("",) * count, seeds=seeds, latent_shape=shape, inputs=given, empty=empty)
+        words = ("",) if prompts is None else tuple(prompts)
         channels, known, frames = request.array("channels"), request.array("known"), request.numbers("known_frames")
-        found = found if channels is None else dataclasses.replace(found, channels=channels)
-        return found if known is None and frames is None else dataclasses.replace(found, known=known, known_frames=tuple(frames or ()))
+        found = Conditioning(
+            prompts=words * count if len(words) == 1 else words,
+            seeds=seeds,
+            latent_shape=shape,
+            inputs=given,
+            empty=empty,
+            channels=own_channels(self.bundle.manifest.sampling["extra_channels"], shape) if channels is None else channels,
+            known=known,
+            known_frames=tuple(frames or ()),
+        )
+        return found, prompts is not None
 
     def _wanted(self, needed: set[str]) -> str:
         return " or ".join([*(["prompt"] if self.parts.words is not None else []), ", ".join(sorted(needed))])
