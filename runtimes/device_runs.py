@@ -87,7 +87,8 @@ class DeviceRuns:
 
     Two runs may be in flight: while the device computes one, the inputs of the next are copied on a stream of their own, and the
     outputs of the one before on another. Memory is ordered by streams (cudaMallocAsync). From the third run of the same shapes on, a CUDA
-    graph of all launches is replayed, until they change; where an engine cannot be recorded, launches are made one by one and a warning says so once.
+    graph of all launches is replayed, until they change; where an engine cannot be recorded, launches are made one by one and a warning
+    says so once.
     """
 
     def __init__(self, cuda: Cuda, program: Program, *, slots: int = 2, graphs: bool = True) -> None:
