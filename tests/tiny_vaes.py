@@ -23,16 +23,16 @@ def tiny_hunyuan_video15_vae(seed: int = 0) -> AutoencoderKLHunyuanVideo15:
     return _shaken(vae)
 
 
-def tiny_mochi_vae(seed: int = 0) -> AutoencoderKLMochi:
-    """Its norms have 32 groups."""
+def tiny_mochi_vae(seed: int = 0, channels: int = CHANNELS) -> AutoencoderKLMochi:
+    """Its norms have 32 groups; its pipeline wants 12 `channels`."""
     torch.manual_seed(seed)
     return AutoencoderKLMochi(
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 64),
-        latent_channels=CHANNELS,
+        latent_channels=channels,
         layers_per_block=(1, 1, 1, 1, 1),
-        latents_mean=(0.1, -0.2, 0.3, 0.0),
-        latents_std=(1.0, 2.0, 0.5, 1.5),
+        latents_mean=torch.linspace(-0.5, 0.5, channels).tolist(),
+        latents_std=torch.linspace(0.5, 1.5, channels).tolist(),
     ).eval()
 
 

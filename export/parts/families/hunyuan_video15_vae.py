@@ -45,7 +45,8 @@ class HunyuanVideo15Vae(VaeDecoder):
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return unit_norm(x, 1 if norm.channel_first else -1) * norm.gamma + norm.bias
+    normed: torch.Tensor = unit_norm(x, 1 if norm.channel_first else -1) * norm.gamma + norm.bias
+    return normed
 
 
 def _attend(block: Any, x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,8 @@ def _attend(block: Any, x: torch.Tensor) -> torch.Tensor:
     query, key, value = (product(y)[0].flatten(1).transpose(0, 1) for product in (block.to_q, block.to_k, block.to_v))
     mask = frames_before(frames, x)[:, None, :, None].expand(-1, -1, -1, height * width).flatten(2)
     seen = plain_attention(torch.unflatten(query, 0, (frames, height * width)), key, value, mask)
-    return block.proj_out(torch.unflatten(seen, 1, (height, width)).permute(3, 0, 1, 2)[None]) + x
+    attended: torch.Tensor = block.proj_out(torch.unflatten(seen, 1, (height, width)).permute(3, 0, 1, 2)[None]) + x
+    return attended
 
 
 def _upsample(up: Any, x: torch.Tensor) -> torch.Tensor:
