@@ -352,10 +352,10 @@ def test_cosmos_without_the_numbers_that_scale_its_latents(tmp_path: Path) -> No
     assert part.axes()["frames"].high == 7
     with pytest.raises(InputError, match="clips of 8 latent frames; wanted at most 7"):
         type(part)(part.source, range(1, 9))
-    digest = part.source.digest
+    digest = part.digest
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace('"sigma_data": 0.5', '"sigma_data": 0.75'))
-    assert part_for(open_part(tmp_path, "vae")).source.digest != digest
+    assert part_for(open_part(tmp_path, "vae")).digest != digest
     path.unlink()
     with pytest.raises(InputError, match="sigma_data = None"):
         part_for(open_part(tmp_path, "vae"))

@@ -50,8 +50,7 @@ class CosmosVae(VaeDecoder):
                 fix="save the pipeline with diffusers' save_pretrained",
             )
         self.sigma_data = float(data)
-        own = dataclasses.replace(source, hashed=lambda: data_digest({"files": source.digest, "sigma_data": self.sigma_data}))
-        super().__init__(own, frames)
+        super().__init__(source, frames)
         if self.longest is not None and max(self.frames) > self.longest:
             raise InputError(
                 found=f"clips of {max(self.frames)} latent frames",
@@ -59,6 +58,11 @@ class CosmosVae(VaeDecoder):
                 where=str(source.transformer / "config.json"),
                 fix="compile for shorter clips with --profile or --size",
             )
+
+    @property
+    def digest(self) -> str:
+        """See `Part`."""
+        return data_digest({"files": self.source.digest, "sigma_data": self.sigma_data})
 
     @property
     def longest(self) -> int | None:
