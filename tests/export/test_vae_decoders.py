@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 from safetensors.torch import load_file, save_file
-from tiny_pipeline import CHANNELS, tiny_cogvideox_vae, tiny_hunyuan_video_vae, tiny_image_vae, tiny_ltx_vae, tiny_wan_vae
-from tiny_vaes import tiny_cosmos_vae, tiny_hunyuan_video15_vae, tiny_ltx2_vae, tiny_magvit_vae, tiny_mochi_vae
+from tiny_pipeline import tiny_cogvideox_vae, tiny_hunyuan_video_vae, tiny_image_vae, tiny_ltx_vae, tiny_wan_vae
+from tiny_vaes import CHANNELS, tiny_cosmos_vae, tiny_hunyuan_video15_vae, tiny_ltx2_vae, tiny_magvit_vae, tiny_mochi_vae
 from tolerances import VAE_CHUNKS, VAE_GRAPHS
 from torch_parts import run_in_torch, saved_vae
 

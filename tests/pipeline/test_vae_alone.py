@@ -61,7 +61,7 @@ def test_a_bundle_of_conditionings_decodes_to_frames(name: str, tmp_path: Path) 
     bundle = compile_bundle(job, SILENT)
     assert set(bundle.manifest.components) == {"vae"}
     with vditc.Sampler(bundle.path) as sampler:
-        made = sampler(sampler.load(conditioning))
+        made = sampler(conditioning=conditioning)
         latents = torch.from_numpy(made.latents[:1])
         frames = made.frames(0)
     config = model.config
