@@ -37,6 +37,20 @@ def plain_attention(
     return torch.softmax(scores if mask is None else scores + mask, -1) @ value
 
 
+def frames_before(frames: int, like: torch.Tensor) -> torch.Tensor:
+    """A mask [frames, frames] for `plain_attention`: a frame sees itself and those before. On the device of `like`."""
+    number = torch.arange(frames, device=like.device)
+    return torch.where(number[:, None] >= number[None], 0.0, -torch.inf)
+
+
+def unit_norm(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """x / |x| * sqrt(n) over `dim` of n channels, as x / sqrt(mean(x^2)): a form that lowering knows and keeps in float32.
+
+    PyTorch's normalize has max(|x|, 1e-12) where this has an epsilon below the root.
+    """
+    return x * torch.rsqrt(x.pow(2).mean(dim, keepdim=True) + 1e-24)
+
+
 def spread_pixels(x: torch.Tensor, factor: int) -> torch.Tensor:
     """Every pixel of x [..., h, w] as factor x factor: nearest neighbours."""
     wide = x[..., None].expand(*x.shape, factor).flatten(-2)

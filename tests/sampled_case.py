@@ -14,7 +14,7 @@ from vditc.conditioning import Conditioning
 from vditc.export.adapters.registry import adapter_for
 
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-SIZES = {"batch": 2, "frames": 3, "height": 8, "width": 8, "text_tokens": 7, "image_tokens": 5}
+SIZES = {"batch": 2, "frames": 3, "height": 8, "width": 8, "text_tokens": 7, "text_tokens_2": 4, "image_tokens": 5}
 
 
 def sampled_case(name: str, scheduler: Any, guidance: float, folder: Path, **more: Any) -> tuple[Path, Path]:

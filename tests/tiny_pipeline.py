@@ -18,10 +18,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     WanPipeline,
     WanTransformer3DModel,
 )
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from tiny_vaes import CHANNELS, tiny_mochi_vae
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
@@ -44,7 +47,6 @@ SENTENCES = (
     "waves break on a dark shore & the wind blows",
 )
 TEXT_DIM = 32
-CHANNELS = 4  # of the latents
 
 
 def tiny_tokenizer() -> T5Tokenizer:
@@ -265,6 +267,31 @@ def save_tiny_hunyuan_video(folder: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=tiny_clip(eos_token_id=words.eos_token_id),
         tokenizer_2=words,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_mochi(folder: Path) -> Path:
+    """A MochiPipeline as `save_pretrained` writes it."""
+    torch.manual_seed(4)
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=TEXT_DIM,
+        time_embed_dim=16,
+    )
+    _shake(transformer)
+    pipe = MochiPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=tiny_mochi_vae(channels=12),
+        text_encoder=tiny_t5("t5"),
+        tokenizer=tiny_tokenizer(),
+        transformer=transformer,
+        force_zeros_for_empty_prompt=True,
     )
     pipe.save_pretrained(folder)
     return folder

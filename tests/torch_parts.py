@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from diffusers import EDMEulerScheduler
 
 from vditc.export.parts.families.registry import part_for
 from vditc.export.parts.part import open_part
@@ -19,9 +20,10 @@ from vditc.runtimes.parts.video_decoder import PartRunner
 Array = npt.NDArray[Any]
 
 
-def saved_vae(model: Any, folder: Path) -> VaeDecoder:
-    """A VAE of diffusers, saved as a pipeline's and opened."""
+def saved_vae(model: Any, folder: Path, sigma_data: float = 0.5) -> VaeDecoder:
+    """A VAE of diffusers, saved as a pipeline's and opened; beside a scheduler, whose `sigma_data` Cosmos reads."""
     model.save_pretrained(folder / "vae")
+    EDMEulerScheduler(sigma_data=sigma_data).save_pretrained(folder / "scheduler")
     part = part_for(open_part(folder, "vae"))
     assert isinstance(part, VaeDecoder)
     return part

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 _LANGUAGE = "a language model whose masks, or images beside the prompt, its pipeline treats in a way of its own"
 
 NOT_EXPORTED: Mapping[str, str] = {
-    "AutoencoderKLAllegro": "it decodes only in tiles of space and time that overlap",
-    "AutoencoderKLCosmos": "its wavelets and its decoder are one graph of a whole clip with fixed positions",
-    "AutoencoderKLHunyuanVideo15": "it decodes the whole clip at once, with attention over all of its frames",
-    "AutoencoderKLLTX2Video": "it belongs to a pipeline that makes sound as well",
-    "AutoencoderKLMagvit": "its chunks are decoded apart, one latent frame, then two at a time and what is left",
-    "AutoencoderKLMochi": "it decodes the whole clip at once and drops frames in front, in more memory than a device has",
+    "AutoencoderKLAllegro": (
+        "it decodes only in tiles that a clip must be cut into without a rest, and weighs all that overlap at a place at once; "
+        "decoder.json has tiles that are blended with the one before, the last one smaller"
+    ),
     "AutoencoderKLTemporalDecoder": "its pipelines make a clip of an image",
     "Gemma2Model": _LANGUAGE,
     "LlavaForConditionalGeneration": _LANGUAGE,

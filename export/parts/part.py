@@ -47,6 +47,11 @@ class Part(abc.ABC):
             )
         return self
 
+    @property
+    def digest(self) -> str:
+        """Of all files that its graphs and its plan are made of."""
+        return self.source.digest
+
     @abc.abstractmethod
     def graphs(self) -> tuple[PartGraph, ...]:
         """What is exported; they share one file of weights."""

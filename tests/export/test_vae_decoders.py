@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 from safetensors.torch import load_file, save_file
-from tiny_pipeline import CHANNELS, tiny_cogvideox_vae, tiny_hunyuan_video_vae, tiny_image_vae, tiny_ltx_vae, tiny_wan_vae
+from tiny_pipeline import tiny_cogvideox_vae, tiny_hunyuan_video_vae, tiny_image_vae, tiny_ltx_vae, tiny_wan_vae
+from tiny_vaes import CHANNELS, tiny_cosmos_vae, tiny_hunyuan_video15_vae, tiny_ltx2_vae, tiny_magvit_vae, tiny_mochi_vae
 from tolerances import VAE_CHUNKS, VAE_GRAPHS
 from torch_parts import run_in_torch, saved_vae
 
@@ -19,6 +21,7 @@ from vditc.errors import InputError
 from vditc.export.parts.families.registry import part_for
 from vditc.export.parts.part import open_part
 from vditc.export.parts.stage import export_part
+from vditc.export.parts.vae import VaeDecoder
 from vditc.part_graph import PartGraph
 from vditc.progress import SILENT
 from vditc.runtimes.parts.session import open_ort_part
@@ -37,12 +40,33 @@ VAES: dict[str, Callable[[], Any]] = {
     "cogvideox": tiny_cogvideox_vae,
     "hunyuan": tiny_hunyuan_video_vae,
 }
-ALL: dict[str, Callable[[], Any]] = {**VAES, "image": tiny_image_vae, "ltx": tiny_ltx_vae}
+ALL: dict[str, Callable[[], Any]] = {
+    **VAES,
+    "image": tiny_image_vae,
+    "ltx": tiny_ltx_vae,
+    "hunyuan15": tiny_hunyuan_video15_vae,
+    "mochi": tiny_mochi_vae,
+    "cosmos": tiny_cosmos_vae,
+    "magvit": tiny_magvit_vae,
+    "ltx2": tiny_ltx2_vae,
+}
+# Others of a class's configs: norms over a chunk's frames and frames between two; convolutions that see frames behind; one scale for all
+# frames, and none, patches without wavelets.
+OTHERS: dict[str, Callable[[], Any]] = {
+    "magvit": lambda: tiny_magvit_vae(spatial_group_norm=False),
+    "ltx2": lambda: tiny_ltx2_vae(decoder_causal=False, decoder_spatial_padding_mode="zeros"),
+    "cosmos": lambda: tiny_cosmos_vae(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5]),
+    "cosmos-plain": lambda: tiny_cosmos_vae(latents_mean=None, latents_std=None, patch_type="rearrange", attention_resolutions=()),
+}
 
 
 def _decoded(model: Any, z: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What diffusers makes of the VAE's latents, clipped as its pipelines do."""
     latents = torch.from_numpy(z)
+    if type(model).__name__ == "AutoencoderKLCosmos" and model.config.latents_mean is not None:  # its pipelines scale every frame
+        values = (model.config.latents_mean, model.config.latents_std)
+        mean, std = (torch.tensor(v).view(1, CHANNELS, -1, 1, 1)[:, :, : z.shape[2]] for v in values)
+        latents = latents * std + mean
     with torch.no_grad():
         if type(model).__name__ == "AutoencoderKL":
             video = torch.stack([model.decode(frame).sample for frame in latents.unbind(2)], 2)
@@ -56,9 +80,9 @@ def _joined(decoder: VideoDecoder, latents: npt.NDArray[np.float32]) -> npt.NDAr
     return np.concatenate(list(decoder.floats(latents)), 2)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_chunks_decode_as_diffusers_does(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    model = ALL[name]()
+@pytest.mark.parametrize(("name", "make"), [*ALL.items(), *OTHERS.items()])
+def test_chunks_decode_as_diffusers_does(name: str, make: Callable[[], Any], tmp_path: Path, rng: np.random.Generator) -> None:
+    model = make()
     part = saved_vae(model, tmp_path)
     plan = part.plan()
     decoder = VideoDecoder(plan, run_in_torch(part, model))
@@ -84,7 +108,10 @@ def test_tiles_are_blended_as_diffusers_does(name: str, tmp_path: Path, rng: np.
         plan = dataclasses.replace(plan, tiles=small)
     size = {"cogvideox": (8, 13), "hunyuan": (7, 10)}.get(name, (19, 21))
     frames = 5 if name == "hunyuan" else 2  # tiles of time too
-    latents = rng.standard_normal((1, CHANNELS, frames, *size), np.float32)
+    _same_tiles(model, part, plan, rng.standard_normal((1, CHANNELS, frames, *size), np.float32))
+
+
+def _same_tiles(model: Any, part: VaeDecoder, plan: VideoPlan, latents: npt.NDArray[np.float32]) -> None:
     want = _decoded(model, plan.to_vae(latents))
     got = _joined(VideoDecoder(plan, run_in_torch(part, model), tiled=True), latents)
     np.testing.assert_allclose(got, want, atol=VAE_CHUNKS)
@@ -132,6 +159,33 @@ def test_graphs_are_those_of_the_tiles_of_time(tmp_path: Path) -> None:
         plan.check(10)
 
 
+@pytest.mark.parametrize(
+    ("make", "size", "attributes"),
+    [
+        (tiny_mochi_vae, (7, 10), {}),
+        (tiny_magvit_vae, (7, 10), {}),
+        (tiny_ltx2_vae, (5, 8), {}),
+        (tiny_hunyuan_video15_vae, (5, 7), {"tile_latent_min_height": 4, "tile_latent_min_width": 4}),
+    ],
+)
+def test_tiles_of_other_classes_are_blended_as_diffusers_does(
+    make: Callable[[], Any], size: tuple[int, int], attributes: dict[str, int], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Smaller ones than published, in the same proportions."""
+    model = make()
+    part = saved_vae(model, tmp_path)
+    plan, stride = part.plan(), part.stride
+    model.enable_tiling()
+    side, step = (64, 48) if stride == 8 else (4 * stride, 3 * stride)
+    attributes = {"tile_sample_min_height": side, "tile_sample_min_width": side, **attributes}
+    for name, value in {**attributes, "tile_sample_stride_height": step, "tile_sample_stride_width": step}.items():
+        setattr(model, name, value)
+    assert plan.tiles is not None and plan.tiles.unit == 1
+    blend = (side - step,) * 2
+    plan = dataclasses.replace(plan, tiles=Tiles(latent=(side // stride,) * 2, step=(step // stride,) * 2, blend=blend, keep=(step, step)))
+    _same_tiles(model, part, plan, rng.standard_normal((1, CHANNELS, 2, *size), np.float32))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_graphs_decode_as_diffusers_does(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
@@ -156,6 +210,19 @@ def test_a_decoder_that_denoises_is_refused(tmp_path: Path) -> None:
         part_for(open_part(tmp_path, "vae"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"timestep_conditioning": True}, "a decoder that takes a time"),
+        ({"decoder_inject_noise": (False, True, False, False)}, "adds noise"),
+    ],
+)
+def test_decoders_of_ltx2_with_noise_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    tiny_ltx2_vae(**changes).save_pretrained(tmp_path / "vae")
+    with pytest.raises(InputError, match=said):
+        part_for(open_part(tmp_path, "vae"))
+
+
 def test_classes_that_are_not_exported_say_why(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     tiny_image_vae().save_pretrained(tmp_path / "vae")
@@ -170,6 +237,23 @@ def test_published_tiles(tmp_path: Path) -> None:
         latent=(32, 32), step=(24, 24), blend=(64, 64), keep=(192, 192)
     )
     assert saved_vae(tiny_cogvideox_vae(), tmp_path / "b").plan().tiles == Tiles(latent=(6, 10), step=(5, 8), blend=(8, 16), keep=(40, 64))
+
+
+@pytest.mark.parametrize("make", [tiny_mochi_vae, tiny_magvit_vae, tiny_ltx2_vae, tiny_hunyuan_video15_vae])
+def test_published_tiles_are_those_of_the_class(make: Callable[[], Any], tmp_path: Path) -> None:
+    model = make()
+    tiles, stride = saved_vae(model, tmp_path).plan().tiles, model.spatial_compression_ratio
+    side = model.tile_sample_min_height
+    step = getattr(model, "tile_sample_stride_height", int(side * 0.75))
+    want = Tiles(latent=(side // stride,) * 2, step=(step // stride,) * 2, blend=(side - step,) * 2, keep=(step, step))
+    assert tiles == want and model.tile_sample_min_width == side
+
+
+def test_cosmos_has_no_tiles(tmp_path: Path) -> None:
+    """`enable_tiling()` of the class changes nothing."""
+    model = tiny_cosmos_vae()
+    assert saved_vae(model, tmp_path).plan().tiles is None
+    assert "tile" not in inspect.getsource(type(model)._decode)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +323,42 @@ def test_latents_are_scaled_as_the_config_says(tmp_path: Path, rng: np.random.Ge
     np.testing.assert_allclose(wan.to_vae(latents)[0, 1], latents[0, 1] * 2.0 - 0.2, rtol=1e-6)
     cogvideox = saved_vae(tiny_cogvideox_vae(), tmp_path / "cogvideox").plan()
     np.testing.assert_allclose(cogvideox.to_vae(latents), latents / 1.15258426, rtol=1e-6)
+
+    mochi = saved_vae(tiny_mochi_vae(), tmp_path / "mochi").plan()
+    np.testing.assert_allclose(mochi.to_vae(latents)[0, 0], latents[0, 0] * 0.5 - 0.5, rtol=1e-6, atol=1e-6)
+    hunyuan15 = saved_vae(tiny_hunyuan_video15_vae(), tmp_path / "hunyuan15").plan()
+    np.testing.assert_allclose(hunyuan15.to_vae(latents), latents / 1.03682, rtol=1e-6)
+    magvit = saved_vae(tiny_magvit_vae(), tmp_path / "magvit").plan()
+    np.testing.assert_allclose(magvit.to_vae(latents), latents / 0.7125, rtol=1e-6)
+    model = tiny_ltx2_vae()
+    ltx2 = saved_vae(model, tmp_path / "ltx2").plan()
+    mean, std = float(model.latents_mean[1]), float(model.latents_std[1])
+    np.testing.assert_allclose(ltx2.to_vae(latents)[0, 1], latents[0, 1] * std + mean, rtol=1e-5)
+
+
+def test_latents_of_cosmos_are_scaled_by_its_scheduler_and_frame_by_frame(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = tiny_cosmos_vae()
+    part = saved_vae(model, tmp_path, sigma_data=0.25)
+    latents = rng.standard_normal((1, CHANNELS, 3, 2, 2), np.float32)
+    values = (model.config.latents_mean, model.config.latents_std)
+    mean, std = (torch.tensor(v).view(1, CHANNELS, 7, 1, 1)[:, :, :3] for v in values)
+    with torch.no_grad():  # as CosmosTextToWorldPipeline does
+        want = model.decode(torch.from_numpy(latents) * std / 0.25 + mean).sample.clamp(-1, 1).numpy()
+    np.testing.assert_allclose(_joined(VideoDecoder(part.plan(), run_in_torch(part, model)), latents), want, atol=VAE_CHUNKS)
+
+
+def test_cosmos_without_the_numbers_that_scale_its_latents(tmp_path: Path) -> None:
+    part = saved_vae(tiny_cosmos_vae(), tmp_path)
+    assert part.axes()["frames"].high == 7
+    with pytest.raises(InputError, match="clips of 8 latent frames; wanted at most 7"):
+        type(part)(part.source, range(1, 9))
+    digest = part.digest
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace('"sigma_data": 0.5', '"sigma_data": 0.75'))
+    assert part_for(open_part(tmp_path, "vae")).digest != digest
+    path.unlink()
+    with pytest.raises(InputError, match="sigma_data = None"):
+        part_for(open_part(tmp_path, "vae"))
 
 
 def test_a_vae_that_lacks_a_tensor(tmp_path: Path) -> None:

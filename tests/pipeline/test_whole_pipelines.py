@@ -17,7 +17,7 @@ import torch
 from command import vditc
 from PIL import Image, ImageSequence
 from safetensors.numpy import load_file
-from tiny_pipeline import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_wan, tiny_clip, tiny_llama
+from tiny_pipeline import save_tiny_cogvideox, save_tiny_hunyuan_video, save_tiny_mochi, save_tiny_wan, tiny_clip, tiny_llama
 from tolerances import PIPELINE_LATENTS, TEXT_FP8, TEXT_GRAPH, TEXT_W8
 
 from vditc.bundle import Bundle
@@ -50,6 +50,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, int, bool]] = {
     "wan": (save_tiny_wan, "5x32x48", 3, False),
     "cogvideox": (save_tiny_cogvideox, "17x32x48", 5, True),
     "hunyuan": (save_tiny_hunyuan_video, "17x32x48", 5, False),
+    "mochi": (save_tiny_mochi, "13x32x48", 3, False),
 }
 
 
@@ -72,12 +73,15 @@ def _by_diffusers(folder: Path, shape: list[int], *, frames_first: bool) -> tupl
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     start = torch.from_numpy(noise(tuple(shape), SEED)[None])
+    mochi = "Mochi" in type(pipe).__name__
+    pixels = pipe.vae_spatial_scale_factor if mochi else pipe.vae_scale_factor_spatial
+    frames = pipe.vae_temporal_scale_factor if mochi else pipe.vae_scale_factor_temporal
     arguments: dict[str, Any] = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
-        "height": shape[2] * pipe.vae_scale_factor_spatial,
-        "width": shape[3] * pipe.vae_scale_factor_spatial,
-        "num_frames": (shape[1] - 1) * pipe.vae_scale_factor_temporal + 1,
+        "height": shape[2] * pixels,
+        "width": shape[3] * pixels,
+        "num_frames": (shape[1] - 1) * frames + 1,
         "num_inference_steps": STEPS,
         "true_cfg_scale" if "Hunyuan" in type(pipe).__name__ else "guidance_scale": 3.0,
         "latents": start.transpose(1, 2) if frames_first else start,

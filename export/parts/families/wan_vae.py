@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanRMS_norm, unpatchify
 
 from vditc.export.parts.vae import Tensors, VaeDecoder
-from vditc.export.patches import plain_attention, replaced
+from vditc.export.patches import plain_attention, replaced, unit_norm
 from vditc.video_plan import Tiles
 
 _CACHED = 2  # frames that a convolution of three sees of those before
@@ -64,9 +64,7 @@ def _padded(x: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    """x / max(|x|, 1e-12) * sqrt(dim), but for the place of the epsilon."""
-    dim = 1 if norm.channel_first else -1
-    normed: torch.Tensor = x * torch.rsqrt(x.pow(2).mean(dim, keepdim=True) + 1e-24) * norm.gamma + norm.bias
+    normed: torch.Tensor = unit_norm(x, 1 if norm.channel_first else -1) * norm.gamma + norm.bias
     return normed
 
 

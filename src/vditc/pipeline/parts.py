@@ -114,7 +114,7 @@ class PipelineParts:
             {
                 "choice": dataclasses.asdict(self.choice),
                 "conditioner": None if self.conditioner is None else dataclasses.asdict(self.conditioner),
-                "parts": {name: part.source.digest for name, part in self._parts().items()},
+                "parts": {name: part.digest for name, part in self._parts().items()},
             }
         )
 
@@ -191,7 +191,7 @@ class PipelineParts:
 
         facts = space.stage(f"export {name}", run, tuple(f"components/{name}/{end}" for end in ("*.onnx", "*.onnx.data", "*.json")))
         tiled = {"tiled": self.choice.tiled} if isinstance(part, VaeDecoder) else {}
-        known = {"class": part.model_class, "digest": part.source.digest, "weights": part.weight_count, "stored": stored}
+        known = {"class": part.model_class, "digest": part.digest, "weights": part.weight_count, "stored": stored}
         return {**known, **tiled, **facts}
 
     def _target(
