@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cpp_build import SOURCES, built, json_include, missing, run
+from cpp_build import SOURCES, STAND_IN, built, json_include, missing, run
 from cpp_engines import TARGET, Device, engine_bundle
 from cpp_library import Library, LibraryError
 
@@ -59,6 +59,18 @@ def test_a_folder_without_headers(tmp_path: Path) -> None:
     command = ["cmake", "-G", "Ninja", "-S", str(SOURCES), "-B", str(tmp_path / "b"), f"-DTENSORRT_ROOT={tmp_path}", *json_include()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "found no NvInferRuntime.h in" in done.stderr and "wanted TensorRT 10.3 or later" in done.stderr
+
+
+@pytest.mark.skipif(missing() is not None, reason="nothing to build with")
+def test_headers_of_a_distribution(tmp_path: Path) -> None:
+    """On a Jetson they are in /usr/include/aarch64-linux-gnu."""
+    place = run("gcc", "-print-multiarch").strip()
+    if not place:
+        pytest.skip("a compiler without folders for architectures")
+    (tmp_path / "usr" / "include").mkdir(parents=True)
+    (tmp_path / "usr" / "include" / place).symlink_to(STAND_IN / "include")
+    said = run("cmake", "-G", "Ninja", "-S", SOURCES, "-B", tmp_path / "b", f"-DTENSORRT_ROOT={tmp_path / 'usr'}", *json_include())
+    assert f"engines: with the headers in {tmp_path / 'usr' / 'include' / place}" in said
 
 
 @pytest.mark.slow
