@@ -154,7 +154,7 @@ class EngineBackend : public Backend {
   std::unique_ptr<Denoiser> open(const Bundle& expert, size_t) override {
     const Target& target = target_of(expert);
     const std::string folder = "engines/" + target_;
-    if (target.status != BUILT) not_built(expert, expert.path() + "/" + folder);
+    if (target.status != BUILT) not_built(expert.path() + "/" + folder);
     const Json& plugins = expert.manifest()["targets"][target_]["plugins"];
     std::vector<PluginName> wanted;
     for (const auto& [name, layers] : plugins["operators"].members) {  // "vditc.QLinear": how many layers
@@ -169,7 +169,7 @@ class EngineBackend : public Backend {
   std::unique_ptr<Program> program(const Bundle& bundle, const std::string& component, const std::string& graph) override {
     const Json& about = bundle.manifest()["components"][component]["targets"][target_]["graphs"][graph]["engine"];
     const std::string folder = "components/" + component + "/engines/" + target_ + "/" + graph;
-    if (about["status"].text_or("") != BUILT) not_built(bundle, bundle.path() + "/" + folder);
+    if (about["status"].text_or("") != BUILT) not_built(bundle.path() + "/" + folder);
     return std::make_unique<EngineGraph>(cuda_, load(bundle, folder, -1, "", {}), bundle.path() + "/" + folder);
   }
 
@@ -203,7 +203,7 @@ class EngineBackend : public Backend {
                 "build one here (engines/TARGET/build.sh and `vditc collect`, or `vditc build`), or name a backend");
   }
 
-  [[noreturn]] void not_built(const Bundle& bundle, const std::string& folder) const {
+  [[noreturn]] void not_built(const std::string& folder) const {
     throw Error(VDITC_ERROR_NOT_FOUND, folder, "no engine", "one that was built for target " + target_,
                 "build it on the device with its build.sh and `vditc collect` it, or use `vditc build`");
   }
