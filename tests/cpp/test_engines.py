@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,6 @@ HALVES = tuple(dataclasses.replace(spec, dtype="float16") if spec.dtype == "floa
 @pytest.fixture(scope="module")
 def library() -> Library:
     return Library()
-
-
-@pytest.fixture
-def device() -> Iterator[Device]:
-    """Whatever a test does: everything is given back, and nothing was done that a driver takes amiss."""
-    made = Device()
-    yield made
-    made.reset()
-    assert (made["live"], made["contexts"], made["faults"]) == (0, 0, 0)
 
 
 def theirs(root: Path, given: Conditioning, denoise: Denoiser, passes: Passes = "batched", **walk: Any) -> Array:

@@ -133,10 +133,12 @@ def moved(to: Path) -> Path:
 def test_a_project_finds_the_package(tmp_path: Path) -> None:
     prefix = moved(tmp_path / "prefix")
     (tmp_path / "host").mkdir()
-    shutil.copy(SOURCES / "tests" / "interface.cpp", tmp_path / "host" / "main.cpp")
+    for name in ("interface.cpp", "check.h", "status_of.h"):
+        shutil.copy(SOURCES / "tests" / name, tmp_path / "host")
     (tmp_path / "host" / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.25)\nproject(host LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD 17)\nadd_executable(host main.cpp)\n"
-        f"{page_blocks('cmake')[0]}find_package(Threads REQUIRED)\ntarget_link_libraries(host PRIVATE Threads::Threads)\n"
+        "cmake_minimum_required(VERSION 3.25)\nproject(host LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD 17)\n"
+        f"add_executable(host interface.cpp)\n{page_blocks('cmake')[0]}find_package(Threads REQUIRED)\n"
+        "target_link_libraries(host PRIVATE Threads::Threads)\n"
     )
     run("cmake", "-G", "Ninja", "-S", tmp_path / "host", "-B", tmp_path / "out", f"-DCMAKE_PREFIX_PATH={prefix}")
     run("cmake", "--build", tmp_path / "out")

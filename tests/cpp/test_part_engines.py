@@ -39,15 +39,6 @@ def library() -> Library:
     return Library()
 
 
-@pytest.fixture
-def device() -> Iterator[Device]:
-    """Everything is given back."""
-    made = Device()
-    yield made
-    made.reset()
-    assert (made["live"], made["contexts"], made["faults"]) == (0, 0, 0)
-
-
 def bundle_of(root: Path, decoder: VideoPlan, **part: str) -> Path:
     """A bundle with engines of its transformer and of its decoder's graphs."""
     save_bundle(root, decoder=decoder, tiled=decoder.tiles is not None)

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "check.h"
 #include "conditioning.h"
 #include "dtype.h"
 #include "json.h"
@@ -32,14 +33,6 @@ void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 using namespace vditc::internal;
-
-#define CHECK(condition)                                                     \
-  do {                                                                       \
-    if (!(condition)) {                                                      \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);   \
-      std::exit(1);                                                          \
-    }                                                                        \
-  } while (0)
 
 namespace {
 

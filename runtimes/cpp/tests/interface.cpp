@@ -3,27 +3,11 @@
 
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
 
-#define CHECK(condition)                                                     \
-  do {                                                                       \
-    if (!(condition)) {                                                      \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);   \
-      std::exit(1);                                                          \
-    }                                                                        \
-  } while (0)
-
-template <class Work>
-vditc_status status_of(Work work) {
-  try {
-    work();
-  } catch (const vditc::Error& error) {
-    return error.status();
-  }
-  return VDITC_OK;
-}
+#include "check.h"
+#include "status_of.h"
 
 int main(int count, char** arguments) {
   CHECK(count == 3);

@@ -9,25 +9,9 @@
 #include <memory>
 #include <thread>
 
+#include "check.h"
+#include "status_of.h"
 #include "vditc/vditc.hpp"
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
-
-template <class Work>
-vditc_status status_of(Work work) {
-  try {
-    work();
-  } catch (const vditc::Error& error) {
-    return error.status();
-  }
-  return VDITC_OK;
-}
 
 int main(int count, char** arguments) {
   CHECK(count == 3);
