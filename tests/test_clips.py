@@ -11,6 +11,7 @@ from PIL import Image, ImageSequence
 
 from vditc import clips, digits
 from vditc.clips import write_video
+from vditc.codec import to_pixels
 from vditc.digits import Caption
 from vditc.errors import InputError
 
@@ -23,15 +24,15 @@ def clip() -> npt.NDArray[np.float32]:
 
 
 def test_to_pixels_covers_the_whole_range() -> None:
-    assert clips.to_pixels(np.array([[-1.0, 0.0, 1.0, 9.0]])).tolist() == [[0, 128, 255, 255]]
-    assert clips.to_pixels(np.array([[-1.0, 1.0]]), 2).tolist() == [[0, 0, 255, 255]] * 2
+    assert to_pixels(np.array([[-1.0, 0.0, 1.0, 9.0]])).tolist() == [[0, 128, 255, 255]]
+    assert to_pixels(np.array([[-1.0, 1.0]]), 2).tolist() == [[0, 0, 255, 255]] * 2
 
 
 def test_gif_holds_every_frame(tmp_path: Path, clip: npt.NDArray[np.float32]) -> None:
     clips.write_clip(tmp_path / "clip.gif", clip, scale=2)
     with Image.open(tmp_path / "clip.gif") as image:
         assert (image.n_frames, image.size, image.info["duration"], image.info["loop"]) == (8, (64, 64), 120, 0)  # type: ignore[attr-defined]
-        for i, want in enumerate(clips.to_pixels(clip, 2)):
+        for i, want in enumerate(to_pixels(clip, 2)):
             image.seek(i)
             assert np.array_equal(np.asarray(image.convert("L")), want)
 
@@ -51,7 +52,7 @@ def test_mp4_shows_the_clip(tmp_path: Path, clip: npt.NDArray[np.float32]) -> No
     frames = np.stack([np.frombuffer(f, np.uint8).reshape(256, 256) for f in reader])
     assert (meta["codec"], meta["size"], meta["fps"]) == ("h264", (256, 256), 8.0)
     assert meta["pix_fmt"].startswith("yuv420p")
-    want = clips.to_pixels(clip, 8).astype(float)
+    want = to_pixels(clip, 8).astype(float)
     assert frames.shape == want.shape
     assert np.abs(frames - want).mean() < LOSSY
 
@@ -81,7 +82,7 @@ def test_sheet_rows_are_clips_and_columns_frames(clip: npt.NDArray[np.float32]) 
     for row, shown in enumerate((clip, clip[::-1])):
         for column in range(8):
             y, x = gap + row * (32 + gap), gap + column * (32 + gap)
-            assert np.array_equal(image[y : y + 32, x : x + 32], clips.to_pixels(shown[column]))
+            assert np.array_equal(image[y : y + 32, x : x + 32], to_pixels(shown[column]))
 
 
 def test_sheet_labels_take_a_margin(tmp_path: Path, clip: npt.NDArray[np.float32]) -> None:
@@ -105,8 +106,8 @@ def test_side_by_side(clip: npt.NDArray[np.float32]) -> None:
     frames = clips.side_by_side({"full precision": clip, "w8a8": clip[::-1]}, scale=4)
     gap, top = clips.GAP, clips.FONT_SIZE + 2 * clips.GAP
     assert frames.shape == (8, top + 128 + gap, 2 * 128 + 3 * gap)
-    assert np.array_equal(frames[:, top:-gap, gap : gap + 128], clips.to_pixels(clip, 4))
-    assert np.array_equal(frames[:, top:-gap, -gap - 128 : -gap], clips.to_pixels(clip[::-1], 4))
+    assert np.array_equal(frames[:, top:-gap, gap : gap + 128], to_pixels(clip, 4))
+    assert np.array_equal(frames[:, top:-gap, -gap - 128 : -gap], to_pixels(clip[::-1], 4))
     assert frames[:, :top].min() < 100  # ink
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vditc import digits, metrics
 from vditc.charts import layer_error_chart, layer_map_chart, step_error_chart
-from vditc.clips import to_pixels
+from vditc.codec import to_pixels
 from vditc.errors import InputError
 from vditc.report import (
     BundleReport,

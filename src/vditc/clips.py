@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from vditc.codec import to_pixels as to_pixels
+from vditc.codec import to_pixels
 from vditc.errors import InputError
 from vditc.files import whole_file
 

@@ -16,7 +16,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from vditc.charts import SERIES, layer_error_chart, layer_map_chart, step_error_chart
-from vditc.clips import FPS, to_pixels
+from vditc.clips import FPS
+from vditc.codec import to_pixels
 from vditc.engine_facts import Words
 from vditc.errors import InputError
 from vditc.files import write_text

@@ -163,3 +163,16 @@ def test_from_a_prompt_to_frames(library: Library, device: Device, tmp_path: Pat
             np.testing.assert_array_equal(np.concatenate(library.decode(session, made[0])), frames)
     library("conditioning_destroy", clip)
     assert np.ptp(frames) > 100
+
+
+def test_a_prompt_that_is_refused_closes_no_engine(library: Library, device: Device, tmp_path: Path) -> None:
+    """What is wrong with it is told before the transformer's engine goes for an encoder's."""
+    root = save_texts(tmp_path / "b", [dataclasses.replace(TEXT, clean=("ftfy",))], {"tokenizer": SHAPES["umt5"]()}, length=12)
+    save_engine(root, {"model.plan": plan(SPECS)})
+    clip = library.made("conditioning_create", (c_int64 * 4)(*LATENTS), (c_uint64 * 1)(3), c_uint64(1))
+    with library.bundle(root) as bundle, library.session(bundle, backend=TARGET.encode()) as session:
+        before = device["live"]
+        with pytest.raises(LibraryError, match="VDITC_ERROR_UNSUPPORTED"):
+            encode(library, session, ["Ã©"], None, clip)
+        assert device["live"] == before > 0
+    library("conditioning_destroy", clip)

@@ -197,6 +197,11 @@ void Session::open(size_t expert) {
   opened_ = expert;
 }
 
+std::unique_ptr<Program> Session::part(const std::string& component, const std::string& graph) {
+  denoiser_.reset();
+  return backend_->program(*bundle_, component, graph);
+}
+
 void Session::load_known(const Clips& clips) {
   known_.resize(clips.known ? clips.known.count() : 0);
   if (clips.known) convert(clips.known.data, clips.known.dtype, known_.data(), VDITC_F32, known_.size());

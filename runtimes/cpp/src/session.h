@@ -112,6 +112,8 @@ class Session : public Object {
   std::shared_ptr<const Walk> walk(const Clips& clips) const;
   std::vector<int> branches(double guidance) const;
   void open(size_t expert);
+  // A graph of another part; the denoiser is closed for it: one engine is on the device at a time.
+  std::unique_ptr<Program> part(const std::string& component, const std::string& graph);
   void put_known(const Clips& clips, size_t clip, float* latents) const;
   void load_known(const Clips& clips);
   void stop_if_cancelled();

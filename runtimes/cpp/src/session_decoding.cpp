@@ -18,10 +18,7 @@ void Session::decode(const float* latents, const LatentShape& shape, const OnFra
   Decoding clip;
   clip.latents = latents, clip.shape = shape;
   clip.pause = [this] { stop_if_cancelled(); };
-  clip.open = [this](const std::string& graph) {
-    denoiser_.reset();
-    return backend_->program(*bundle_, "vae", graph);
-  };
+  clip.open = [this](const std::string& graph) { return part("vae", graph); };
   clip.on_frames = [&](const uint8_t* pixels, uint64_t first, uint64_t count) {
     if (!on_frames({first, count, size, pixels})) throw Error(VDITC_CANCELLED, "session", "a callback that asks to stop", "0", "decode again");
   };

@@ -41,8 +41,8 @@ void Session::encode(const std::vector<std::string>& prompts, const std::vector<
   for (const std::string& negative : negatives) without.push_back(place(negative));
   const bool same = std::all_of(without.begin(), without.end(), [&](size_t at) { return at == without[0]; });
   if (same) without.resize(1);
-  denoiser_.reset();  // one engine is on the device at a time
-  const std::vector<EncodedText> texts = encoded_prompts(*bundle_, *backend_, every, [this] { stop_if_cancelled(); });
+  const auto opened = [this](const std::string& encoder) { return part(encoder, "model"); };
+  const std::vector<EncodedText> texts = encoded_prompts(*bundle_, opened, every, [this] { stop_if_cancelled(); });
   std::vector<uint8_t> memory;
   for (const EncodedText& text : texts) {
     conditioning.set_input(text.name, rows_of(text, with, memory));

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vditc.codec import to_pixels
 from vditc.errors import InputError
 from vditc.pipeline.components import Components
 
@@ -35,15 +36,13 @@ class VideoOutput:
         z = latents if latents.ndim == 5 else latents[None]
         self.check_frames(z.shape[2])
         if (codec := self.parts.codec) is not None:
-            from vditc.clips import to_pixels
-
             return iter([to_pixels(codec.decode(z)[0])[..., None].repeat(3, -1)])
         assert self.parts.decoder is not None
         return self.parts.decoder.stream(z)
 
     def write(self, out: Path, latents: npt.NDArray[Any]) -> None:
         """A clip [1, C, F, H, W] as a video; grey ones of bundled models are small, and enlarged."""
-        from vditc.clips import SCALE, to_pixels, write_clip, write_video
+        from vditc.clips import SCALE, write_clip, write_video
 
         codec = self.parts.codec
         if codec is not None and out.suffix in (".mp4", ".gif"):

@@ -16,15 +16,14 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <ctime>
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
+#include "command_line.hpp"
 #include "prompts.hpp"
 #include "video_file.h"
 #include "vditc/vditc.hpp"
@@ -43,10 +42,6 @@ const std::string USAGE = std::string(
     "  --force           replace what is there\n"
     "  --list            what is in the bundle\n") + PROMPT_USAGE;
 
-struct Usage : std::runtime_error {
-  Usage(const std::string& found, const std::string& wanted) : std::runtime_error("found " + found + "; wanted " + wanted) {}
-};
-
 struct Asked {
   std::string bundle, conditioning, out, backend;
   Prompt prompt;
@@ -58,16 +53,6 @@ struct Asked {
     return out.size() > ending.size() && out.compare(out.size() - ending.size(), ending.size(), ending) == 0;
   }
 };
-
-uint64_t whole_number(const std::string& option, const std::string& text, uint64_t least, uint64_t greatest) {
-  errno = 0;
-  char* end = nullptr;
-  const uint64_t value = std::strtoull(text.c_str(), &end, 10);
-  if (text.empty() || text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || value < least || value > greatest) {
-    throw Usage(option + " " + text, "a whole number, " + std::to_string(least) + " to " + std::to_string(greatest));
-  }
-  return value;
-}
 
 Asked parse(const std::vector<std::string>& words) {
   Asked asked;
@@ -129,15 +114,6 @@ void list(const vditc::Bundle& bundle) {
     const vditc_file_info file = bundle.file(i);
     std::printf("file     %s, %llu bytes\n", file.name, static_cast<unsigned long long>(file.bytes));
   }
-}
-
-// Every thread that is made from now on leaves Ctrl-C to `Interrupts`.
-sigset_t block_interrupts() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
 }
 
 // Waits for Ctrl-C and cancels the session, as long as it lives.
@@ -216,11 +192,7 @@ void sample(const vditc::Bundle& bundle, const Asked& asked) {
   const sigset_t signals = block_interrupts();  // before the session makes threads
   vditc::Conditioning conditioning = asked.prompt.given ? asked.prompt.clip(bundle) : vditc::Conditioning(asked.conditioning);
   const uint64_t clips = conditioning.clips();
-  if (asked.has_seed) {
-    std::vector<uint64_t> seeds(clips);
-    for (uint64_t i = 0; i < clips; ++i) seeds[i] = asked.seed + i;
-    conditioning.set_seeds(seeds);
-  }
+  if (asked.has_seed) set_seeds(conditioning, asked.seed);
   vditc::SessionOptions options;
   options.backend(asked.backend).steps(asked.steps);
   vditc::Session session(bundle, options);

@@ -16,10 +16,8 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <cerrno>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <memory>
@@ -30,6 +28,7 @@
 #include <thread>
 #include <vector>
 
+#include "command_line.hpp"
 #include "vditc/vditc.hpp"
 
 namespace {
@@ -44,10 +43,6 @@ constexpr const char* USAGE =
     "  --steps N         sampling steps [default: the bundle's]\n"
     "  PIPELINE          as gst-launch-1.0 takes it, behind an appsrc named source [default: appsrc name=source ! videoconvert ! autovideosink]\n";
 
-struct Usage : std::runtime_error {
-  Usage(const std::string& found, const std::string& wanted) : std::runtime_error("found " + found + "; wanted " + wanted) {}
-};
-
 struct PipelineError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -60,16 +55,6 @@ struct Asked {
   int32_t steps = 0;
   bool has_seed = false;
 };
-
-uint64_t whole_number(const std::string& option, const std::string& text, uint64_t least, uint64_t greatest) {
-  errno = 0;
-  char* end = nullptr;
-  const uint64_t value = std::strtoull(text.c_str(), &end, 10);
-  if (text.empty() || text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || value < least || value > greatest) {
-    throw Usage(option + " " + text, "a whole number, " + std::to_string(least) + " to " + std::to_string(greatest));
-  }
-  return value;
-}
 
 Asked parse(const std::vector<std::string>& words) {
   Asked asked;
@@ -92,15 +77,6 @@ Asked parse(const std::vector<std::string>& words) {
   if (asked.conditioning.empty()) throw Usage("no conditioning", "a file that vditc.conditioning saved");
   if (asked.pipeline.empty()) asked.pipeline = PIPELINE;
   return asked;
-}
-
-// Every thread that is made from now on leaves Ctrl-C to `Watcher`.
-sigset_t block_interrupts() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
 }
 
 struct Unref {
@@ -263,11 +239,7 @@ void play(const Asked& asked) {
   const vditc::Bundle bundle(asked.bundle);
   vditc::Conditioning conditioning(asked.conditioning);
   const uint64_t clips = conditioning.clips();
-  if (asked.has_seed) {
-    std::vector<uint64_t> seeds(clips);
-    for (uint64_t i = 0; i < clips; ++i) seeds[i] = asked.seed + i;
-    conditioning.set_seeds(seeds);
-  }
+  if (asked.has_seed) set_seeds(conditioning, asked.seed);
   vditc::SessionOptions options;
   options.backend(asked.backend).steps(asked.steps);
   vditc::Session session(bundle, options);

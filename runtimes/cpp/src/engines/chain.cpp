@@ -1,6 +1,7 @@
 #include "engines/chain.h"
 
 #include <algorithm>
+#include <map>
 
 #include "status.h"
 

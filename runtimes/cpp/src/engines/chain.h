@@ -1,6 +1,5 @@
 // One engine, or segments of one that run one after the other: tensors between them stay on the GPU, and all share their scratch memory.
 #pragma once
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>

@@ -87,10 +87,6 @@ void DeviceRuns::finish(size_t number) {
   cuda_->finish(run.done);
 }
 
-bool DeviceRuns::recorded() const {
-  return std::any_of(runs_.begin(), runs_.end(), [](const Run& run) { return run.recorded != nullptr; });
-}
-
 void DeviceRuns::launch(Run& run) {
   if (run.recorded != nullptr) {
     cuda_->replay(run.recorded, work_);

@@ -33,8 +33,6 @@ class DeviceRuns {
   // Waits. Error where the run failed.
   void finish(size_t run);
   const void* output(size_t run, size_t index) const { return runs_[run].outputs[index].host; }
-  // Whether launches are replayed.
-  bool recorded() const;
 
  private:
   struct Buffer {

@@ -131,8 +131,8 @@ Tokens tokens_of(const Bundle& bundle, const TextInput& text, const std::vector<
   return made;
 }
 
-std::vector<EncodedText> encoded_prompts(const Bundle& bundle, Backend& backend, const std::vector<std::string>& prompts,
-                                         const std::function<void()>& before_each) {
+std::vector<EncodedText> encoded_prompts(const Bundle& bundle, const std::function<std::unique_ptr<Program>(const std::string& encoder)>& open,
+                                         const std::vector<std::string>& prompts, const std::function<void()>& before_each) {
   const std::vector<TextInput> texts = text_inputs(bundle);
   std::vector<Tokens> tokens;  // of all, so that what is wrong with a prompt is told before an encoder is read
   std::vector<Width> widths;
@@ -151,7 +151,7 @@ std::vector<EncodedText> encoded_prompts(const Bundle& bundle, Backend& backend,
     const size_t dropped = widths[i].tokens ? skipped : 0;  // as in Python, the mask of one vector is that of the template too
     EncodedText mask{text.mask_input, VDITC_I64, {static_cast<int64_t>(tokens[i].length() - dropped)}, {}};
     before_each();
-    const std::unique_ptr<Program> program = backend.program(bundle, text.encoder, "model");
+    const std::unique_ptr<Program> program = open(text.encoder);
     std::vector<Output> outputs;
     for (size_t prompt = 0; prompt < prompts.size(); ++prompt) {
       before_each();

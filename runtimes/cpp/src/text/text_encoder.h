@@ -1,10 +1,11 @@
 // Prompts -> what the transformer is told of them (vditc.runtimes.parts.text_encoder is the same in Python).
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "backends/backend.h"
+#include "backends/program.h"
 #include "bundle.h"
 #include "text/tokenizer.h"
 
@@ -34,8 +35,9 @@ struct EncodedText {
   std::vector<uint8_t> data;
 };
 
-// One encoder is open at a time, and one prompt goes through at once. `before_each` is called in front of each run and may throw.
-std::vector<EncodedText> encoded_prompts(const Bundle& bundle, Backend& backend, const std::vector<std::string>& prompts,
-                                         const std::function<void()>& before_each);
+// One encoder is open at a time, `open` of its folder, and one prompt goes through at once; whatever is wrong with a prompt is told before.
+// `before_each` is called in front of each run and may throw.
+std::vector<EncodedText> encoded_prompts(const Bundle& bundle, const std::function<std::unique_ptr<Program>(const std::string& encoder)>& open,
+                                         const std::vector<std::string>& prompts, const std::function<void()>& before_each);
 
 }  // namespace vditc::internal
